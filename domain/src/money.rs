@@ -1,0 +1,245 @@
+//! Amounts of money. A `Money` is booked: it has exactly the decimal places of its currency.
+
+use rust_decimal::{Decimal, RoundingStrategy};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::Currency;
+
+/// A booked amount: a whole number of the currency's minor units, e.g. `{"value":"120.00","currency":"EUR"}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Money {
+    amount: Decimal,
+    currency: Currency,
+}
+
+/// An amount that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MoneyError {
+    /// More fraction digits than the currency has.
+    #[error("{currency} has {exponent} decimal places")]
+    TooPrecise {
+        /// The currency.
+        currency: Currency,
+        /// Its decimal places.
+        exponent: u32,
+    },
+    /// Two currencies met in one sum.
+    #[error("cannot combine {left} and {right}")]
+    CurrencyMismatch {
+        /// Currency of the left side.
+        left: Currency,
+        /// Currency of the right side.
+        right: Currency,
+    },
+    /// The sum leaves the range of 20 integer digits.
+    #[error("amount is out of range")]
+    OutOfRange,
+}
+
+/// Largest magnitude of an amount: far above any bill, far below where `Decimal` starts to round.
+const AMOUNT_MAX: Decimal = Decimal::from_parts(0x6310_0000, 0x6BC7_5E2D, 0x5, false, 0); // 10^20
+
+impl Money {
+    /// An exact amount.
+    ///
+    /// # Errors
+    /// `TooPrecise` when it has more fraction digits than the currency, `OutOfRange` beyond 20 integer digits.
+    pub fn new(amount: Decimal, currency: Currency) -> Result<Self, MoneyError> {
+        let exponent = currency.exponent();
+        if amount.normalize().scale() > exponent {
+            return Err(MoneyError::TooPrecise { currency, exponent });
+        }
+        Self::round(amount, currency)
+    }
+
+    /// Rounds a rated amount, half away from zero, at the currency's exponent (pricing-models.md).
+    ///
+    /// # Errors
+    /// `OutOfRange` beyond 20 integer digits.
+    pub fn round(exact: Decimal, currency: Currency) -> Result<Self, MoneyError> {
+        let exponent = currency.exponent();
+        let mut amount = exact.round_dp_with_strategy(exponent, RoundingStrategy::MidpointAwayFromZero);
+        if amount.abs() >= AMOUNT_MAX {
+            return Err(MoneyError::OutOfRange);
+        }
+        amount.rescale(exponent);
+        if amount.is_zero() {
+            amount.set_sign_positive(true);
+        }
+        Ok(Self { amount, currency })
+    }
+
+    /// Nothing, in this currency.
+    #[must_use]
+    pub fn zero(currency: Currency) -> Self {
+        let mut amount = Decimal::ZERO;
+        amount.rescale(currency.exponent());
+        Self { amount, currency }
+    }
+
+    /// The amount, at the currency's exponent.
+    #[must_use]
+    pub fn amount(&self) -> Decimal {
+        self.amount
+    }
+
+    /// The currency.
+    #[must_use]
+    pub fn currency(&self) -> Currency {
+        self.currency
+    }
+
+    /// The exact sum.
+    ///
+    /// # Errors
+    /// `CurrencyMismatch`, `OutOfRange`.
+    pub fn add(self, other: Self) -> Result<Self, MoneyError> {
+        if self.currency != other.currency {
+            return Err(MoneyError::CurrencyMismatch { left: self.currency, right: other.currency });
+        }
+        // Exact: both have at most 20 integer and 4 fraction digits, within the 28 of a Decimal.
+        Self::round(self.amount + other.amount, self.currency)
+    }
+
+    /// The exact difference.
+    ///
+    /// # Errors
+    /// `CurrencyMismatch`, `OutOfRange`.
+    pub fn sub(self, other: Self) -> Result<Self, MoneyError> {
+        self.add(other.negate())
+    }
+
+    /// The amount with the other sign.
+    #[must_use]
+    pub fn negate(self) -> Self {
+        let amount = if self.amount.is_zero() { self.amount } else { -self.amount };
+        Self { amount, currency: self.currency }
+    }
+
+    /// Whether it is exactly zero.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        self.amount.is_zero()
+    }
+
+    /// Whether it is below zero.
+    #[must_use]
+    pub fn is_negative(&self) -> bool {
+        self.amount.is_sign_negative() && !self.amount.is_zero()
+    }
+}
+
+impl std::fmt::Display for Money {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(&format!("{} {}", self.amount, self.currency))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MoneyWire {
+    value: String,
+    currency: Currency,
+}
+
+impl Serialize for Money {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        MoneyWire { value: self.amount.to_string(), currency: self.currency }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Money {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wire = MoneyWire::deserialize(deserializer)?;
+        let amount = parse_decimal(&wire.value).ok_or_else(|| serde::de::Error::custom("not a decimal string"))?;
+        Self::new(amount, wire.currency).map_err(serde::de::Error::custom)
+    }
+}
+
+impl utoipa::PartialSchema for Money {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .property("value", decimal_schema("Decimal string, padded to the currency's exponent"))
+            .required("value")
+            .property("currency", <Currency as utoipa::PartialSchema>::schema())
+            .required("currency")
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Money {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "Money".into()
+    }
+}
+
+/// Schema of a decimal string.
+#[must_use]
+pub fn decimal_schema(description: &str) -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+    utoipa::openapi::ObjectBuilder::new()
+        .schema_type(utoipa::openapi::schema::Type::String)
+        .description(Some(description))
+        .pattern(Some(r"^-?\d+(\.\d+)?$"))
+        .into()
+}
+
+/// Reads a plain decimal string `-?digits[.digits]` of at most 28 digits, without losing one (conventions.md, wire rules).
+#[must_use]
+pub fn parse_decimal(text: &str) -> Option<Decimal> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let plain = match digits.split_once('.') {
+        Some((whole, fraction)) => !whole.is_empty() && !fraction.is_empty() && digits.len() <= 29,
+        None => !digits.is_empty() && digits.len() <= 28,
+    };
+    if !plain || !digits.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return None;
+    }
+    Decimal::from_str_exact(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decimal(text: &str) -> Decimal {
+        parse_decimal(text).expect("a decimal")
+    }
+
+    #[test]
+    fn rounds_half_away_from_zero_at_the_exponent() {
+        let jpy = Currency::parse("JPY").expect("known");
+        let kwd = Currency::parse("KWD").expect("known");
+        for (exact, currency, text) in [
+            ("12.345", Currency::EUR, "12.35 EUR"),
+            ("-12.345", Currency::EUR, "-12.35 EUR"),
+            ("0.004", Currency::EUR, "0.00 EUR"),
+            ("-0.004", Currency::EUR, "0.00 EUR"),
+            ("0.5", jpy, "1 JPY"),
+            ("1.0005", kwd, "1.001 KWD"),
+            ("5", Currency::EUR, "5.00 EUR"),
+        ] {
+            assert_eq!(Money::round(decimal(exact), currency).map(|m| m.to_string()).as_deref(), Ok(text));
+        }
+    }
+
+    #[test]
+    fn refuses_what_cannot_be_booked() {
+        assert!(matches!(Money::new(decimal("1.001"), Currency::EUR), Err(MoneyError::TooPrecise { .. })));
+        assert!(matches!(Money::new(decimal("100000000000000000000"), Currency::EUR), Err(MoneyError::OutOfRange)));
+        assert!(Money::new(decimal("99999999999999999999.99"), Currency::EUR).is_ok());
+        let euro = Money::zero(Currency::EUR);
+        assert!(matches!(euro.add(Money::zero(Currency::USD)), Err(MoneyError::CurrencyMismatch { .. })));
+        for wrong in ["", "-", "1.", ".1", "1e3", "+1", "1,0", "١"] {
+            assert_eq!(parse_decimal(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn travels_as_value_and_currency() {
+        let money = Money::round(decimal("120"), Currency::EUR).expect("in range");
+        let json = serde_json::to_string(&money).expect("serializes");
+        assert_eq!(json, r#"{"value":"120.00","currency":"EUR"}"#);
+        assert_eq!(serde_json::from_str::<Money>(&json).expect("parses"), money);
+        assert!(serde_json::from_str::<Money>(r#"{"value":120.00,"currency":"EUR"}"#).is_err());
+    }
+}

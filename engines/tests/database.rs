@@ -1,0 +1,42 @@
+//! Guards: tests that see each other's rows, and databases that pile up.
+
+use engines::testing;
+
+#[tokio::test]
+async fn each_test_has_a_database_of_its_own() {
+    let (one, two) = tokio::join!(testing::database(), testing::database());
+    assert_ne!(one.name(), two.name());
+    let pool = one.pool();
+    sqlx::query("CREATE TABLE seen (id int)").execute(&pool).await.unwrap();
+    let other = two.pool();
+    let found: Option<String> =
+        sqlx::query_scalar("SELECT to_regclass('seen')::text").fetch_one(&other).await.unwrap();
+    assert_eq!(found, None);
+}
+
+#[tokio::test]
+async fn the_schema_is_there_with_its_migrations_recorded() {
+    let database = testing::database().await;
+    let recorded: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations WHERE success").fetch_one(&database.pool()).await.unwrap();
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../migrations/postgres");
+    let files = std::fs::read_dir(dir).unwrap().flatten();
+    let count = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "sql")).count();
+    assert_eq!(recorded, i64::try_from(count).unwrap());
+}
+
+#[tokio::test]
+async fn a_dropped_database_is_gone_even_while_connected() {
+    let kept = testing::database().await;
+    let database = testing::database().await;
+    let pool = database.pool();
+    sqlx::query("SELECT 1").execute(&pool).await.unwrap();
+    let name = database.name().to_owned();
+    drop(database);
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM pg_database WHERE datname = $1")
+        .bind(name)
+        .fetch_one(&kept.pool())
+        .await
+        .unwrap();
+    assert_eq!(left, 0);
+}
