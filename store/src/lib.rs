@@ -1,1 +1,15 @@
-//! (room under construction)
+//! PostgreSQL for every room: the connection pool, named transactions, list queries with the filter grammar,
+//! idempotency keys, the outbox and the catalog revision. It knows tables only where every room shares them.
+
+pub mod error;
+pub mod idempotency;
+pub mod list;
+pub mod transaction;
+
+pub use error::{StoreError, on_constraint};
+pub use idempotency::{IdempotencyKey, StoredAnswer};
+pub use list::{ListField, ListKind, ListQuery, ListSpec, Page};
+pub use transaction::{Store, Tx};
+
+/// The migrations of `migrations/postgres`, compiled in.
+pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/postgres");

@@ -1,0 +1,94 @@
+//! Idempotency keys, written and completed in the transaction of their effect (rule D5): a crash releases them, a
+//! concurrent repeat waits for the first call and then reads its answer.
+
+use domain::{Error, Instant, Result, WorkspaceId};
+use sha2::Digest;
+
+use crate::{StoreError, Tx};
+
+/// One key of one operation of one workspace.
+#[derive(Clone, Debug)]
+pub struct IdempotencyKey {
+    workspace_id: WorkspaceId,
+    operation: String,
+    key: String,
+    request_hash: Vec<u8>,
+}
+
+/// The answer that the first call got.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct StoredAnswer {
+    /// HTTP status, or what the operation uses in its place.
+    pub status: i16,
+    /// Body, byte for byte.
+    pub body: Vec<u8>,
+}
+
+impl IdempotencyKey {
+    /// `operation` is the method and path (`POST /v1/customers`) or the name of an operation with a key in its body;
+    /// `request` is what must be the same in a repeat.
+    #[must_use]
+    pub fn new(
+        workspace_id: WorkspaceId,
+        operation: impl Into<String>,
+        key: impl Into<String>,
+        request: &[u8],
+    ) -> Self {
+        let request_hash = sha2::Sha256::digest(request).to_vec();
+        Self { workspace_id, operation: operation.into(), key: key.into(), request_hash }
+    }
+
+    /// Claims the key in this transaction. `Some` is the answer of an earlier call: do nothing, return it.
+    ///
+    /// # Errors
+    /// `Conflict` with `IDEMPOTENCY_CONFLICT` when the key was used for another request.
+    pub async fn claim(&self, tx: &mut Tx, now: Instant) -> Result<Option<StoredAnswer>> {
+        let claimed = sqlx::query(
+            "INSERT INTO idempotency_key (workspace_id, operation, key, request_hash, status, body, created_at)
+             VALUES ($1, $2, $3, $4, 0, '', $5) ON CONFLICT DO NOTHING",
+        )
+        .bind(self.workspace_id)
+        .bind(&self.operation)
+        .bind(&self.key)
+        .bind(&self.request_hash)
+        .bind(now)
+        .execute(tx.conn())
+        .await
+        .context("claiming the idempotency key")?;
+        if claimed.rows_affected() == 1 {
+            return Ok(None);
+        }
+        let (hash, status, body): (Vec<u8>, i16, Vec<u8>) = sqlx::query_as(
+            "SELECT request_hash, status, body FROM idempotency_key WHERE workspace_id = $1 AND operation = $2 AND key = $3",
+        )
+        .bind(self.workspace_id)
+        .bind(&self.operation)
+        .bind(&self.key)
+        .fetch_one(tx.conn())
+        .await
+        .context("reading the idempotency key")?;
+        if hash != self.request_hash {
+            return Err(Error::conflict("IDEMPOTENCY_CONFLICT", "this idempotency key was used for another request"));
+        }
+        Ok(Some(StoredAnswer { status, body }))
+    }
+
+    /// Stores the answer, in the transaction that claimed the key.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn complete(&self, tx: &mut Tx, answer: &StoredAnswer) -> Result<()> {
+        sqlx::query(
+            "UPDATE idempotency_key SET status = $4, body = $5 WHERE workspace_id = $1 AND operation = $2 AND key = $3",
+        )
+        .bind(self.workspace_id)
+        .bind(&self.operation)
+        .bind(&self.key)
+        .bind(answer.status)
+        .bind(&answer.body)
+        .execute(tx.conn())
+        .await
+        .context("storing the answer of the idempotency key")?;
+        Ok(())
+    }
+}

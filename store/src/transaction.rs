@@ -1,0 +1,182 @@
+//! The pool and the named transaction: one wrapper through which every write goes.
+
+use domain::{Error, JsonMap, Result, Scope, WorkspaceId};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use crate::StoreError;
+
+/// Channel on which catalog transactions announce their revision (P12: catalog transactions only).
+pub const CATALOG_CHANNEL: &str = "kontorion_catalog";
+
+/// The database of this process.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: PgPool,
+}
+
+impl Store {
+    /// Connects; connections are opened when needed, up to `connections_max`. Statements are cut after 30 s (P13).
+    ///
+    /// # Errors
+    /// `BadRequest` for an address that cannot be read, `Unavailable` when nobody answers.
+    pub async fn connect(url: &str, connections_max: u32) -> Result<Self> {
+        let options: PgConnectOptions = url
+            .parse()
+            .map_err(|error| Error::BadRequest { code: "BAD_REQUEST", detail: format!("database address: {error}") })?;
+        let options = options.application_name("kontorion").options([
+            ("statement_timeout", "30s"),
+            ("idle_in_transaction_session_timeout", "30s"),
+            ("lock_timeout", "10s"),
+            ("timezone", "UTC"),
+        ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(std::time::Duration::from_secs(10))
+            .test_before_acquire(false)
+            .connect_with(options)
+            .await
+            .context("connecting to the database")?;
+        Ok(Self { pool })
+    }
+
+    /// For statements outside a transaction.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Applies what is missing of the migrations, under PostgreSQL's advisory lock.
+    ///
+    /// # Errors
+    /// `Internal` with the migration that failed.
+    pub async fn migrate(&self) -> Result<()> {
+        crate::MIGRATIONS.run(&self.pool).await.map_err(|error| Error::internal("migrating the database", error))
+    }
+
+    /// Begins a transaction; `name` appears in logs and in `pg_stat_activity` trouble reports.
+    ///
+    /// # Errors
+    /// `Unavailable` when no connection is to be had.
+    pub async fn begin(&self, name: &'static str) -> Result<Tx> {
+        let inner = self.pool.begin().await.context(name)?;
+        Ok(Tx { inner, name, catalog_changes: Vec::new() })
+    }
+}
+
+/// A transaction. Dropped without [`Tx::commit`], it is rolled back.
+#[derive(Debug)]
+pub struct Tx {
+    inner: sqlx::Transaction<'static, sqlx::Postgres>,
+    name: &'static str,
+    catalog_changes: Vec<CatalogChange>,
+}
+
+#[derive(Debug)]
+struct CatalogChange {
+    workspace_id: WorkspaceId,
+    entity_type: &'static str,
+    entity_id: Uuid,
+}
+
+impl Tx {
+    /// The connection, for sqlx: `.execute(tx.conn())`.
+    pub fn conn(&mut self) -> &mut PgConnection {
+        &mut self.inner
+    }
+
+    /// The compiled catalog of this workspace changes with the commit (products, plans, prices, meters, bindings).
+    pub fn catalog_changed(&mut self, workspace_id: WorkspaceId) {
+        self.changed(workspace_id, "catalog", workspace_id.0);
+    }
+
+    /// A subscription that nodes may have cached changes with the commit. Creation needs no call: a miss reads through.
+    pub fn subscription_changed(&mut self, workspace_id: WorkspaceId, subscription_id: domain::SubscriptionId) {
+        self.changed(workspace_id, "subscription", subscription_id.0);
+    }
+
+    /// A customer that nodes may have cached changes with the commit.
+    pub fn customer_changed(&mut self, workspace_id: WorkspaceId, customer_id: domain::CustomerId) {
+        self.changed(workspace_id, "customer", customer_id.0);
+    }
+
+    fn changed(&mut self, workspace_id: WorkspaceId, entity_type: &'static str, entity_id: Uuid) {
+        if !self.catalog_changes.iter().any(|c| c.entity_type == entity_type && c.entity_id == entity_id) {
+            self.catalog_changes.push(CatalogChange { workspace_id, entity_type, entity_id });
+        }
+    }
+
+    /// Writes a domain event (webhooks-events) in the transaction of its cause.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn emit(
+        &mut self,
+        scope: &Scope,
+        event_type: &str,
+        entity_type: &str,
+        entity_id: impl Into<Uuid>,
+        payload: JsonMap,
+    ) -> Result<()> {
+        sqlx::query(
+            "INSERT INTO outbox (id, workspace_id, event_type, entity_type, entity_id, payload, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        )
+        .bind(Uuid::now_v7())
+        .bind(scope.workspace_id)
+        .bind(event_type)
+        .bind(entity_type)
+        .bind(entity_id.into())
+        .bind(sqlx::types::Json(payload))
+        .bind(scope.now())
+        .execute(self.conn())
+        .await
+        .context("writing to the outbox")?;
+        Ok(())
+    }
+
+    /// Commits; catalog changes get their revision last, so that revisions are numbered in commit order (rule B6).
+    ///
+    /// # Errors
+    /// `Unavailable` when the answer to the COMMIT was lost: the caller repeats with the same ids and keys (rule D5).
+    pub async fn commit(mut self) -> Result<()> {
+        if !self.catalog_changes.is_empty() {
+            self.number_revision().await?;
+        }
+        self.inner.commit().await.context(self.name)
+    }
+
+    async fn number_revision(&mut self) -> Result<()> {
+        let changes = std::mem::take(&mut self.catalog_changes);
+        let revision: i64 =
+            sqlx::query_scalar("UPDATE catalog_revision SET revision = revision + 1 RETURNING revision")
+                .fetch_one(self.conn())
+                .await
+                .context("numbering the catalog revision")?;
+        let (mut workspaces, mut types, mut ids) = (Vec::new(), Vec::new(), Vec::new());
+        for change in &changes {
+            workspaces.push(change.workspace_id.0);
+            types.push(change.entity_type);
+            ids.push(change.entity_id);
+        }
+        sqlx::query(
+            "INSERT INTO catalog_change (revision, workspace_id, entity_type, entity_id)
+             SELECT $1, * FROM unnest($2::uuid[], $3::text[], $4::uuid[])",
+        )
+        .bind(revision)
+        .bind(workspaces)
+        .bind(types)
+        .bind(ids)
+        .execute(self.conn())
+        .await
+        .context("recording the catalog change")?;
+        sqlx::query("SELECT pg_notify($1, $2)")
+            .bind(CATALOG_CHANNEL)
+            .bind(revision.to_string())
+            .execute(self.conn())
+            .await
+            .context("announcing the catalog revision")?;
+        Ok(())
+    }
+}
