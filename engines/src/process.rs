@@ -103,10 +103,10 @@ impl Unprivileged {
         let Some(user) = &self.0 else { return Ok(()) };
         let mut test = self.command("test");
         test.arg("-x").arg(path);
-        run("test", test).await.map(drop).map_err(|_| EngineError::Unreachable {
-            path: path.to_owned(),
-            user: user.name.clone(),
-        })
+        run("test", test)
+            .await
+            .map(drop)
+            .map_err(|_| EngineError::Unreachable { path: path.to_owned(), user: user.name.clone() })
     }
 }
 

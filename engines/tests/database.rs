@@ -9,16 +9,17 @@ async fn each_test_has_a_database_of_its_own() {
     let pool = one.pool();
     sqlx::query("CREATE TABLE seen (id int)").execute(&pool).await.unwrap();
     let other = two.pool();
-    let found: Option<String> =
-        sqlx::query_scalar("SELECT to_regclass('seen')::text").fetch_one(&other).await.unwrap();
+    let found: Option<String> = sqlx::query_scalar("SELECT to_regclass('seen')::text").fetch_one(&other).await.unwrap();
     assert_eq!(found, None);
 }
 
 #[tokio::test]
 async fn the_schema_is_there_with_its_migrations_recorded() {
     let database = testing::database().await;
-    let recorded: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations WHERE success").fetch_one(&database.pool()).await.unwrap();
+    let recorded: i64 = sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations WHERE success")
+        .fetch_one(&database.pool())
+        .await
+        .unwrap();
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../migrations/postgres");
     let files = std::fs::read_dir(dir).unwrap().flatten();
     let count = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "sql")).count();
