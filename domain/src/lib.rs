@@ -10,6 +10,7 @@ pub mod clock;
 pub mod currency;
 pub mod error;
 pub mod event;
+pub mod home;
 pub mod ids;
 pub mod input;
 pub mod money;

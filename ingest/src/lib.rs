@@ -1,1 +1,11 @@
-//! (room under construction)
+//! From usage events to counted windows: the event log, deduplication, the actors that count, and the usage store.
+//!
+//! The walk (DESIGN section 3): [`door`] validates and appends to the [`log`]; one partition actor per assigned partition
+//! decodes, judges, deduplicates ([`dedup`]), hands each subscription its events, stores the counted rows ([`usage`]) and
+//! writes a fenced checkpoint. The rules that keep it exact are A to C of the project's exactness rules; each is named
+//! where it is kept.
+
+pub mod dedup;
+pub mod log;
+pub mod record;
+pub mod usage;

@@ -1,0 +1,193 @@
+//! The usage store: counted usage events, one row per id for ever, each with the position that counted it.
+//!
+//! Two implementations held to one conformance suite: [`postgres::PostgresUsage`] (P7: rows are written by the
+//! checkpoint's own transaction) and [`clickhouse::ClickHouseUsage`] (P8: rows are durable before the checkpoint passes
+//! them, and a row is written once because the writer skips positions that are stored already).
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use domain::{
+    CustomerId, Instant, InvoiceId, OrganizationId, Position, ProductId, Quantity, Result, Scope, SubscriptionId, UsageEvent,
+    UsageEventId,
+};
+use serde::Serialize;
+use store::Tx;
+
+use crate::log::Partition;
+
+/// An event that changed a total, with the place that counted it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CountedEvent {
+    /// The event.
+    pub event: UsageEvent,
+    /// Window in which it is counted; not the one of its timestamp when it is late.
+    pub window_start: Instant,
+    /// Whether its own window was sealed before it came.
+    pub late: bool,
+    /// Home partition.
+    pub partition: Partition,
+    /// Place of its record.
+    pub position: Position,
+    /// [`UsageEvent::payload_hash`].
+    pub payload_hash: u64,
+}
+
+/// What is remembered of a counted id (rule B2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CountedId {
+    /// Smallest position that counted it.
+    pub position: Position,
+    /// Hash of the content that was counted.
+    pub payload_hash: u64,
+}
+
+/// A counted event as the API shows it (`UsageEvent` of usage.md).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// What was counted, and where.
+    pub counted: CountedEvent,
+    /// Owner.
+    pub organization_id: OrganizationId,
+    /// When it was taken out of billing.
+    pub voided_at: Option<Instant>,
+    /// Invoice that billed it: derived from its window, never stored on events (P8).
+    pub invoice_id: Option<InvoiceId>,
+}
+
+/// Filters of the event list (usage.md R11); all are ANDed.
+#[derive(Clone, Debug, Default)]
+pub struct EventFilter {
+    /// Who consumed.
+    pub customer_id: Option<CustomerId>,
+    /// USAGE product.
+    pub product_id: Option<ProductId>,
+    /// Subscription.
+    pub subscription_id: Option<SubscriptionId>,
+    /// Any of these metrics; empty = all.
+    pub metric_keys: Vec<String>,
+    /// Timestamp at or after.
+    pub occurred_after: Option<Instant>,
+    /// Timestamp before.
+    pub occurred_before: Option<Instant>,
+}
+
+/// Where a page of the event list goes on: after this (timestamp, id), newest first.
+pub type EventCursor = (Instant, UsageEventId);
+
+domain::wire_enum! {
+    /// Length of an aggregate bucket, aligned in UTC; weeks start on Monday.
+    pub enum UsageAggregateBucketSize {
+        /// Hour.
+        Hour = "hour",
+        /// Day.
+        Day = "day",
+        /// Week.
+        Week = "week",
+    }
+}
+
+domain::wire_enum! {
+    /// What is aggregated.
+    pub enum UsageAggregateMetric {
+        /// Number of events.
+        Count = "count",
+        /// Sum of quantities.
+        SumQuantity = "sum_quantity",
+    }
+}
+
+/// How aggregate series are told apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupBy {
+    /// One series.
+    None,
+    /// One per metric key.
+    MetricKey,
+    /// One per value of a dimension; events without it form the group "".
+    Dimension(String),
+}
+
+/// A request for buckets; `since` is aligned to a bucket, `until` may cut the last one.
+#[derive(Clone, Debug)]
+pub struct AggregateQuery {
+    /// Which events.
+    pub filter: EventFilter,
+    /// Bucket length.
+    pub bucket: UsageAggregateBucketSize,
+    /// What to add up.
+    pub metric: UsageAggregateMetric,
+    /// Series.
+    pub group_by: GroupBy,
+    /// First instant.
+    pub since: Instant,
+    /// First instant after.
+    pub until: Instant,
+}
+
+/// One non-empty bucket of one series.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AggregateBucket {
+    /// Start of the bucket.
+    pub bucket_start: Instant,
+    /// Series; `None` without grouping.
+    pub group: Option<String>,
+    /// Count or sum.
+    pub value: Quantity,
+}
+
+/// Durable home of counted events.
+#[async_trait]
+pub trait UsageStore: Send + Sync + 'static {
+    /// Called when this node takes a partition, before anything is appended to it: the writer learns what is stored.
+    async fn taken(&self, partition: Partition) -> Result<()>;
+
+    /// Makes rows durable before the checkpoint may pass them. A row that is stored under its position already is skipped.
+    /// A store that writes in the checkpoint's transaction does nothing here.
+    async fn append(&self, partition: Partition, rows: &[CountedEvent]) -> Result<()>;
+
+    /// Writes rows in the checkpoint's transaction; a store that has made them durable in `append` does nothing here.
+    async fn append_in_checkpoint(&self, tx: &mut Tx, rows: &[CountedEvent]) -> Result<()>;
+
+    /// The largest position stored of a partition.
+    async fn largest_position(&self, partition: Partition) -> Result<Option<Position>>;
+
+    /// What is known of these ids, in one query. Unknown ids are absent.
+    async fn find(&self, ids: &[UsageEventId]) -> Result<HashMap<UsageEventId, CountedId>>;
+
+    /// Ids counted by a partition in positions `(after, up_to]`, in order of position, at most `limit` (rule B3).
+    async fn ids_between(
+        &self,
+        partition: Partition,
+        after: Position,
+        up_to: Position,
+        limit: usize,
+    ) -> Result<Vec<(UsageEventId, CountedId)>>;
+
+    /// Events counted in a window, without voided ones, positions `<= up_to`, in order of position, in chunks: at most
+    /// `limit` after position `after` (rule C4: by window and position, never by timestamp).
+    async fn replay(
+        &self,
+        subscription_id: SubscriptionId,
+        window_start: Instant,
+        after: Position,
+        up_to: Position,
+        limit: usize,
+    ) -> Result<Vec<CountedEvent>>;
+
+    /// One event of the scope's workspace.
+    async fn get(&self, scope: &Scope, id: UsageEventId) -> Result<Option<StoredEvent>>;
+
+    /// A page of events, newest first by (timestamp, id), at most `limit`; the flag says whether there are more.
+    async fn list(
+        &self,
+        scope: &Scope,
+        filter: &EventFilter,
+        after: Option<EventCursor>,
+        limit: u32,
+    ) -> Result<(Vec<StoredEvent>, bool)>;
+
+    /// Non-empty buckets of every series, by bucket start and group.
+    async fn aggregate(&self, scope: &Scope, query: &AggregateQuery) -> Result<Vec<AggregateBucket>>;
+}
+
