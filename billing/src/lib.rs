@@ -1,1 +1,4 @@
-//! (room under construction)
+//! Customers, subscriptions, periods, invoice assembly and finalization (DESIGN sections 5 and 6).
+
+pub mod control;
+pub mod windows;

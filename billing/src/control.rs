@@ -1,0 +1,49 @@
+//! How billing closes usage windows: through control records in the event log (rule C2), so that "everything that was
+//! acknowledged before" is a matter of the log's order and not of waiting.
+//!
+//! The trait is implemented by `ingest` and wired by the server. What a record did is seen in table `usage_window`
+//! (see [`crate::windows::wait`]): the row exists after the record was read, also when the window had no event.
+
+use async_trait::async_trait;
+use domain::{CustomerId, Instant, Result, SubscriptionId, WorkspaceId};
+
+/// One usage window of one subscription, with what leads its control records to its home partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WindowRef {
+    /// Data space.
+    pub workspace_id: WorkspaceId,
+    /// The subscription whose window it is.
+    pub subscription_id: SubscriptionId,
+    /// Its customer.
+    pub customer_id: CustomerId,
+    /// The partition on which every event of the subscription lies (rule A5).
+    pub home_partition: i32,
+    /// First instant of the window; with the subscription the key of its row.
+    pub window_start: Instant,
+    /// First instant after the window.
+    pub window_end: Instant,
+}
+
+/// Publishes control records. Each call returns when the log has the records durably, not when they were read.
+///
+/// Publishing a record again is harmless: a window that is already ended, sealed or open stays as it is.
+#[async_trait]
+pub trait WindowControl: Send + Sync {
+    /// `PeriodEnd`: the windows' totals are checkpointed and the next windows open; status `ended`.
+    ///
+    /// # Errors
+    /// `Unavailable` when the log does not take the records.
+    async fn period_end(&self, windows: &[WindowRef]) -> Result<()>;
+
+    /// `WindowSeal`: an event of these windows after it is late, before it never; status `sealed`.
+    ///
+    /// # Errors
+    /// `Unavailable` when the log does not take the records.
+    async fn seal(&self, windows: &[WindowRef]) -> Result<()>;
+
+    /// `WindowReopen`: takes a seal back whose finalization failed; status `ended` again.
+    ///
+    /// # Errors
+    /// `Unavailable` when the log does not take the records.
+    async fn reopen(&self, windows: &[WindowRef]) -> Result<()>;
+}

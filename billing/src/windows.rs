@@ -1,0 +1,72 @@
+//! The usage windows that billing waits for. Ingest writes their rows, billing reads them.
+
+use std::time::Duration;
+
+use domain::{Error, Result};
+use store::{Store, StoreError};
+use tokio::time::Instant as Deadline;
+
+use crate::control::WindowRef;
+
+/// First pause between two looks at the table; it doubles up to [`POLL_MAX`].
+const POLL_MIN: Duration = Duration::from_millis(2);
+/// Longest pause between two looks (P12).
+const POLL_MAX: Duration = Duration::from_millis(200);
+
+domain::wire_enum! {
+    /// How far the log has come with a usage window (rule C2).
+    pub enum WindowStatus {
+        /// Counting.
+        Open = "open",
+        /// `PeriodEnd` has passed: totals are checkpointed, drafts are computed from them.
+        Ended = "ended",
+        /// `WindowSeal` has passed: its quantities are final.
+        Sealed = "sealed",
+    }
+}
+
+impl WindowStatus {
+    /// Statuses that are as far as this one.
+    fn reached_by(self) -> &'static [&'static str] {
+        match self {
+            Self::Open => &["open", "ended", "sealed"],
+            Self::Ended => &["ended", "sealed"],
+            Self::Sealed => &["sealed"],
+        }
+    }
+}
+
+/// Waits until every window is at least as far as `status`: one query per look, whatever the number of windows.
+///
+/// # Errors
+/// `Unavailable` for `event_log` when the deadline passes first: the control records are in the log, so that a repeat
+/// of the whole operation is safe and finds them read.
+pub async fn wait(store: &Store, windows: &[WindowRef], status: WindowStatus, deadline: Duration) -> Result<()> {
+    let until = Deadline::now() + deadline;
+    let mut pause = POLL_MIN;
+    while !all_reached(store, windows, status).await? {
+        if Deadline::now() + pause > until {
+            let detail = format!("the totals of {} usage window(s) are not checkpointed yet", windows.len());
+            return Err(Error::Unavailable { dependency: "event_log", detail, retry_after_secs: 1 });
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(POLL_MAX);
+    }
+    Ok(())
+}
+
+async fn all_reached(store: &Store, windows: &[WindowRef], status: WindowStatus) -> Result<bool> {
+    let subscriptions: Vec<_> = windows.iter().map(|window| window.subscription_id.0).collect();
+    let starts: Vec<_> = windows.iter().map(|window| window.window_start).collect();
+    let reached: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (subscription_id, window_start)
+         JOIN usage_window USING (subscription_id, window_start) WHERE usage_window.status = ANY($3)",
+    )
+    .bind(subscriptions)
+    .bind(starts)
+    .bind(status.reached_by())
+    .fetch_one(store.pool())
+    .await
+    .context("waiting for usage windows")?;
+    Ok(usize::try_from(reached).is_ok_and(|reached| reached == windows.len()))
+}
