@@ -1,1 +1,38 @@
-//! (room under construction)
+//! From usage to money: the one place where quantities become amounts (DESIGN section 4).
+//!
+//! Pure functions and plain data: no I/O, no clock, no tasks. The subscription actor, the preview, price computation,
+//! the invoice and the benchmarks call the same code, so that one thing has one figure everywhere.
+//!
+//! The walk of an event: [`window::WindowState::apply`] judges it by the filters of a binding, reads its value, puts it
+//! into the state of its [`window::RatingKey`] and says which thresholds it crossed. The walk of a bill:
+//! [`window::WindowState::rate`] takes the running totals of all keys through the allowance ([`allowance`]) and the tiers
+//! ([`pricing`]). Amounts are always computed anew from totals, never summed from differences, so the state of a window
+//! is a function of the *set* of its counted events (rule C1).
+
+pub mod allowance;
+pub mod binding;
+pub mod error;
+pub mod exact;
+pub mod field;
+pub mod filter;
+pub mod member;
+pub mod meter;
+pub mod pricing;
+pub mod state;
+pub mod threshold;
+pub mod total;
+mod wide;
+pub mod window;
+
+pub use allowance::Allowance;
+pub use binding::{BindingDefinition, CompiledBinding};
+pub use error::{RatingError, Result};
+pub use exact::Exact;
+pub use filter::FilterTree;
+pub use member::{MemberRow, Members};
+pub use meter::{CompiledMeter, MeterDefinition, MeterInput, MeterState};
+pub use pricing::{CompiledPrice, PriceDefinition, Tier, TierContribution, Walk, total, walk};
+pub use state::{StateError, Versions, WindowRecord};
+pub use threshold::{Breach, Threshold, ThresholdAction, ThresholdOwner};
+pub use total::{Accrual, Atom, Rated, RatedLine, RatingInput, Terms};
+pub use window::{Counted, Entry, Outcome, RatingKey, Target, WindowState};

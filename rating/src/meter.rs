@@ -1,0 +1,292 @@
+//! Meters: how the events of a window become one number (meters.md 5).
+//!
+//! The state of every function is a function of the *set* of counted events: their order does not matter. TIME_WEIGHTED
+//! and FORMULA meters and windows other than the billing period are refused when the meter is compiled.
+
+use domain::error::FieldErrorCode as Code;
+use domain::{
+    FieldError, Instant, LateEventPolicy, MeterFunction, MeterId, Quantity, UsageEvent, UsageEventId, VersionId,
+    WindowKind,
+};
+
+use crate::error::{RatingError, Result};
+use crate::field::{FieldPath, FieldValue};
+use crate::filter::FilterTree;
+use crate::threshold::Threshold;
+use crate::wide::{U256, div_half_even, signed};
+
+/// A version of a meter as the catalog stores it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MeterDefinition {
+    /// The meter.
+    pub meter_id: MeterId,
+    /// This version of it.
+    pub version_id: VersionId,
+    /// Start of this version: where a window is split, the later part is the one with the later start.
+    pub effective_from: Instant,
+    /// Stable identifier.
+    pub key: String,
+    /// Metric of the events that it reads.
+    pub metric_key: String,
+    /// How events combine.
+    pub function: MeterFunction,
+    /// Path of the number to combine; absent: `quantity`.
+    pub value_field: Option<String>,
+    /// Path whose distinct values UNIQUE_COUNT counts.
+    pub unique_by_field: Option<String>,
+    /// Which events count.
+    pub filter: Option<FilterTree>,
+    /// Whether negative values are allowed.
+    pub negative_allowed: bool,
+    /// What happens to late events.
+    pub late_event_policy: LateEventPolicy,
+    /// Limits on the observed value.
+    pub thresholds: Vec<Threshold>,
+    /// Shape of the window.
+    pub window: WindowKind,
+}
+
+/// A meter version that is ready to evaluate events.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CompiledMeter {
+    definition: MeterDefinition,
+    source: Source,
+}
+
+/// What a meter takes from an event.
+#[derive(Clone, Debug, PartialEq)]
+enum Source {
+    /// The event itself: COUNT.
+    Event,
+    /// A number.
+    Value(FieldPath),
+    /// A value that is counted once.
+    Distinct(FieldPath),
+}
+
+impl std::ops::Deref for CompiledMeter {
+    type Target = MeterDefinition;
+    fn deref(&self) -> &MeterDefinition {
+        &self.definition
+    }
+}
+
+impl CompiledMeter {
+    /// Checks and compiles a definition.
+    ///
+    /// # Errors
+    /// `Definition` for paths and thresholds that break a rule, `Unsupported` for functions and windows to come.
+    pub fn compile(definition: MeterDefinition) -> Result<Self> {
+        supported(definition.function, definition.window)?;
+        let mut errors = crate::threshold::check(&definition.thresholds);
+        let source = compile_source(&definition, &mut errors);
+        match source {
+            Some(source) if errors.is_empty() => Ok(Self { definition, source }),
+            _ => Err(RatingError::Definition(errors)),
+        }
+    }
+
+    /// What an event brings to this meter, without looking at filters.
+    ///
+    /// # Errors
+    /// `Value` when the field that it reads is missing or no number, `Negative`.
+    pub fn input<'e>(&self, event: &'e UsageEvent) -> Result<MeterInput<'e>> {
+        let (value, distinct) = match &self.source {
+            Source::Event => (Quantity::ZERO, None),
+            Source::Value(path) => (path.number(event)?, None),
+            Source::Distinct(path) => (Quantity::ZERO, path.read(event)),
+        };
+        if !self.negative_allowed && (value.is_negative() || event.quantity.is_negative()) {
+            return Err(RatingError::Negative);
+        }
+        Ok(MeterInput {
+            value,
+            distinct,
+            member_is_new: false,
+            timestamp: event.timestamp,
+            accepted_at: event.accepted_at,
+            event_id: event.id,
+        })
+    }
+}
+
+/// Whether a function and a window can be evaluated.
+///
+/// # Errors
+/// `Unsupported` with the name of what cannot.
+pub fn supported(function: MeterFunction, window: WindowKind) -> Result<()> {
+    match function {
+        MeterFunction::TimeWeighted => return Err(RatingError::Unsupported("the meter function TIME_WEIGHTED")),
+        MeterFunction::Formula => return Err(RatingError::Unsupported("the meter function FORMULA")),
+        MeterFunction::Count
+        | MeterFunction::Sum
+        | MeterFunction::Max
+        | MeterFunction::Min
+        | MeterFunction::Avg
+        | MeterFunction::Last
+        | MeterFunction::UniqueCount => {}
+    }
+    match window {
+        WindowKind::BillingPeriod => Ok(()),
+        WindowKind::Calendar => Err(RatingError::Unsupported("the window kind CALENDAR")),
+        WindowKind::Tumbling => Err(RatingError::Unsupported("the window kind TUMBLING")),
+        WindowKind::Sliding => Err(RatingError::Unsupported("the window kind SLIDING")),
+        WindowKind::Lifetime => Err(RatingError::Unsupported("the window kind LIFETIME")),
+    }
+}
+
+fn compile_source(definition: &MeterDefinition, errors: &mut Vec<FieldError>) -> Option<Source> {
+    let mut refuse = |field: &str, code, message: &str| {
+        errors.push(FieldError { field: field.into(), code, message: message.into() });
+        None
+    };
+    match definition.function {
+        MeterFunction::Count => Some(Source::Event),
+        MeterFunction::UniqueCount => match definition.unique_by_field.as_deref() {
+            None => refuse("unique_by_field", Code::Required, "is required by UNIQUE_COUNT"),
+            Some(text) => FieldPath::parse(text)
+                .map(Source::Distinct)
+                .or_else(|| refuse("unique_by_field", Code::InvalidFormat, crate::field::ALLOWED_PATHS)),
+        },
+        _ => {
+            let path = definition.value_field.as_deref().map_or(Some(FieldPath::Quantity), FieldPath::parse);
+            path.filter(FieldPath::may_be_number).map(Source::Value).or_else(|| {
+                refuse(
+                    "value_field",
+                    Code::InvalidFormat,
+                    "must be quantity, dimension_vars.<key> or pricing_vars.<key>",
+                )
+            })
+        }
+    }
+}
+
+/// What one event brings to a meter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MeterInput<'e> {
+    /// The number to combine; zero where the function reads none.
+    pub value: Quantity,
+    /// The value to count once; `None` where the function counts none, or the event has none.
+    pub distinct: Option<FieldValue<'e>>,
+    /// Set by the keeper of the members: `distinct` was not counted in this key before.
+    pub member_is_new: bool,
+    /// When it was consumed.
+    pub timestamp: Instant,
+    /// When the door accepted it.
+    pub accepted_at: Instant,
+    /// Breaks ties of LAST.
+    pub event_id: UsageEventId,
+}
+
+/// Order of events for LAST: largest (timestamp, accepted_at, id) wins.
+pub type LastKey = (Instant, Instant, UsageEventId);
+
+/// The state of one meter function for one rating key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MeterState {
+    /// COUNT: counted events.
+    Count(u64),
+    /// SUM.
+    Sum(Quantity),
+    /// MAX; `None` before the first event.
+    Max(Option<Quantity>),
+    /// MIN; `None` before the first event.
+    Min(Option<Quantity>),
+    /// AVG.
+    Avg {
+        /// Sum of values.
+        sum: Quantity,
+        /// Number of values.
+        count: u64,
+    },
+    /// LAST; `None` before the first event.
+    Last(Option<(LastKey, Quantity)>),
+    /// UNIQUE_COUNT: number of distinct values; the values themselves are in [`crate::Members`].
+    UniqueCount(u64),
+}
+
+const SUM_OVERFLOW: RatingError = RatingError::Overflow("the sum of the meter");
+
+impl MeterState {
+    /// The state before the first event.
+    ///
+    /// # Errors
+    /// `Unsupported` for TIME_WEIGHTED and FORMULA.
+    pub fn new(function: MeterFunction) -> Result<Self> {
+        supported(function, WindowKind::BillingPeriod)?;
+        Ok(match function {
+            MeterFunction::Count => Self::Count(0),
+            MeterFunction::Max => Self::Max(None),
+            MeterFunction::Min => Self::Min(None),
+            MeterFunction::Avg => Self::Avg { sum: Quantity::ZERO, count: 0 },
+            MeterFunction::Last => Self::Last(None),
+            MeterFunction::UniqueCount => Self::UniqueCount(0),
+            // TIME_WEIGHTED and FORMULA were refused above.
+            MeterFunction::Sum | MeterFunction::TimeWeighted | MeterFunction::Formula => Self::Sum(Quantity::ZERO),
+        })
+    }
+
+    /// The function whose state this is.
+    #[must_use]
+    pub fn function(&self) -> MeterFunction {
+        match self {
+            Self::Count(_) => MeterFunction::Count,
+            Self::Sum(_) => MeterFunction::Sum,
+            Self::Max(_) => MeterFunction::Max,
+            Self::Min(_) => MeterFunction::Min,
+            Self::Avg { .. } => MeterFunction::Avg,
+            Self::Last(_) => MeterFunction::Last,
+            Self::UniqueCount(_) => MeterFunction::UniqueCount,
+        }
+    }
+
+    /// Puts one event in.
+    ///
+    /// # Errors
+    /// `Overflow`; the state is unchanged then.
+    pub fn apply(&mut self, input: &MeterInput<'_>) -> Result<()> {
+        match self {
+            Self::Count(count) => *count += 1,
+            Self::Sum(sum) => *sum = sum.checked_add(input.value).map_err(|_| SUM_OVERFLOW)?,
+            Self::Max(max) => *max = Some(max.map_or(input.value, |max| max.max(input.value))),
+            Self::Min(min) => *min = Some(min.map_or(input.value, |min| min.min(input.value))),
+            Self::Avg { sum, count } => {
+                *sum = sum.checked_add(input.value).map_err(|_| SUM_OVERFLOW)?;
+                *count += 1;
+            }
+            Self::Last(last) => {
+                let key = (input.timestamp, input.accepted_at, input.event_id);
+                if last.is_none_or(|(latest, _)| key > latest) {
+                    *last = Some((key, input.value));
+                }
+            }
+            Self::UniqueCount(count) => *count += u64::from(input.member_is_new),
+        }
+        Ok(())
+    }
+
+    /// The meter's value; `None` for MAX, MIN, AVG and LAST without an event (a preview says `empty`, a bill 0).
+    ///
+    /// AVG is rounded half-even to 12 fraction digits; everything else is exact.
+    ///
+    /// # Errors
+    /// `Overflow` for a count beyond what a quantity holds.
+    pub fn value(&self) -> Result<Option<Quantity>> {
+        match *self {
+            Self::Count(count) | Self::UniqueCount(count) => {
+                i64::try_from(count).map(|count| Some(Quantity::from_int(count))).map_err(|_| SUM_OVERFLOW)
+            }
+            Self::Sum(sum) => Ok(Some(sum)),
+            Self::Max(value) | Self::Min(value) => Ok(value),
+            Self::Avg { sum, count } => Ok(mean(sum, count)),
+            Self::Last(last) => Ok(last.map(|(_, value)| value)),
+        }
+    }
+}
+
+/// `None` for no values; otherwise the quotient always fits, being no larger than the sum.
+fn mean(sum: Quantity, count: u64) -> Option<Quantity> {
+    let units = sum.units();
+    let quotient = div_half_even(U256::product(units.unsigned_abs(), 1), u128::from(count))?;
+    signed(quotient, units < 0).map(Quantity::from_units)
+}

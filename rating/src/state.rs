@@ -1,0 +1,374 @@
+//! The state of a window as bytes: one `bytea` per (subscription, window) (PERFORMANCE P6).
+//!
+//! Version 1: a version byte; the number of entries and each entry; the number of fired thresholds and each of them.
+//! Integers are LEB128, signed ones zigzag; ids are 16 bytes, left out where an entry shares those of the entry before.
+//! Set members are rows of their own (rule C6). Reading is in two steps, because the versions that a state names may
+//! have to be loaded first: [`WindowRecord::decode`], then [`WindowRecord::attach`].
+
+use std::sync::Arc;
+
+use domain::{BindingId, Currency, Instant, Quantity, UsageEventId, VersionId};
+use uuid::Uuid;
+
+use crate::binding::CompiledBinding;
+use crate::error::{RatingError, Result};
+use crate::member::MemberRow;
+use crate::meter::MeterState;
+use crate::pricing::CompiledPrice;
+use crate::threshold::{FiredThreshold, ThresholdOwner};
+use crate::window::{Entry, RatingKey, WindowState};
+
+/// The version that is written. A reader keeps knowing all earlier ones.
+const VERSION: u8 = 1;
+
+/// Bytes that are no state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// Written by a newer program, or not a state at all.
+    #[error("the state has version {0}, known is 1")]
+    UnknownVersion(u8),
+    /// It ends too early.
+    #[error("the state is cut off")]
+    Truncated,
+    /// A value that is never written.
+    #[error("the state is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+/// Where compiled versions come from: a catalog snapshot.
+pub trait Versions {
+    /// A binding version with the meter version that it was compiled with.
+    fn binding(&self, binding_version: VersionId, meter_version: VersionId) -> Option<Arc<CompiledBinding>>;
+    /// A price version.
+    fn price(&self, price_version: VersionId) -> Option<Arc<CompiledPrice>>;
+}
+
+/// One stored running total.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryRecord {
+    /// Its key.
+    pub key: RatingKey,
+    /// State of the meter.
+    pub state: MeterState,
+    /// Events counted.
+    pub event_count: u64,
+}
+
+/// The decoded state of a window, before its versions are attached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WindowRecord {
+    /// Running totals.
+    pub entries: Vec<EntryRecord>,
+    /// Thresholds that have fired, by binding.
+    pub fired: Vec<(BindingId, FiredThreshold)>,
+}
+
+impl WindowState {
+    /// The bytes of this state, without its members.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        self.record().encode()
+    }
+
+    /// This state without what the catalog gives.
+    #[must_use]
+    pub fn record(&self) -> WindowRecord {
+        let entry =
+            |entry: &Entry| EntryRecord { key: entry.key(), state: entry.state, event_count: entry.event_count };
+        WindowRecord {
+            entries: self.entries().iter().map(entry).collect(),
+            fired: self.fired().map(|(id, fired)| (id, fired.clone())).collect(),
+        }
+    }
+}
+
+impl WindowRecord {
+    /// The bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer(Vec::with_capacity(16 + 72 * self.entries.len()));
+        out.byte(VERSION);
+        out.unsigned(self.entries.len() as u128);
+        let mut previous = None;
+        for entry in &self.entries {
+            out.entry(entry, previous.replace(&entry.key));
+        }
+        out.unsigned(self.fired.len() as u128);
+        for (binding_id, fired) in &self.fired {
+            out.id(binding_id.0);
+            out.byte(match fired.owner {
+                ThresholdOwner::Meter => 0,
+                ThresholdOwner::Binding => 1,
+            });
+            out.unsigned(fired.name.len() as u128);
+            out.0.extend_from_slice(fired.name.as_bytes());
+        }
+        out.0
+    }
+
+    /// Reads the bytes of any known version.
+    ///
+    /// # Errors
+    /// `UnknownVersion`, `Truncated`, `Damaged`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
+        let mut input = Reader(bytes);
+        match input.byte()? {
+            VERSION => {}
+            other => return Err(StateError::UnknownVersion(other)),
+        }
+        let mut record = Self::default();
+        for _ in 0..input.unsigned64()? {
+            let previous = record.entries.last().map(|entry| entry.key);
+            record.entries.push(input.entry(previous)?);
+        }
+        for _ in 0..input.unsigned64()? {
+            let binding_id = BindingId(input.id()?);
+            let owner = match input.byte()? {
+                0 => ThresholdOwner::Meter,
+                1 => ThresholdOwner::Binding,
+                _ => return Err(StateError::Damaged("an unknown threshold owner")),
+            };
+            let name = input.text()?;
+            record.fired.push((binding_id, FiredThreshold { owner, name }));
+        }
+        if input.0.is_empty() { Ok(record) } else { Err(StateError::Damaged("bytes after its end")) }
+    }
+
+    /// Whether a meter in it counts distinct values, so that its members must be loaded before it is attached.
+    #[must_use]
+    pub fn has_members(&self) -> bool {
+        self.entries.iter().any(|entry| matches!(entry.state, MeterState::UniqueCount(_)))
+    }
+
+    /// Puts the state together with its versions and all stored members of the window.
+    ///
+    /// # Errors
+    /// `UnknownVersion` when the catalog lacks a version, `Overflow` for numbers that were never written.
+    pub fn attach(self, versions: &impl Versions, members: impl IntoIterator<Item = MemberRow>) -> Result<WindowState> {
+        let attach = |record: EntryRecord| attach_entry(record, versions);
+        let entries = self.entries.into_iter().map(attach).collect::<Result<Vec<_>>>()?;
+        WindowState::assemble(entries, members, self.fired)
+    }
+}
+
+fn attach_entry(record: EntryRecord, versions: &impl Versions) -> Result<Entry> {
+    let EntryRecord { key, state, event_count } = record;
+    let binding = versions
+        .binding(key.binding_version_id, key.meter_version_id)
+        .ok_or(RatingError::UnknownVersion { kind: "binding", id: key.binding_version_id })?;
+    let price = key
+        .price_version_id
+        .map(|id| versions.price(id).ok_or(RatingError::UnknownVersion { kind: "price", id }))
+        .transpose()?;
+    let RatingKey { segment_start, wallet_currency, .. } = key;
+    Ok(Entry { binding, price, segment_start, wallet_currency, state, event_count })
+}
+
+/// Bits of the flags byte of an entry; the tag of the function is in the low four.
+mod flag {
+    pub(super) const PRICE: u8 = 0x10;
+    pub(super) const WALLET: u8 = 0x20;
+    /// Binding and meter version are those of the entry before.
+    pub(super) const SAME_BINDING: u8 = 0x40;
+    /// MAX, MIN or LAST has a value.
+    pub(super) const VALUE: u8 = 0x80;
+}
+
+/// Tag of a function; numbers are never used again for another one.
+fn tag(state: &MeterState) -> u8 {
+    match state {
+        MeterState::Count(_) => 0,
+        MeterState::Sum(_) => 1,
+        MeterState::Max(None) => 2,
+        MeterState::Max(Some(_)) => 2 | flag::VALUE,
+        MeterState::Min(None) => 3,
+        MeterState::Min(Some(_)) => 3 | flag::VALUE,
+        MeterState::Avg { .. } => 4,
+        MeterState::Last(None) => 5,
+        MeterState::Last(Some(_)) => 5 | flag::VALUE,
+        MeterState::UniqueCount(_) => 6,
+    }
+}
+
+fn zigzag(value: i128) -> u128 {
+    ((value << 1) ^ (value >> 127)).cast_unsigned()
+}
+
+fn unzigzag(value: u128) -> i128 {
+    (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn byte(&mut self, byte: u8) {
+        self.0.push(byte);
+    }
+
+    fn id(&mut self, id: Uuid) {
+        self.0.extend_from_slice(id.as_bytes());
+    }
+
+    fn unsigned(&mut self, mut value: u128) {
+        while value >= 0x80 {
+            self.0.push((value & 0x7f) as u8 | 0x80); // seven bits at a time, on purpose
+            value >>= 7;
+        }
+        self.0.push((value & 0x7f) as u8);
+    }
+
+    fn signed(&mut self, value: i128) {
+        self.unsigned(zigzag(value));
+    }
+
+    fn entry(&mut self, entry: &EntryRecord, previous: Option<&RatingKey>) {
+        let key = &entry.key;
+        let versions = |key: &RatingKey| (key.binding_version_id, key.meter_version_id);
+        let same = previous.is_some_and(|previous| versions(previous) == versions(key));
+        let mut flags = tag(&entry.state);
+        flags |= if key.price_version_id.is_some() { flag::PRICE } else { 0 };
+        flags |= if key.wallet_currency.is_some() { flag::WALLET } else { 0 };
+        flags |= if same { flag::SAME_BINDING } else { 0 };
+        self.byte(flags);
+        if !same {
+            self.id(key.binding_version_id.0);
+            self.id(key.meter_version_id.0);
+        }
+        if let Some(id) = key.price_version_id {
+            self.id(id.0);
+        }
+        if let Some(currency) = &key.wallet_currency {
+            self.0.extend_from_slice(currency.as_str().as_bytes());
+        }
+        let base = previous.map_or(0, |previous| previous.segment_start.timestamp_micros());
+        self.signed(i128::from(key.segment_start.timestamp_micros()) - i128::from(base));
+        self.unsigned(entry.event_count.into());
+        self.state(&entry.state);
+    }
+
+    fn state(&mut self, state: &MeterState) {
+        match state {
+            MeterState::Count(count) | MeterState::UniqueCount(count) => self.unsigned((*count).into()),
+            MeterState::Sum(sum) => self.signed(sum.units()),
+            MeterState::Max(value) | MeterState::Min(value) => {
+                if let Some(value) = value {
+                    self.signed(value.units());
+                }
+            }
+            MeterState::Avg { sum, count } => {
+                self.signed(sum.units());
+                self.unsigned((*count).into());
+            }
+            MeterState::Last(last) => {
+                if let Some(((timestamp, accepted_at, id), value)) = last {
+                    self.signed(timestamp.timestamp_micros().into());
+                    self.signed(i128::from(accepted_at.timestamp_micros()) - i128::from(timestamp.timestamp_micros()));
+                    self.id(id.0);
+                    self.signed(value.units());
+                }
+            }
+        }
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], StateError> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(StateError::Truncated)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, StateError> {
+        self.take(1).map(|bytes| bytes[0])
+    }
+
+    fn id(&mut self) -> Result<Uuid, StateError> {
+        Uuid::from_slice(self.take(16)?).map_err(|_| StateError::Truncated)
+    }
+
+    fn unsigned(&mut self) -> Result<u128, StateError> {
+        let mut value = 0_u128;
+        for shift in (0..).step_by(7) {
+            let byte = self.byte()?;
+            let bits = u128::from(byte & 0x7f);
+            if shift > 126 || (shift == 126 && bits > 3) {
+                return Err(StateError::Damaged("a number of more than 128 bits"));
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        Ok(value)
+    }
+
+    fn unsigned64(&mut self) -> Result<u64, StateError> {
+        u64::try_from(self.unsigned()?).map_err(|_| StateError::Damaged("a count of more than 64 bits"))
+    }
+
+    fn signed(&mut self) -> Result<i128, StateError> {
+        self.unsigned().map(unzigzag)
+    }
+
+    fn quantity(&mut self) -> Result<Quantity, StateError> {
+        self.signed().map(Quantity::from_units)
+    }
+
+    /// An instant as the difference to `base`, in microseconds.
+    fn instant(&mut self, base: i64) -> Result<Instant, StateError> {
+        let micros = self.signed()?.checked_add(base.into()).and_then(|micros| i64::try_from(micros).ok());
+        micros.and_then(Instant::from_timestamp_micros).ok_or(StateError::Damaged("an instant out of range"))
+    }
+
+    fn text(&mut self) -> Result<String, StateError> {
+        let length = usize::try_from(self.unsigned64()?).map_err(|_| StateError::Truncated)?;
+        let bytes = self.take(length)?.to_vec();
+        String::from_utf8(bytes).map_err(|_| StateError::Damaged("a name that is no UTF-8"))
+    }
+
+    fn entry(&mut self, previous: Option<RatingKey>) -> Result<EntryRecord, StateError> {
+        let flags = self.byte()?;
+        let versions = if flags & flag::SAME_BINDING == 0 {
+            (VersionId(self.id()?), VersionId(self.id()?))
+        } else {
+            let previous = previous.ok_or(StateError::Damaged("a first entry that refers to one before"))?;
+            (previous.binding_version_id, previous.meter_version_id)
+        };
+        let price_version_id = if flags & flag::PRICE == 0 { None } else { Some(VersionId(self.id()?)) };
+        let wallet_currency = if flags & flag::WALLET == 0 { None } else { Some(self.currency()?) };
+        let base = previous.map_or(0, |previous| previous.segment_start.timestamp_micros());
+        let segment_start = self.instant(base)?;
+        let event_count = self.unsigned64()?;
+        let state = self.state(flags & 0x0f, flags & flag::VALUE != 0)?;
+        let (binding_version_id, meter_version_id) = versions;
+        let key = RatingKey { binding_version_id, meter_version_id, price_version_id, segment_start, wallet_currency };
+        Ok(EntryRecord { key, state, event_count })
+    }
+
+    fn currency(&mut self) -> Result<Currency, StateError> {
+        let code = std::str::from_utf8(self.take(3)?).ok();
+        code.and_then(Currency::parse).ok_or(StateError::Damaged("an unknown currency"))
+    }
+
+    fn state(&mut self, tag: u8, has_value: bool) -> Result<MeterState, StateError> {
+        Ok(match (tag, has_value) {
+            (0, false) => MeterState::Count(self.unsigned64()?),
+            (1, false) => MeterState::Sum(self.quantity()?),
+            (2, false) => MeterState::Max(None),
+            (2, true) => MeterState::Max(Some(self.quantity()?)),
+            (3, false) => MeterState::Min(None),
+            (3, true) => MeterState::Min(Some(self.quantity()?)),
+            (4, false) => MeterState::Avg { sum: self.quantity()?, count: self.unsigned64()? },
+            (5, false) => MeterState::Last(None),
+            (5, true) => {
+                let timestamp = self.instant(0)?;
+                let accepted_at = self.instant(timestamp.timestamp_micros())?;
+                MeterState::Last(Some(((timestamp, accepted_at, UsageEventId(self.id()?)), self.quantity()?)))
+            }
+            (6, false) => MeterState::UniqueCount(self.unsigned64()?),
+            _ => return Err(StateError::Damaged("an unknown meter function")),
+        })
+    }
+}
