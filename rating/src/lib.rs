@@ -4,13 +4,14 @@
 //! the invoice and the benchmarks call the same code, so that one thing has one figure everywhere.
 //!
 //! The walk of an event: [`window::WindowState::apply`] judges it by the filters of a binding, reads its value, puts it
-//! into the state of its [`window::RatingKey`] and says which thresholds it crossed. The walk of a bill:
+//! into the state of its [`RatingKey`] and says which thresholds it crossed. The walk of a bill:
 //! [`window::WindowState::rate`] takes the running totals of all keys through the allowance ([`allowance`]) and the tiers
 //! ([`pricing`]). Amounts are always computed anew from totals, never summed from differences, so the state of a window
 //! is a function of the *set* of its counted events (rule C1).
 
 pub mod allowance;
 pub mod binding;
+pub mod entry;
 pub mod error;
 pub mod exact;
 pub mod field;
@@ -26,6 +27,7 @@ pub mod window;
 
 pub use allowance::Allowance;
 pub use binding::{BindingDefinition, CompiledBinding};
+pub use entry::{Entry, RatingKey};
 pub use error::{RatingError, Result};
 pub use exact::Exact;
 pub use filter::FilterTree;
@@ -35,4 +37,4 @@ pub use pricing::{CompiledPrice, PriceDefinition, Tier, TierContribution, Walk, 
 pub use state::{StateError, Versions, WindowRecord};
 pub use threshold::{Breach, Threshold, ThresholdAction, ThresholdOwner};
 pub use total::{Accrual, Atom, Rated, RatedLine, RatingInput, Terms};
-pub use window::{Counted, Entry, Outcome, RatingKey, Target, WindowState};
+pub use window::{Counted, Outcome, Target, WindowState};

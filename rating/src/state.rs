@@ -11,12 +11,13 @@ use domain::{BindingId, Currency, Instant, Quantity, UsageEventId, VersionId};
 use uuid::Uuid;
 
 use crate::binding::CompiledBinding;
+use crate::entry::{Entry, RatingKey};
 use crate::error::{RatingError, Result};
 use crate::member::MemberRow;
 use crate::meter::MeterState;
 use crate::pricing::CompiledPrice;
 use crate::threshold::{FiredThreshold, ThresholdOwner};
-use crate::window::{Entry, RatingKey, WindowState};
+use crate::window::WindowState;
 
 /// The version that is written. A reader keeps knowing all earlier ones.
 const VERSION: u8 = 1;

@@ -10,10 +10,10 @@ use domain::{BindingId, BindingRole, Currency, Instant, MeterFunction, Money, Pr
 use smallvec::SmallVec;
 
 use crate::binding::CompiledBinding;
+use crate::entry::Entry;
 use crate::error::{RatingError, Result};
 use crate::exact::Exact;
 use crate::pricing::{CompiledPrice, Walk, walk};
-use crate::window::Entry;
 
 /// How the totals of one product and metric are charged.
 #[derive(Clone, Debug, PartialEq, Eq)]

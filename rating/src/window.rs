@@ -3,148 +3,21 @@
 //! An event is first prepared against the state (filter, value, new meter state, thresholds), then committed; an error
 //! comes out of the first step, so that nothing has changed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use domain::{BindingId, BindingRole, Currency, Instant, MeterId, ProductId, Quantity, UsageEvent, VersionId};
+use domain::{BindingId, BindingRole, Instant, MeterFunction, MeterId, Quantity, UsageEvent};
 use smallvec::SmallVec;
-use xxhash_rust::xxh3::xxh3_128;
 
 use crate::binding::CompiledBinding;
+use crate::entry::{Entry, RatingKey, key_of, member_hash};
 use crate::error::{RatingError, Result};
 use crate::exact::Exact;
-use crate::field::FieldValue;
 use crate::member::{MemberRow, Members};
 use crate::meter::MeterState;
 use crate::pricing::CompiledPrice;
 use crate::threshold::{Breach, Evaluation, FiredThreshold, evaluate};
 use crate::total::{Accrual, Rated, RatingInput, combined};
-
-/// What a running total is kept per (rule C1). Product, metric and price key follow from the versions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RatingKey {
-    /// Version of the binding: gives product, metric, filters and multiplier.
-    pub binding_version_id: VersionId,
-    /// Version of the meter that the binding pins.
-    pub meter_version_id: VersionId,
-    /// Version of the price, gives the price key; none for a binding that is not billed.
-    pub price_version_id: Option<VersionId>,
-    /// Start of the segment of the subscription's price context in which the event lies.
-    pub segment_start: Instant,
-    /// Wallet to which the event is pinned.
-    pub wallet_currency: Option<Currency>,
-}
-
-impl RatingKey {
-    /// A quick fingerprint; equal keys have equal ones.
-    fn fingerprint(&self) -> u64 {
-        let price = self.price_version_id.map_or(0, |id| id.0.as_u128());
-        let ids = self.binding_version_id.0.as_u128()
-            ^ self.meter_version_id.0.as_u128().rotate_left(23)
-            ^ price.rotate_left(46);
-        let wallet = self
-            .wallet_currency
-            .map_or(0, |currency| currency.as_str().bytes().fold(0_u64, |bits, byte| (bits << 8) | u64::from(byte)));
-        let mixed =
-            ids ^ u128::from(self.segment_start.timestamp_micros().cast_unsigned()) ^ (u128::from(wallet) << 64);
-        (mixed as u64) ^ ((mixed >> 64) as u64) // folds the halves, on purpose
-    }
-}
-
-/// One running total.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
-    pub(crate) binding: Arc<CompiledBinding>,
-    pub(crate) price: Option<Arc<CompiledPrice>>,
-    pub(crate) segment_start: Instant,
-    pub(crate) wallet_currency: Option<Currency>,
-    pub(crate) state: MeterState,
-    pub(crate) event_count: u64,
-}
-
-impl Entry {
-    /// Its key.
-    #[must_use]
-    pub fn key(&self) -> RatingKey {
-        key_of(&self.binding, self.price.as_ref(), self.segment_start, self.wallet_currency)
-    }
-
-    /// Version of the binding that counts.
-    #[must_use]
-    pub fn binding(&self) -> &Arc<CompiledBinding> {
-        &self.binding
-    }
-
-    /// Version of the price that rates; `None` when the binding is not billed.
-    #[must_use]
-    pub fn price(&self) -> Option<&Arc<CompiledPrice>> {
-        self.price.as_ref()
-    }
-
-    /// The product.
-    #[must_use]
-    pub fn product_id(&self) -> ProductId {
-        self.binding.product_id
-    }
-
-    /// The metric.
-    #[must_use]
-    pub fn metric_key(&self) -> &str {
-        &self.binding.meter.metric_key
-    }
-
-    /// The price key.
-    #[must_use]
-    pub fn price_key(&self) -> Option<&str> {
-        self.price.as_ref().and_then(|price| price.price_key.as_deref())
-    }
-
-    /// The wallet pin.
-    #[must_use]
-    pub fn wallet_currency(&self) -> Option<Currency> {
-        self.wallet_currency
-    }
-
-    /// Start of the price segment.
-    #[must_use]
-    pub fn segment_start(&self) -> Instant {
-        self.segment_start
-    }
-
-    /// State of the meter.
-    #[must_use]
-    pub fn state(&self) -> &MeterState {
-        &self.state
-    }
-
-    /// Events counted.
-    #[must_use]
-    pub fn event_count(&self) -> u64 {
-        self.event_count
-    }
-
-    /// Quantity after the multiplier, 0 when empty.
-    ///
-    /// # Errors
-    /// `Overflow`.
-    pub fn quantity(&self) -> Result<Exact> {
-        Ok(self.binding.quantity(&self.state)?.unwrap_or(Exact::ZERO))
-    }
-}
-
-fn key_of(
-    binding: &CompiledBinding,
-    price: Option<&Arc<CompiledPrice>>,
-    segment_start: Instant,
-    wallet_currency: Option<Currency>,
-) -> RatingKey {
-    RatingKey {
-        binding_version_id: binding.version_id,
-        meter_version_id: binding.meter.version_id,
-        price_version_id: price.map(|price| price.version_id),
-        segment_start,
-        wallet_currency,
-    }
-}
 
 /// Where an event goes: resolved by the caller at the event's timestamp.
 #[derive(Clone, Copy, Debug)]
@@ -199,14 +72,33 @@ pub struct WindowState {
 }
 
 /// An event that is ready to be counted.
-struct Prepared {
+struct Prepared<'t> {
     key: RatingKey,
-    entry: Entry,
+    target: Target<'t>,
     slot: Option<usize>,
+    state: MeterState,
+    event_count: u64,
     member: Option<u128>,
     /// The binding's observed value after the event, where it has thresholds.
     observed: Option<Exact>,
     evaluation: Evaluation,
+}
+
+impl Prepared<'_> {
+    fn quantity(&self) -> Result<Exact> {
+        Ok(self.target.binding.quantity(&self.state)?.unwrap_or(Exact::ZERO))
+    }
+
+    fn entry(&self) -> Entry {
+        Entry {
+            binding: Arc::clone(self.target.binding),
+            price: self.target.price.cloned(),
+            segment_start: self.key.segment_start,
+            wallet_currency: self.key.wallet_currency,
+            state: self.state,
+            event_count: self.event_count,
+        }
+    }
 }
 
 impl WindowState {
@@ -237,7 +129,7 @@ impl WindowState {
             return Ok(SmallVec::from_buf([self.apply(event, *target)?]));
         }
         let prepared: Vec<_> = targets.iter().map(|target| self.prepare(event, *target)).collect::<Result<_>>()?;
-        let commit = |prepared: Option<Prepared>| match prepared {
+        let commit = |prepared: Option<Prepared<'_>>| match prepared {
             Some(prepared) => Outcome::Counted(self.commit(prepared)),
             None => Outcome::Filtered,
         };
@@ -252,109 +144,114 @@ impl WindowState {
         self.prepare(event, target).map(drop)
     }
 
-    fn prepare(&self, event: &UsageEvent, target: Target<'_>) -> Result<Option<Prepared>> {
+    fn prepare<'t>(&self, event: &UsageEvent, mut target: Target<'t>) -> Result<Option<Prepared<'t>>> {
         let binding = target.binding;
         if !binding.matches(event) {
             return Ok(None);
         }
-        let price = match (binding.role, target.price) {
+        target.price = match (binding.role, target.price) {
             (BindingRole::Primary, None) => return Err(RatingError::Unpriced),
             (BindingRole::Primary, price) => price,
             (BindingRole::FormulaInput | BindingRole::Informational, _) => None,
         };
         let mut input = binding.meter.input(event)?;
-        let key = key_of(binding, price, target.segment_start, event.wallet_currency);
+        let key = key_of(binding, target.price, target.segment_start, event.wallet_currency);
         let slot = self.find(&key);
-        let mut entry = match slot {
-            Some(slot) => self.entries[slot].clone(),
-            None => Entry {
-                binding: Arc::clone(binding),
-                price: price.cloned(),
-                segment_start: target.segment_start,
-                wallet_currency: event.wallet_currency,
-                state: MeterState::new(binding.meter.function)?,
-                event_count: 0,
-            },
+        let (mut state, event_count) = match slot.map(|slot| &self.entries[slot]) {
+            Some(entry) => (entry.state, entry.event_count),
+            None => (MeterState::new(binding.meter.function)?, 0),
         };
         let member = input.distinct.map(|value| member_hash(binding, &key, value));
         input.member_is_new = member.is_some_and(|hash| self.member_count(binding.meter.meter_id, hash) == 0);
-        entry.state.apply(&input)?;
-        entry.event_count += 1;
-        let mut prepared = Prepared { key, entry, slot, member, observed: None, evaluation: Evaluation::default() };
-        if !binding.bound_thresholds().is_empty() {
-            self.observe(&mut prepared, target)?;
+        state.apply(&input)?;
+        let evaluation = Evaluation::default();
+        let event_count = event_count + 1;
+        let mut prepared = Prepared { key, target, slot, state, event_count, member, observed: None, evaluation };
+        if binding.bound_thresholds().is_empty() {
+            prepared.quantity()?; // a total that cannot be expressed is refused with the event that causes it
         } else {
-            prepared.entry.quantity()?; // a total that cannot be expressed is refused with the event that causes it
+            self.observe(&mut prepared)?;
         }
         Ok(Some(prepared))
     }
 
-    /// Evaluates the thresholds of the binding on its value before and after the event.
-    fn observe(&self, prepared: &mut Prepared, target: Target<'_>) -> Result<()> {
-        let binding = target.binding;
+    /// Evaluates the thresholds of the binding on its value before and after the event (rule C3).
+    fn observe(&self, prepared: &mut Prepared<'_>) -> Result<()> {
+        let Target { binding, allowance, .. } = prepared.target;
         let known = self.observed.iter().find(|observed| observed.binding_id == binding.binding_id);
         let after = self.observed_after(prepared, known)?;
-        let before = match (known, &prepared.entry.state) {
-            (Some(known), _) => Some(known.value),
-            (None, MeterState::Count(_) | MeterState::Sum(_) | MeterState::UniqueCount(_)) => Some(Exact::ZERO),
-            (None, _) => None,
+        let before = match known {
+            Some(known) => Some(known.value),
+            None => self.observed_before(binding)?,
         };
         let fired = known.map_or(&[][..], |known| &known.fired);
-        prepared.evaluation = evaluate(binding, before, after, target.allowance, fired)?;
+        prepared.evaluation = evaluate(binding, before, after, allowance, fired)?;
         prepared.observed = Some(after);
         Ok(())
     }
 
-    fn observed_after(&self, prepared: &Prepared, known: Option<&Observed>) -> Result<Exact> {
-        let after = prepared.entry.quantity()?;
-        let Some(known) = known else { return Ok(after) };
-        if !known.is_split
-            && let Some(slot) = prepared.slot
-        {
-            return known.value.checked_add(after)?.checked_sub(self.entries[slot].quantity()?);
-        }
-        let others = self
-            .entries
-            .iter()
-            .enumerate()
-            .filter(|(index, entry)| entry.binding.binding_id == known.binding_id && prepared.slot != Some(*index));
-        combined(others.map(|(_, entry)| entry).chain(std::iter::once(&prepared.entry)))
+    fn entries_of(&self, binding_id: BindingId) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |entry| entry.binding.binding_id == binding_id)
     }
 
-    fn commit(&mut self, prepared: Prepared) -> Counted {
-        let Prepared { key, entry, slot, member, observed, evaluation } = prepared;
-        if let Some(hash) = member {
-            self.members_mut(entry.binding.meter.meter_id).add(hash);
+    /// The value of a binding that had no thresholds until now; `None` for functions that have none without events.
+    fn observed_before(&self, binding: &CompiledBinding) -> Result<Option<Exact>> {
+        let zero_when_empty =
+            matches!(binding.meter.function, MeterFunction::Count | MeterFunction::Sum | MeterFunction::UniqueCount);
+        if self.entries_of(binding.binding_id).next().is_none() {
+            return Ok(zero_when_empty.then_some(Exact::ZERO));
         }
-        self.commit_observed(&entry, observed, &evaluation);
-        match slot {
-            Some(slot) => self.entries[slot] = entry,
-            None => self.push(entry, key.fingerprint()),
+        combined(self.entries_of(binding.binding_id)).map(Some)
+    }
+
+    fn observed_after(&self, prepared: &Prepared<'_>, known: Option<&Observed>) -> Result<Exact> {
+        if let Some(known) = known.filter(|known| !known.is_split)
+            && let Some(slot) = prepared.slot
+        {
+            let before = self.entries[slot].quantity()?;
+            return known.value.checked_sub(before)?.checked_add(prepared.quantity()?);
+        }
+        let changed = prepared.entry();
+        let others = self.entries_of(changed.binding.binding_id).filter(|entry| entry.key() != prepared.key);
+        combined(others.chain(std::iter::once(&changed)))
+    }
+
+    fn commit(&mut self, prepared: Prepared<'_>) -> Counted {
+        if let Some(hash) = prepared.member {
+            self.members_mut(prepared.target.binding.meter.meter_id).add(hash);
+        }
+        match prepared.slot {
+            Some(slot) => {
+                let entry = &mut self.entries[slot];
+                entry.state = prepared.state;
+                entry.event_count = prepared.event_count;
+            }
+            None => self.push(prepared.entry(), prepared.key.fingerprint()),
+        }
+        let Prepared { key, target, slot, observed, evaluation, .. } = prepared;
+        if let Some(value) = observed {
+            let observed = self.observed_slot(target.binding.binding_id, slot.is_none());
+            observed.value = value;
+            observed.fired.retain(|fired| !evaluation.rearmed.contains(fired));
+            observed.fired.extend(evaluation.fired);
         }
         Counted { key, breaches: evaluation.breaches }
     }
 
-    fn commit_observed(&mut self, entry: &Entry, observed: Option<Exact>, evaluation: &Evaluation) {
-        let Some(value) = observed else { return };
-        let same_version = |other: &Entry| {
-            other.binding.version_id == entry.binding.version_id
-                && other.binding.meter.version_id == entry.binding.meter.version_id
-        };
-        let id = entry.binding.binding_id;
-        let is_split = self.entries.iter().any(|other| other.binding.binding_id == id && !same_version(other));
-        let slot = self.observed_slot(id);
-        slot.value = value;
-        slot.is_split = is_split;
-        slot.fired.retain(|fired| !evaluation.rearmed.contains(fired));
-        slot.fired.extend(evaluation.fired.iter().cloned());
-    }
-
-    fn observed_slot(&mut self, binding_id: BindingId) -> &mut Observed {
+    /// What is known of a binding's observed value; `has_new_key` looks again whether several versions judge.
+    fn observed_slot(&mut self, binding_id: BindingId, has_new_key: bool) -> &mut Observed {
         let found = self.observed.iter().position(|observed| observed.binding_id == binding_id);
         let index = found.unwrap_or_else(|| {
             self.observed.push(Observed { binding_id, value: Exact::ZERO, is_split: false, fired: Vec::new() });
             self.observed.len() - 1
         });
+        if has_new_key || found.is_none() {
+            let mut versions = self.entries_of(binding_id).map(|e| (e.binding.version_id, e.binding.meter.version_id));
+            let first = versions.next();
+            let is_split = versions.any(|version| Some(version) != first);
+            drop(versions);
+            self.observed[index].is_split = is_split;
+        }
         &mut self.observed[index]
     }
 
@@ -439,38 +336,14 @@ impl WindowState {
             window.members_mut(row.meter_id).load(row.hash, row.count);
         }
         for (binding_id, fired) in fired {
-            window.observed_slot(binding_id).fired.push(fired);
+            window.observed_slot(binding_id, false).fired.push(fired);
         }
-        for index in 0..window.entries.len() {
-            let entry = window.entries[index].clone();
-            if !entry.binding.bound_thresholds().is_empty() {
-                let id = entry.binding.binding_id;
-                let value = combined(window.entries.iter().filter(|other| other.binding.binding_id == id))?;
-                window.commit_observed(&entry, Some(value), &Evaluation::default());
-            }
+        let watched = window.entries.iter().filter(|entry| !entry.binding.bound_thresholds().is_empty());
+        let watched: BTreeSet<BindingId> = watched.map(|entry| entry.binding.binding_id).collect();
+        for id in watched {
+            let value = combined(window.entries_of(id))?;
+            window.observed_slot(id, true).value = value;
         }
         Ok(window)
     }
-}
-
-/// What a distinct value is counted under: the rating key without the versions of binding and meter, because "distinct"
-/// holds over both parts of a window that a new version splits (meters.md 5).
-fn member_hash(binding: &CompiledBinding, key: &RatingKey, value: FieldValue<'_>) -> u128 {
-    let mut bytes = SmallVec::<[u8; 128]>::new();
-    bytes.extend_from_slice(binding.binding_id.0.as_bytes());
-    bytes.extend_from_slice(key.price_version_id.map(|id| id.0.into_bytes()).unwrap_or_default().as_slice());
-    bytes.extend_from_slice(&key.segment_start.timestamp_micros().to_le_bytes());
-    bytes.extend_from_slice(key.wallet_currency.as_ref().map_or("---", Currency::as_str).as_bytes());
-    match value {
-        FieldValue::Bool(value) => bytes.extend_from_slice(&[0, u8::from(value)]),
-        FieldValue::Number(value) => {
-            bytes.push(1);
-            bytes.extend_from_slice(&value.units().to_le_bytes());
-        }
-        FieldValue::Text(value) => {
-            bytes.push(2);
-            bytes.extend_from_slice(value.as_bytes());
-        }
-    }
-    xxh3_128(&bytes)
 }
