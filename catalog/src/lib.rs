@@ -1,1 +1,3 @@
-//! (room under construction)
+//! The versioned catalog: products, plans, prices, meters and bindings, and the compiled snapshots that rating reads.
+
+pub mod compiled;

@@ -1,0 +1,197 @@
+//! Keeps compiled snapshots fresh: `LISTEN` with polling behind it (rule B6).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dashmap::DashMap;
+use domain::{Error, Result, SubscriptionId, WorkspaceId};
+use sqlx::Row;
+use store::{Store, StoreError};
+use tokio::sync::watch;
+
+use super::{SubscriptionTerms, WorkspaceCatalog};
+
+/// Subscriptions whose terms are kept; beyond that the least recently used are read again when needed.
+const TERMS_MAX: usize = 200_000;
+/// Polls behind `LISTEN`, and after every reconnect.
+const POLL: Duration = Duration::from_secs(1);
+
+/// The compiled catalogs and terms that this process has read, as of [`Snapshots::revision`].
+#[derive(Debug)]
+pub struct Snapshots {
+    store: Store,
+    workspaces: DashMap<WorkspaceId, Arc<WorkspaceCatalog>>,
+    terms: quick_cache::sync::Cache<SubscriptionId, Arc<SubscriptionTerms>>,
+    revision: watch::Sender<i64>,
+    /// One refresh at a time: revisions are applied in order.
+    refreshing: tokio::sync::Mutex<()>,
+}
+
+impl Snapshots {
+    /// Starts empty, at the present revision.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn start(store: Store) -> Result<Arc<Self>> {
+        let revision = current_revision(&store).await?;
+        Ok(Arc::new(Self {
+            store,
+            workspaces: DashMap::new(),
+            terms: quick_cache::sync::Cache::new(TERMS_MAX),
+            revision: watch::Sender::new(revision),
+            refreshing: tokio::sync::Mutex::new(()),
+        }))
+    }
+
+    /// The revision up to which every change has been applied here.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        *self.revision.borrow()
+    }
+
+    /// The compiled catalog of a workspace.
+    ///
+    /// # Errors
+    /// As every statement; `Internal` when a stored version cannot be compiled.
+    pub async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Arc<WorkspaceCatalog>> {
+        if let Some(found) = self.workspaces.get(&workspace_id) {
+            return Ok(found.clone());
+        }
+        // Under the refresh lock, so that a change cannot slip between the reading and the insertion.
+        let _guard = self.refreshing.lock().await;
+        if let Some(found) = self.workspaces.get(&workspace_id) {
+            return Ok(found.clone());
+        }
+        let loaded = Arc::new(WorkspaceCatalog::load(&self.store, workspace_id).await?);
+        self.workspaces.insert(workspace_id, loaded.clone());
+        Ok(loaded)
+    }
+
+    /// The terms of a subscription of this workspace; `None` when it does not exist there.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn terms(&self, workspace_id: WorkspaceId, id: SubscriptionId) -> Result<Option<Arc<SubscriptionTerms>>> {
+        let found = self.terms_of_many(&[id]).await?.remove(&id);
+        Ok(found.filter(|terms| terms.workspace_id == workspace_id))
+    }
+
+    /// The terms, if they are at hand.
+    #[must_use]
+    pub fn cached_terms(&self, id: SubscriptionId) -> Option<Arc<SubscriptionTerms>> {
+        self.terms.get(&id)
+    }
+
+    /// The catalog of a workspace, if it is at hand.
+    #[must_use]
+    pub fn cached_workspace(&self, workspace_id: WorkspaceId) -> Option<Arc<WorkspaceCatalog>> {
+        self.workspaces.get(&workspace_id).map(|found| found.clone())
+    }
+
+    /// The terms of many subscriptions, missing ones in one query (P5). Unknown ids are absent; the caller compares the
+    /// workspace.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn terms_of_many(
+        &self,
+        ids: &[SubscriptionId],
+    ) -> Result<HashMap<SubscriptionId, Arc<SubscriptionTerms>>> {
+        let mut found = HashMap::with_capacity(ids.len());
+        let mut missing = Vec::new();
+        for id in ids {
+            match self.terms.get(id) {
+                Some(terms) => drop(found.insert(*id, terms)),
+                None => missing.push(*id),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        let _guard = self.refreshing.lock().await;
+        let mut conn = self.store.pool().acquire().await.context("reading subscription terms")?;
+        for (id, terms) in SubscriptionTerms::load(&mut conn, &missing).await? {
+            let terms = Arc::new(terms);
+            self.terms.insert(id, terms.clone());
+            found.insert(id, terms);
+        }
+        Ok(found)
+    }
+
+    /// Waits until this process has applied a revision (rule B6): a record must not be judged by an older catalog.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn reach(&self, revision: i64) -> Result<()> {
+        if self.revision() < revision {
+            self.refresh().await?;
+        }
+        if self.revision() < revision {
+            return Err(Error::invariant(format!("catalog revision {revision} does not exist")));
+        }
+        Ok(())
+    }
+
+    /// Applies what has changed since the last time.
+    ///
+    /// # Errors
+    /// As every statement; the snapshots stay as they were.
+    pub async fn refresh(&self) -> Result<()> {
+        let _guard = self.refreshing.lock().await;
+        let known = self.revision();
+        let rows = sqlx::query(
+            "SELECT revision, workspace_id, entity_type, entity_id FROM catalog_change WHERE revision > $1 ORDER BY revision",
+        )
+        .bind(known)
+        .fetch_all(self.store.pool())
+        .await
+        .context("reading catalog changes")?;
+        let mut reached = known;
+        for row in rows {
+            let entity_type: String = row.try_get("entity_type").context("reading a catalog change")?;
+            let workspace_id: WorkspaceId = row.try_get("workspace_id").context("reading a catalog change")?;
+            let entity_id: uuid::Uuid = row.try_get("entity_id").context("reading a catalog change")?;
+            reached = row.try_get("revision").context("reading a catalog change")?;
+            match entity_type.as_str() {
+                "catalog" => drop(self.workspaces.remove(&workspace_id)),
+                "subscription" => drop(self.terms.remove(&SubscriptionId(entity_id))),
+                // Terms carry the customer's country: those of this customer are read again.
+                _ => self.terms.retain(|_, terms| terms.customer_id.0 != entity_id),
+            }
+        }
+        self.revision.send_if_modified(|revision| std::mem::replace(revision, reached) != reached);
+        Ok(())
+    }
+
+    /// Listens and polls until the process ends; trouble with the database is logged and tried again.
+    pub async fn keep_fresh(self: Arc<Self>) {
+        loop {
+            if let Err(error) = self.listen().await {
+                tracing::warn!(error = %error, "catalog listener lost its connection");
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn listen(&self) -> Result<()> {
+        let mut listener = sqlx::postgres::PgListener::connect_with(self.store.pool())
+            .await
+            .context("listening for catalog changes")?;
+        listener.listen(store::transaction::CATALOG_CHANNEL).await.context("listening for catalog changes")?;
+        loop {
+            self.refresh().await?;
+            // A notification or a second without one: both lead to a refresh.
+            if let Ok(notification) = tokio::time::timeout(POLL, listener.recv()).await {
+                notification.context("listening for catalog changes")?;
+            }
+        }
+    }
+}
+
+async fn current_revision(store: &Store) -> Result<i64> {
+    sqlx::query_scalar("SELECT revision FROM catalog_revision")
+        .fetch_one(store.pool())
+        .await
+        .context("reading the catalog revision")
+}

@@ -1,0 +1,424 @@
+//! The compiled catalog of one workspace: which binding counts an event, which price rates it, what is included.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use domain::period::Period;
+use domain::{
+    BillingIntervalUnit, BindingId, BindingRole, Currency, CustomerId, Error, Instant, OveragePolicy, PlanId, PriceId,
+    PricingModel, ProductId, ProductTaxCategory, ProductType, Quantity, Result, SupplyType, UnmatchedPriceKeyPolicy,
+    VersionId, WorkspaceId,
+};
+use rating::allowance::{AllowancePart, included_quantity, prorated};
+use rating::{CompiledBinding, CompiledPrice, Terms, WindowState};
+
+use super::SubscriptionTerms;
+
+/// A product, as rating and invoice assembly need it.
+#[derive(Clone, Debug)]
+pub struct ProductTerms {
+    /// The product.
+    pub id: ProductId,
+    /// Name on the invoice line.
+    pub name: String,
+    /// Where its quantity comes from.
+    pub kind: ProductType,
+    /// How its tiers are walked.
+    pub pricing_model: PricingModel,
+    /// Deleted or archived products take no new usage.
+    pub is_live: bool,
+    /// Label of the key dimension; any makes the product keyed.
+    pub price_key_label: Option<String>,
+    /// What happens to unknown keys.
+    pub unmatched_price_key_policy: UnmatchedPriceKeyPolicy,
+    /// Key used by `use_default`.
+    pub default_price_key: Option<String>,
+    /// Price of the total less price of the allowance (allowances.md rule 2).
+    pub tiers_on_total: bool,
+    /// Tax category of its lines.
+    pub tax_category: ProductTaxCategory,
+    /// Tax discriminator of its lines.
+    pub supply_type: SupplyType,
+    /// Bindings, in order of their ids.
+    pub bindings: Vec<BindingTimeline>,
+    /// Prices, in order of their ids.
+    pub prices: Vec<PriceTimeline>,
+}
+
+impl ProductTerms {
+    /// Whether the product has sibling prices told apart by `price_key`.
+    #[must_use]
+    pub fn is_keyed(&self) -> bool {
+        self.price_key_label.is_some()
+    }
+}
+
+/// The versions of one binding.
+#[derive(Clone, Debug)]
+pub struct BindingTimeline {
+    /// The binding.
+    pub id: BindingId,
+    /// Metric that it reads.
+    pub metric_key: String,
+    /// Versions with the span in which they hold, by start. A new version of the meter makes a new entry, too.
+    pub versions: Vec<(Instant, Option<Instant>, Arc<CompiledBinding>)>,
+}
+
+impl BindingTimeline {
+    /// The version that is live at an instant.
+    #[must_use]
+    pub fn at(&self, instant: Instant) -> Option<&Arc<CompiledBinding>> {
+        self.versions
+            .iter()
+            .rev()
+            .find(|(from, to, _)| *from <= instant && to.is_none_or(|to| instant < to))
+            .map(|(_, _, binding)| binding)
+    }
+}
+
+/// The versions of one price, and whom it is for.
+#[derive(Clone, Debug)]
+pub struct PriceTimeline {
+    /// The price.
+    pub id: PriceId,
+    /// Restricted to a plan.
+    pub plan_id: Option<PlanId>,
+    /// Restricted to a version of that plan.
+    pub plan_version: Option<i32>,
+    /// Restricted to a customer.
+    pub customer_id: Option<CustomerId>,
+    /// Restricted to a billing country.
+    pub country_code: Option<String>,
+    /// Restricted to these values of dimensions.
+    pub custom_dimensions: Vec<(String, String)>,
+    /// Currency of every version.
+    pub currency: Currency,
+    /// Sibling of a keyed product.
+    pub price_key: Option<String>,
+    /// Restricted to a billing interval.
+    pub interval: Option<(BillingIntervalUnit, u32)>,
+    /// The price itself is valid from here,
+    pub valid_from: Option<Instant>,
+    /// and until here, exclusive: `valid_to`, or when it was archived.
+    pub valid_to: Option<Instant>,
+    /// Versions with the span in which they hold, by start.
+    pub versions: Vec<(Instant, Option<Instant>, Arc<CompiledPrice>)>,
+}
+
+/// A plan version: what it includes and which versions it pins.
+#[derive(Clone, Debug, Default)]
+pub struct PlanVersionTerms {
+    /// Number of the version.
+    pub version: i32,
+    /// Products with their allowances.
+    pub products: Vec<PlanProductTerms>,
+    /// Pinned price versions.
+    pub price_pins: HashMap<PriceId, VersionId>,
+}
+
+/// Allowance of one product of a plan version.
+#[derive(Clone, Debug)]
+pub struct PlanProductTerms {
+    /// The product.
+    pub product_id: ProductId,
+    /// Included per period.
+    pub included_quantity: Quantity,
+    /// Whether it is multiplied by the item's quantity.
+    pub included_quantity_per_unit: bool,
+    /// What happens beyond.
+    pub overage_policy: OveragePolicy,
+}
+
+/// For whom and when a price is wanted (prices.md, Resolution).
+#[derive(Clone, Copy, Debug)]
+pub struct PriceQuery<'a> {
+    /// What is priced.
+    pub product_id: ProductId,
+    /// Key on a keyed product.
+    pub price_key: Option<&'a str>,
+    /// Plan of the caller.
+    pub plan_id: Option<PlanId>,
+    /// Version of that plan; its pins fix the version of a price.
+    pub plan_version_id: Option<VersionId>,
+    /// Customer of the caller.
+    pub customer_id: Option<CustomerId>,
+    /// Billing country of the caller.
+    pub country: Option<&'a str>,
+    /// Currency that the price must have.
+    pub currency: Option<Currency>,
+    /// Billing interval of the caller.
+    pub interval: Option<(BillingIntervalUnit, u32)>,
+    /// Dimensions of the caller.
+    pub dimensions: &'a domain::event::Vars,
+    /// When.
+    pub at: Instant,
+}
+
+domain::wire_enum! {
+    /// Why a price was chosen.
+    pub enum PriceResolution {
+        /// The active phase's price of the item.
+        PhaseItem = "PHASE_ITEM",
+        /// It is the customer's own.
+        Customer = "CUSTOMER",
+        /// It is the plan's.
+        Plan = "PLAN",
+        /// It is for the country.
+        Country = "COUNTRY",
+        /// It matches dimensions.
+        Dimensions = "DIMENSIONS",
+        /// It is the general one.
+        Base = "BASE",
+    }
+}
+
+/// The price that applies.
+#[derive(Clone, Debug)]
+pub struct ResolvedPrice<'a> {
+    /// Version that applies.
+    pub price: &'a Arc<CompiledPrice>,
+    /// Start of that version.
+    pub effective_from: Instant,
+    /// Why.
+    pub resolved_by: PriceResolution,
+}
+
+/// Why no price applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unpriced {
+    /// No row matches.
+    #[error("no price applies")]
+    NoPrice,
+    /// Rows match, but in another currency.
+    #[error("the price is in {0}")]
+    OtherCurrency(Currency),
+}
+
+impl Unpriced {
+    /// As the API answers it: 404 when nothing matches, 422 on a currency mismatch.
+    #[must_use]
+    pub fn into_error(self, product_id: ProductId) -> Error {
+        match self {
+            Self::NoPrice => Error::business_rule(format!("no price of product {product_id} applies")),
+            Self::OtherCurrency(currency) => {
+                Error::rule("CURRENCY_MISMATCH", format!("the price of product {product_id} is in {currency}"))
+            }
+        }
+    }
+}
+
+/// Every version of everything that a workspace sells and meters.
+#[derive(Clone, Debug)]
+pub struct WorkspaceCatalog {
+    /// Data space.
+    pub workspace_id: WorkspaceId,
+    pub(super) products: HashMap<ProductId, ProductTerms>,
+    pub(super) plan_versions: HashMap<VersionId, PlanVersionTerms>,
+    pub(super) bindings: HashMap<(VersionId, VersionId), Arc<CompiledBinding>>,
+    pub(super) prices: HashMap<VersionId, Arc<CompiledPrice>>,
+}
+
+impl rating::Versions for WorkspaceCatalog {
+    fn binding(&self, binding_version: VersionId, meter_version: VersionId) -> Option<Arc<CompiledBinding>> {
+        self.bindings.get(&(binding_version, meter_version)).cloned()
+    }
+
+    fn price(&self, price_version: VersionId) -> Option<Arc<CompiledPrice>> {
+        self.prices.get(&price_version).cloned()
+    }
+}
+
+impl WorkspaceCatalog {
+    /// A product.
+    #[must_use]
+    pub fn product(&self, id: ProductId) -> Option<&ProductTerms> {
+        self.products.get(&id)
+    }
+
+    /// A plan version.
+    #[must_use]
+    pub fn plan_version(&self, id: VersionId) -> Option<&PlanVersionTerms> {
+        self.plan_versions.get(&id)
+    }
+
+    /// The bindings of a product that read a metric and are live at an instant, PRIMARY first.
+    pub fn bindings_of<'a>(
+        &'a self,
+        product: &'a ProductTerms,
+        metric_key: &'a str,
+        at: Instant,
+    ) -> impl Iterator<Item = &'a Arc<CompiledBinding>> {
+        product.bindings.iter().filter(move |binding| binding.metric_key == metric_key).filter_map(move |b| b.at(at))
+    }
+
+    /// The price that applies: one ordered decision, the most specific row wins (prices.md, Resolution).
+    ///
+    /// # Errors
+    /// `NoPrice`, or `OtherCurrency` when rows match in another currency only.
+    pub fn resolve(&self, query: &PriceQuery<'_>) -> Result<ResolvedPrice<'_>, Unpriced> {
+        let product = self.products.get(&query.product_id).ok_or(Unpriced::NoPrice)?;
+        let plan = query.plan_version_id.and_then(|id| self.plan_versions.get(&id));
+        let candidates = product.prices.iter().filter(|price| price.fits(query, plan));
+        let versions = candidates.filter_map(|price| price.version(query.at, plan).map(|version| (price, version)));
+        let (mut best, mut other): (Option<(Specificity, _)>, _) = (None, None);
+        for (price, (from, version)) in versions {
+            if query.currency.is_some_and(|currency| currency != price.currency) {
+                other = Some(price.currency);
+                continue;
+            }
+            let specificity = price.specificity(from);
+            if best.as_ref().is_none_or(|(known, _)| specificity > *known) {
+                let resolved_by = price.resolution();
+                best = Some((specificity, ResolvedPrice { price: version, effective_from: from, resolved_by }));
+            }
+        }
+        match (best, other) {
+            (Some((_, resolved)), _) => Ok(resolved),
+            (None, Some(currency)) => Err(Unpriced::OtherCurrency(currency)),
+            (None, None) => Err(Unpriced::NoPrice),
+        }
+    }
+
+    /// The price of a subscription's product at an instant: the item's fixed price, or what resolves.
+    ///
+    /// # Errors
+    /// As [`WorkspaceCatalog::resolve`].
+    pub fn resolve_for<'a>(
+        &'a self,
+        terms: &SubscriptionTerms,
+        product_id: ProductId,
+        price_key: Option<&str>,
+        dimensions: &domain::event::Vars,
+        at: Instant,
+    ) -> Result<ResolvedPrice<'a>, Unpriced> {
+        if let Some(fixed) = terms.item_of(product_id, at).and_then(|item| item.price_id)
+            && let Some(price) = self.products.get(&product_id).and_then(|p| p.prices.iter().find(|p| p.id == fixed))
+            && price.price_key.as_deref() == price_key
+        {
+            let plan = self.plan_versions.get(&terms.plan_version_id);
+            let (effective_from, version) = price.version(at, plan).ok_or(Unpriced::NoPrice)?;
+            if price.currency != terms.currency {
+                return Err(Unpriced::OtherCurrency(price.currency));
+            }
+            return Ok(ResolvedPrice { price: version, effective_from, resolved_by: price.resolution() });
+        }
+        self.resolve(&PriceQuery {
+            product_id,
+            price_key,
+            plan_id: Some(terms.plan_id),
+            plan_version_id: Some(terms.plan_version_id),
+            customer_id: Some(terms.customer_id),
+            country: terms.country.as_deref(),
+            currency: Some(terms.currency),
+            interval: Some((terms.schedule.unit, terms.schedule.count)),
+            dimensions,
+            at,
+        })
+    }
+
+    /// Total allowance of a product in a window of a subscription: the item's own quantity, else the plan's; a partial
+    /// first period has its share (allowances.md rule 3).
+    ///
+    /// # Errors
+    /// 422 when a product of quantities leaves the range.
+    pub fn allowance(&self, terms: &SubscriptionTerms, product_id: ProductId, window: Period) -> Result<Quantity> {
+        let item = terms.item_of(product_id, window.start).or_else(|| terms.item_of(product_id, window.end));
+        let planned = self
+            .plan_versions
+            .get(&terms.plan_version_id)
+            .and_then(|plan| plan.products.iter().find(|product| product.product_id == product_id));
+        let (included, per_unit) = match (item.and_then(|item| item.included_quantity), planned) {
+            (Some(own), _) => (own, false),
+            (None, Some(planned)) => (planned.included_quantity, planned.included_quantity_per_unit),
+            (None, None) => return Ok(Quantity::ZERO),
+        };
+        let seats = item.map_or(Quantity::ONE, |item| item.quantity);
+        let total = included_quantity(included, per_unit, seats)?;
+        let full = terms.schedule.full_interval_ending(window.end);
+        if terms.is_trial(window.start) || window.seconds() >= full.seconds() || total.is_zero() {
+            return Ok(total);
+        }
+        let seconds = |period: Period| u64::try_from(period.seconds()).unwrap_or(0);
+        Ok(prorated(&[AllowancePart { quantity: total, seconds: seconds(window) }], seconds(full))?)
+    }
+
+    /// What rating needs beside the totals: the allowance of every product and metric that the window has counted.
+    ///
+    /// # Errors
+    /// As [`WorkspaceCatalog::allowance`].
+    pub fn rating_terms(&self, terms: &SubscriptionTerms, window: Period, state: &WindowState) -> Result<Vec<Terms>> {
+        let mut found: Vec<Terms> = Vec::new();
+        for entry in state.entries().iter().filter(|entry| entry.binding().role == BindingRole::Primary) {
+            let (product_id, metric_key) = (entry.product_id(), entry.metric_key());
+            if found.iter().any(|terms| terms.product_id == product_id && terms.metric_key == metric_key) {
+                continue;
+            }
+            found.push(Terms {
+                product_id,
+                metric_key: metric_key.to_owned(),
+                allowance: self.allowance(terms, product_id, window)?,
+                tiers_on_total: self.products.get(&product_id).is_some_and(|product| product.tiers_on_total),
+            });
+        }
+        Ok(found)
+    }
+}
+
+/// Compared level by level: customer, plan, country, matching dimensions, start of the version, then the id.
+type Specificity = (bool, bool, bool, usize, Instant, PriceId);
+
+impl PriceTimeline {
+    /// Whether nothing that the row names is denied by the caller.
+    fn fits(&self, query: &PriceQuery<'_>, plan: Option<&PlanVersionTerms>) -> bool {
+        self.price_key.as_deref() == query.price_key
+            && self.customer_id.is_none_or(|id| query.customer_id == Some(id))
+            && self.plan_id.is_none_or(|id| query.plan_id == Some(id))
+            && self.plan_version.is_none_or(|version| plan.is_some_and(|plan| plan.version == version))
+            && self.country_code.as_deref().is_none_or(|country| query.country == Some(country))
+            && self.interval.is_none_or(|interval| query.interval == Some(interval))
+            && self.valid_from.is_none_or(|from| from <= query.at)
+            && self.valid_to.is_none_or(|to| query.at < to)
+            && self
+                .custom_dimensions
+                .iter()
+                .all(|(name, value)| query.dimensions.get(name).is_some_and(|given| given.to_string() == *value))
+    }
+
+    /// The version that the plan version pins, else the one in effect at an instant.
+    fn version(&self, at: Instant, plan: Option<&PlanVersionTerms>) -> Option<(Instant, &Arc<CompiledPrice>)> {
+        let pinned = plan.and_then(|plan| plan.price_pins.get(&self.id));
+        self.versions
+            .iter()
+            .rev()
+            .find(|(from, to, version)| match pinned {
+                Some(pin) => version.version_id == *pin,
+                None => *from <= at && to.is_none_or(|to| at < to),
+            })
+            .map(|(from, _, version)| (*from, version))
+    }
+
+    fn specificity(&self, from: Instant) -> Specificity {
+        (
+            self.customer_id.is_some(),
+            self.plan_id.is_some(),
+            self.country_code.is_some(),
+            self.custom_dimensions.len(),
+            from,
+            self.id,
+        )
+    }
+
+    fn resolution(&self) -> PriceResolution {
+        if self.customer_id.is_some() {
+            PriceResolution::Customer
+        } else if self.plan_id.is_some() {
+            PriceResolution::Plan
+        } else if self.country_code.is_some() {
+            PriceResolution::Country
+        } else if self.custom_dimensions.is_empty() {
+            PriceResolution::Base
+        } else {
+            PriceResolution::Dimensions
+        }
+    }
+}
