@@ -4,6 +4,10 @@
 //! [`kafka::KafkaLog`] (Apache Kafka, scaled out). Positions of one partition grow by one per record without a gap that a
 //! reader could mistake for a loss; offsets never repeat within a log id (rule A6).
 
+pub mod kafka;
+pub mod local;
+pub mod registry;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use domain::Position;
