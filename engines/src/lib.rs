@@ -8,11 +8,16 @@
 //! directory remembers. Starting is guarded by a file lock: any number of processes may ask at the same time, and
 //! one of them starts.
 
+pub mod clickhouse;
+mod daemon;
 pub mod error;
 mod files;
+pub mod kafka;
 pub mod postgres;
 mod process;
 pub mod testing;
 
+pub use clickhouse::ClickHouse;
 pub use error::EngineError;
+pub use kafka::Kafka;
 pub use postgres::{EmbeddedPostgres, PostgresOptions};

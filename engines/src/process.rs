@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -34,9 +34,40 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 }
 
 fn process_state(pid: i32) -> Option<char> {
+    stat_field(pid, 3)?.chars().next()
+}
+
+/// When the process started, in clock ticks since the machine did. With the number it names a process for good.
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    stat_field(pid, 22)?.parse().ok()
+}
+
+/// A field of `/proc/PID/stat`, counted from 1 as in proc(5), from the third on.
+fn stat_field(pid: i32, number: usize) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the program's name in brackets and may itself hold spaces and brackets.
-    stat.rsplit_once(')')?.1.trim_start().chars().next()
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(number - 3).map(str::to_owned)
+}
+
+/// Makes the command's process the leader of a new session.
+pub(crate) fn in_own_session(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: setsid is async-signal-safe, which is what a process between fork and exec may call.
+    unsafe {
+        command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(std::io::Error::from));
+    }
+}
+
+/// The folder of the workspace that this crate was built in.
+pub(crate) fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Runs a script of the workspace that prints one line, and returns the line.
+pub(crate) async fn run_script(path: &str) -> Result<String, EngineError> {
+    let printed = run(path, Command::new(workspace().join(path))).await?;
+    Ok(printed.trim().to_owned())
 }
 
 /// Sends a signal; a process that is gone already is no error.

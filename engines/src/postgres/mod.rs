@@ -69,22 +69,43 @@ impl EmbeddedPostgres {
     /// # Errors
     /// [`EngineError::Missing`] without PostgreSQL 15 or newer; the others say what to do.
     pub async fn start(dir: &Path, options: PostgresOptions) -> Result<Self, EngineError> {
-        let programs = Programs::find().await?;
         let user = Unprivileged::find().await?;
         // Others may pass through, as the unprivileged user must; what is inside guards itself.
         files::make_dir(dir, 0o711)?;
         let dir = dir.canonicalize().map_err(EngineError::io("resolving", dir))?;
         user.check_can_enter(&dir).await?;
         let _starting = FileLock::exclusive(&dir.join("start.lock")).await?;
-        let users = FileLock::shared(&dir.join("users.lock"))?;
-        initialise(&dir, &programs, &user).await?;
-        let password = files::read_trimmed(&dir.join("password")).unwrap_or_default();
-        let mut engine = Self { dir, programs, user, port: 0, password, users };
-        engine.port = match engine.adopt().await? {
+        let mut engine = Self::open(dir, user).await?;
+        initialise(&engine.dir, &engine.programs, &engine.user).await?;
+        engine.password = files::read_trimmed(&engine.dir.join("password")).unwrap_or_default();
+        engine.port = match engine.running_port().await? {
             Some(port) => port,
             None => engine.launch(&options).await?,
         };
         Ok(engine)
+    }
+
+    /// The engine that runs in `dir`; `None` when none does.
+    ///
+    /// # Errors
+    /// As [`EmbeddedPostgres::start`].
+    pub async fn adopt(dir: &Path) -> Result<Option<Self>, EngineError> {
+        if !dir.join("cluster").is_dir() {
+            return Ok(None);
+        }
+        let dir = dir.canonicalize().map_err(EngineError::io("resolving", dir))?;
+        let _starting = FileLock::exclusive(&dir.join("start.lock")).await?;
+        let mut engine = Self::open(dir, Unprivileged::find().await?).await?;
+        let Some(port) = engine.running_port().await? else { return Ok(None) };
+        engine.port = port;
+        Ok(Some(engine))
+    }
+
+    async fn open(dir: PathBuf, user: Unprivileged) -> Result<Self, EngineError> {
+        let programs = Programs::find().await?;
+        let users = FileLock::shared(&dir.join("users.lock"))?;
+        let password = files::read_trimmed(&dir.join("password")).unwrap_or_default();
+        Ok(Self { dir, programs, user, port: 0, password, users })
     }
 
     /// The port of 127.0.0.1 that the engine listens on.
@@ -142,7 +163,7 @@ impl EmbeddedPostgres {
     }
 
     /// The port of a running engine. Waits for one that is starting, and for the end of one that is stopping.
-    async fn adopt(&self) -> Result<Option<u16>, EngineError> {
+    async fn running_port(&self) -> Result<Option<u16>, EngineError> {
         let deadline = Instant::now() + START_LIMIT;
         while let Some(postmaster) = Postmaster::read(&self.cluster()) {
             match postmaster.status {

@@ -14,13 +14,21 @@
 
 mod database;
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::OnceCell;
 
-use crate::{EmbeddedPostgres, EngineError, PostgresOptions};
+use crate::{ClickHouse, EmbeddedPostgres, EngineError, Kafka, PostgresOptions};
 
 pub use database::TestDatabase;
+
+/// Variable with the URL of a PostgreSQL superuser.
+pub const POSTGRES_VARIABLE: &str = "KONTORION_TEST_POSTGRES_URL";
+/// Variable with the bootstrap address of Apache Kafka.
+pub const KAFKA_VARIABLE: &str = "KONTORION_TEST_KAFKA";
+/// Variable with the base URL of ClickHouse's HTTP interface.
+pub const CLICKHOUSE_VARIABLE: &str = "KONTORION_TEST_CLICKHOUSE";
 
 /// A fresh database with the schema of `migrations/postgres`, dropped with the returned value.
 ///
@@ -36,20 +44,84 @@ pub async fn database() -> TestDatabase {
 
 /// URL of a superuser on the PostgreSQL that all tests share.
 async fn postgres_url() -> Result<String, EngineError> {
-    if let Ok(url) = std::env::var("KONTORION_TEST_POSTGRES_URL") {
+    if let Ok(url) = std::env::var(POSTGRES_VARIABLE) {
         return Ok(url);
     }
     // The handle is kept until the process ends: it tells others that the engine is in use.
     static SHARED: OnceCell<EmbeddedPostgres> = OnceCell::const_new();
-    let engine = SHARED.get_or_try_init(shared_postgres).await?;
+    let start = async || postgres_for_tests(&shared_dir()?.join("postgres")).await;
+    let engine = SHARED.get_or_try_init(start).await?;
     Ok(engine.url("postgres"))
 }
 
-/// Starts or adopts the PostgreSQL of all tests. It survives no power loss, which is what makes it quick.
+/// Bootstrap address of the Apache Kafka that all tests share: name your topics after a new UUID.
+///
+/// `None`, with a line that says which test did not run, when it cannot be had.
+///
+/// # Panics
+/// With `CI=true`, when it cannot be had.
+pub async fn kafka() -> Option<String> {
+    if let Ok(bootstrap) = std::env::var(KAFKA_VARIABLE) {
+        return available("Apache Kafka", address(bootstrap));
+    }
+    static SHARED: OnceCell<Result<Kafka, String>> = OnceCell::const_new();
+    let start = async || Kafka::start(&shared_dir()?.join("kafka")).await;
+    let shared = SHARED.get_or_init(async || start().await.map_err(|error| error.chain())).await;
+    available("Apache Kafka", shared.as_ref().map(Kafka::bootstrap).map_err(Clone::clone))
+}
+
+/// Base URL of the ClickHouse that all tests share: make a database of your own in it.
+///
+/// `None`, with a line that says which test did not run, when it cannot be had.
+///
+/// # Panics
+/// With `CI=true`, when it cannot be had.
+pub async fn clickhouse() -> Option<String> {
+    if let Ok(url) = std::env::var(CLICKHOUSE_VARIABLE) {
+        return available("ClickHouse", address(url));
+    }
+    static SHARED: OnceCell<Result<ClickHouse, String>> = OnceCell::const_new();
+    let start = async || ClickHouse::start(&shared_dir()?.join("clickhouse")).await;
+    let shared = SHARED.get_or_init(async || start().await.map_err(|error| error.chain())).await;
+    available("ClickHouse", shared.as_ref().map(ClickHouse::url).map_err(Clone::clone))
+}
+
+/// Path of the ClickHouse engine's library, for the tests of the program that serves it. As [`clickhouse`].
+///
+/// # Panics
+/// With `CI=true`, when it cannot be had.
+pub async fn clickhouse_library() -> Option<PathBuf> {
+    let library = crate::clickhouse::library().await.map_err(|error| error.chain());
+    available("the ClickHouse library", library)
+}
+
+/// An address given from outside; an empty one says that the engine could not be started there.
+fn address(value: String) -> Result<String, String> {
+    if value.is_empty() { Err("it could not be started for this run".to_owned()) } else { Ok(value) }
+}
+
+/// Answers what a test needs, or says that the test did not run.
+fn available<T>(engine: &str, result: Result<T, String>) -> Option<T> {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    match result {
+        Ok(engine) => Some(engine),
+        Err(reason) if std::env::var("CI").is_ok_and(|ci| ci == "true") => {
+            panic!("{test} needs {engine}, which must be there when CI=true: {reason}")
+        }
+        Err(reason) => {
+            // Not with a macro: the test runner would keep the line of a test that passes to itself.
+            let _ = writeln!(std::io::stderr(), "did not run: {test}, which needs {engine}: {reason}");
+            None
+        }
+    }
+}
+
+/// Starts or adopts the PostgreSQL of tests in a directory. It survives no power loss, which is what makes it quick.
 ///
 /// # Errors
 /// As [`EmbeddedPostgres::start`].
-pub async fn shared_postgres() -> Result<EmbeddedPostgres, EngineError> {
+pub async fn postgres_for_tests(dir: &Path) -> Result<EmbeddedPostgres, EngineError> {
     let quick = [
         ("fsync", "off"),
         ("synchronous_commit", "off"),
@@ -59,11 +131,14 @@ pub async fn shared_postgres() -> Result<EmbeddedPostgres, EngineError> {
         ("max_wal_size", "1GB"),
     ];
     let settings = quick.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    EmbeddedPostgres::start(&shared_dir()?.join("postgres"), PostgresOptions { port: 0, settings }).await
+    EmbeddedPostgres::start(dir, PostgresOptions { port: 0, settings }).await
 }
 
 /// Directory of the shared engines, one per user, so that nobody meets another's files.
-fn shared_dir() -> Result<PathBuf, EngineError> {
+///
+/// # Errors
+/// When it cannot be made.
+pub fn shared_dir() -> Result<PathBuf, EngineError> {
     let dir = std::env::temp_dir().join(format!("kontorion-test-{}", nix::unistd::geteuid()));
     crate::files::make_dir(&dir, 0o711)?;
     Ok(dir)
