@@ -7,10 +7,12 @@
 mod load;
 mod snapshots;
 mod terms;
+mod window;
 mod workspace;
 
 pub use snapshots::Snapshots;
 pub use terms::{ItemTerms, SubscriptionTerms};
+pub use window::{StoredWindow, WindowQuery, WindowStatus};
 pub use workspace::{
     BindingTimeline, PlanProductTerms, PlanVersionTerms, PriceQuery, PriceResolution, PriceTimeline, ProductTerms,
     ResolvedPrice, Unpriced, WorkspaceCatalog,
