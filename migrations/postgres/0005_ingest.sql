@@ -127,7 +127,7 @@ CREATE TABLE unattributed_record (
     PRIMARY KEY (log_ordinal, partition, "offset")
 );
 
--- The PostgreSQL usage store (P7): partitioned by day of ingested_at, made ahead by the writer.
+-- The PostgreSQL usage store (P7): partitioned by day of ingested_at (usage_event_YYYYMMDD), made ahead by the writer.
 CREATE TABLE usage_event (
     id                     uuid NOT NULL,
     workspace_id           uuid NOT NULL,
@@ -155,13 +155,24 @@ CREATE TABLE usage_event (
 ) PARTITION BY RANGE (ingested_at);
 CREATE INDEX usage_event_id ON usage_event (id);
 CREATE INDEX usage_event_subscription ON usage_event (subscription_id, "timestamp", id);
-CREATE INDEX usage_event_timestamp ON usage_event USING brin ("timestamp");
-CREATE INDEX usage_event_position ON usage_event USING brin (position);
+-- Block ranges are summarized as they fill, not when a vacuum comes: what is not summarized is read whole.
+CREATE INDEX usage_event_timestamp ON usage_event USING brin ("timestamp") WITH (autosummarize = on);
+CREATE INDEX usage_event_position ON usage_event USING brin (position) WITH (autosummarize = on);
+
+-- The partitions that exist, and the days (both inclusive) that the timestamps in each span.
+CREATE TABLE usage_event_day (
+    day       date PRIMARY KEY,
+    first_day date NOT NULL,
+    last_day  date NOT NULL
+);
 
 CREATE TABLE usage_void (
     event_id     uuid PRIMARY KEY,
     workspace_id uuid NOT NULL,
     reason       text NOT NULL,
     voided_at    timestamptz NOT NULL,
-    voided_by    uuid
+    voided_by    uuid,
+    -- Whether ClickHouse has it too, which leaves voided events out of its sums.
+    mirrored     boolean NOT NULL DEFAULT false
 );
+CREATE INDEX usage_void_mirror ON usage_void (event_id) WHERE NOT mirrored;

@@ -4,6 +4,13 @@
 //! checkpoint's own transaction) and [`clickhouse::ClickHouseUsage`] (P8: rows are durable before the checkpoint passes
 //! them, and a row is written once because the writer skips positions that are stored already).
 
+pub mod postgres;
+
+mod bucket;
+mod derived;
+mod positions;
+mod vars;
+
 use std::collections::HashMap;
 
 use async_trait::async_trait;

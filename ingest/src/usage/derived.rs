@@ -1,0 +1,85 @@
+//! What PostgreSQL knows about counted events wherever they are stored: whose subscriptions are meant by a filter, which
+//! events are voided, which invoice billed them. Each is one statement per page.
+
+use std::collections::HashMap;
+
+use domain::{Instant, InvoiceId, Result, Scope, SubscriptionId, UsageEventId};
+use store::{Store, StoreError};
+
+use super::{CountedEvent, EventFilter, StoredEvent};
+
+/// The subscriptions that a filter allows; `None` when it names neither customer nor subscription.
+///
+/// A customer means all its subscriptions (P7): an event belongs to its subscription, also after customers were merged.
+pub(super) async fn subscriptions(
+    store: &Store,
+    scope: &Scope,
+    filter: &EventFilter,
+) -> Result<Option<Vec<SubscriptionId>>> {
+    let Some(customer_id) = filter.customer_id else {
+        return Ok(filter.subscription_id.map(|id| vec![id]));
+    };
+    let ids = sqlx::query_scalar(
+        "SELECT id FROM subscription WHERE customer_id = $1 AND workspace_id = $2 AND ($3::uuid IS NULL OR id = $3)",
+    )
+    .bind(customer_id)
+    .bind(scope.workspace_id)
+    .bind(filter.subscription_id)
+    .fetch_all(store.pool())
+    .await
+    .context("reading the customer's subscriptions")?;
+    Ok(Some(ids))
+}
+
+/// Completes a page with voids and invoices.
+pub(super) async fn complete(store: &Store, scope: &Scope, events: Vec<CountedEvent>) -> Result<Vec<StoredEvent>> {
+    if events.is_empty() {
+        return Ok(Vec::new());
+    }
+    let voids = voids(store, scope, &events).await?;
+    let invoices = invoices(store, scope, &events).await?;
+    let complete = |counted: CountedEvent| StoredEvent {
+        organization_id: scope.organization_id,
+        voided_at: voids.get(&counted.event.id).copied(),
+        invoice_id: invoices.get(&(counted.event.subscription_id, counted.window_start)).copied(),
+        counted,
+    };
+    Ok(events.into_iter().map(complete).collect())
+}
+
+async fn voids(store: &Store, scope: &Scope, events: &[CountedEvent]) -> Result<HashMap<UsageEventId, Instant>> {
+    let ids: Vec<UsageEventId> = events.iter().map(|counted| counted.event.id).collect();
+    let rows: Vec<(UsageEventId, Instant)> =
+        sqlx::query_as("SELECT event_id, voided_at FROM usage_void WHERE event_id = ANY($1) AND workspace_id = $2")
+            .bind(ids)
+            .bind(scope.workspace_id)
+            .fetch_all(store.pool())
+            .await
+            .context("reading voids")?;
+    Ok(rows.into_iter().collect())
+}
+
+type Window = (SubscriptionId, Instant);
+
+/// The invoice of a window: the one whose billing period begins with it. An activation charges only what is due in
+/// advance, so it bills no event; a void invoice bills nothing any more.
+async fn invoices(store: &Store, scope: &Scope, events: &[CountedEvent]) -> Result<HashMap<Window, InvoiceId>> {
+    let mut windows: Vec<Window> = events.iter().map(|c| (c.event.subscription_id, c.window_start)).collect();
+    windows.sort_unstable();
+    windows.dedup();
+    let (subscriptions, starts): (Vec<_>, Vec<_>) = windows.into_iter().unzip();
+    let rows: Vec<(SubscriptionId, Instant, InvoiceId)> = sqlx::query_as(
+        "SELECT DISTINCT ON (i.subscription_id, i.billing_period_start) i.subscription_id, i.billing_period_start, i.id
+         FROM unnest($1::uuid[], $2::timestamptz[]) AS w (subscription_id, window_start)
+         JOIN invoice i ON i.subscription_id = w.subscription_id AND i.billing_period_start = w.window_start
+         WHERE i.workspace_id = $3 AND i.deleted_at IS NULL AND i.status <> 'void' AND i.billing_reason <> 'activation'
+         ORDER BY i.subscription_id, i.billing_period_start, i.created_at, i.id",
+    )
+    .bind(subscriptions)
+    .bind(starts)
+    .bind(scope.workspace_id)
+    .fetch_all(store.pool())
+    .await
+    .context("reading the invoices of windows")?;
+    Ok(rows.into_iter().map(|(subscription, start, invoice)| ((subscription, start), invoice)).collect())
+}

@@ -1,0 +1,202 @@
+//! Counted events in PostgreSQL (P7): rows are written by the checkpoint's own transaction, so they and the totals that
+//! hold them appear together or not at all.
+//!
+//! `usage_event` is partitioned by day of `ingested_at`; `usage_event_day` knows the partitions that exist and the days
+//! that their timestamps span. Indexes are (id) and (subscription_id, timestamp, id), and block ranges (BRIN) of timestamp
+//! and position; every further index would cost each event 7 to 10 core-µs.
+//!
+//! | read | plan | bounded by |
+//! |---|---|---|
+//! | `find`, `get` | index on id in every day | ids × days |
+//! | list of subscriptions or a customer | one backward index walk per subscription | subscriptions × page |
+//! | list of a workspace | newest timestamps first, in time ranges that grow fourfold until the page is full; BRIN of the days that hold them | all events of about four times the time that the page spans |
+//! | `aggregate` | as the filter, over the whole range | events in the range, or of the subscriptions |
+//! | `replay` | index walk of the subscription | all events of the subscription |
+//! | `ids_between` | BRIN of position | blocks that hold the range |
+//! | `largest_position` | whole table | all events: for audits, a start-up does not need it here |
+
+mod aggregate;
+mod copy;
+mod days;
+mod list;
+mod row;
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use domain::{Instant, Position, Result, Scope, SubscriptionId, UsageEventId};
+use store::{Store, StoreError, Tx};
+
+use self::days::Days;
+use self::row::{EventRow, columns};
+use super::positions::{self, ByPosition};
+use super::{
+    AggregateBucket, AggregateQuery, CountedEvent, CountedId, EventCursor, EventFilter, StoredEvent, UsageStore, derived,
+};
+use crate::log::Partition;
+
+/// The usage store in PostgreSQL.
+#[derive(Debug)]
+pub struct PostgresUsage {
+    store: Store,
+    days: Days,
+}
+
+impl PostgresUsage {
+    /// Over the database that holds the checkpoints: rows are written in their transactions.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Self { days: Days::new(store.clone()), store }
+    }
+}
+
+/// Column `partition` is a smallint; a log has at most 1,024 partitions.
+fn partition_column(partition: Partition) -> i16 {
+    i16::try_from(partition).unwrap_or(i16::MAX)
+}
+
+#[async_trait]
+impl UsageStore for PostgresUsage {
+    async fn taken(&self, _partition: Partition) -> Result<()> {
+        Ok(())
+    }
+
+    /// Writes nothing, but makes sure that the rows' days exist while no transaction is open.
+    async fn append(&self, _partition: Partition, rows: &[CountedEvent]) -> Result<()> {
+        self.days.make(rows).await
+    }
+
+    async fn append_in_checkpoint(&self, tx: &mut Tx, rows: &[CountedEvent]) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.days.make(rows).await?;
+        copy::write(tx, rows).await
+    }
+
+    async fn largest_position(&self, partition: Partition) -> Result<Option<Position>> {
+        let position: Option<i64> = sqlx::query_scalar("SELECT max(position) FROM usage_event WHERE partition = $1")
+            .bind(partition_column(partition))
+            .fetch_one(self.store.pool())
+            .await
+            .context("reading the largest position of the usage store")?;
+        Ok(position.map(Position::from_i64))
+    }
+
+    async fn find(&self, ids: &[UsageEventId]) -> Result<HashMap<UsageEventId, CountedId>> {
+        let rows: Vec<(UsageEventId, i64, i64)> = sqlx::query_as(
+            "SELECT DISTINCT ON (id) id, position, payload_hash FROM usage_event WHERE id = ANY($1) ORDER BY id, position",
+        )
+        .bind(ids)
+        .fetch_all(self.store.pool())
+        .await
+        .context("looking for ids in the usage store")?;
+        Ok(rows.into_iter().map(row::counted_id).collect())
+    }
+
+    async fn ids_between(
+        &self,
+        partition: Partition,
+        after: Position,
+        up_to: Position,
+        limit: usize,
+    ) -> Result<Vec<(UsageEventId, CountedId)>> {
+        positions::ids_between(self, partition, after, up_to, limit).await
+    }
+
+    async fn replay(
+        &self,
+        subscription_id: SubscriptionId,
+        window_start: Instant,
+        after: Position,
+        up_to: Position,
+        limit: usize,
+    ) -> Result<Vec<CountedEvent>> {
+        let rows: Vec<EventRow> = sqlx::query_as(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM usage_event e
+             WHERE subscription_id = $1 AND window_start = $2 AND position > $3 AND position <= $4
+               AND NOT EXISTS (SELECT FROM usage_void v WHERE v.event_id = e.id)
+             ORDER BY position LIMIT $5"
+        ))
+        .bind(subscription_id)
+        .bind(window_start)
+        .bind(after.as_i64())
+        .bind(up_to.as_i64())
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(self.store.pool())
+        .await
+        .context("replaying a usage window")?;
+        rows.into_iter().map(EventRow::into_counted).collect()
+    }
+
+    async fn get(&self, scope: &Scope, id: UsageEventId) -> Result<Option<StoredEvent>> {
+        let row: Option<EventRow> = sqlx::query_as(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM usage_event WHERE id = $1 AND workspace_id = $2 ORDER BY position LIMIT 1"
+        ))
+        .bind(id)
+        .bind(scope.workspace_id)
+        .fetch_optional(self.store.pool())
+        .await
+        .context("reading a usage event")?;
+        let counted = row.map(EventRow::into_counted).transpose()?;
+        Ok(derived::complete(&self.store, scope, counted.into_iter().collect()).await?.pop())
+    }
+
+    async fn list(
+        &self,
+        scope: &Scope,
+        filter: &EventFilter,
+        after: Option<EventCursor>,
+        limit: u32,
+    ) -> Result<(Vec<StoredEvent>, bool)> {
+        let mut events = list::newest(&self.store, scope, filter, after, i64::from(limit) + 1).await?;
+        let more = events.len() > limit as usize;
+        events.truncate(limit as usize);
+        Ok((derived::complete(&self.store, scope, events).await?, more))
+    }
+
+    async fn aggregate(&self, scope: &Scope, query: &AggregateQuery) -> Result<Vec<AggregateBucket>> {
+        aggregate::buckets(&self.store, scope, query).await
+    }
+}
+
+#[async_trait]
+impl ByPosition for PostgresUsage {
+    async fn ids_in(
+        &self,
+        partition: Partition,
+        after: Position,
+        up_to: Position,
+        limit: usize,
+    ) -> Result<Vec<(UsageEventId, CountedId)>> {
+        let rows: Vec<(UsageEventId, i64, i64)> = sqlx::query_as(
+            "SELECT id, position, payload_hash FROM usage_event
+             WHERE partition = $1 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4",
+        )
+        .bind(partition_column(partition))
+        .bind(after.as_i64())
+        .bind(up_to.as_i64())
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(self.store.pool())
+        .await
+        .context("listing ids by position")?;
+        Ok(rows.into_iter().map(row::counted_id).collect())
+    }
+
+    async fn first_in(&self, partition: Partition, after: Position, up_to: Position) -> Result<Option<Position>> {
+        let position: Option<i64> = sqlx::query_scalar(
+            "SELECT min(position) FROM usage_event WHERE partition = $1 AND position > $2 AND position <= $3",
+        )
+        .bind(partition_column(partition))
+        .bind(after.as_i64())
+        .bind(up_to.as_i64())
+        .fetch_one(self.store.pool())
+        .await
+        .context("looking for the next position")?;
+        Ok(position.map(Position::from_i64))
+    }
+}
