@@ -60,6 +60,7 @@ impl Store {
     /// # Errors
     /// `Unavailable` when no connection is to be had.
     pub async fn begin(&self, name: &'static str) -> Result<Tx> {
+        #[allow(clippy::disallowed_methods, reason = "the one place that begins transactions")]
         let inner = self.pool.begin().await.context(name)?;
         Ok(Tx { inner, name, catalog_changes: Vec::new() })
     }
