@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use catalog::compiled::WindowStatus;
 use domain::{Error, Result};
 use store::{Store, StoreError};
 use tokio::time::Instant as Deadline;
@@ -13,26 +14,12 @@ const POLL_MIN: Duration = Duration::from_millis(2);
 /// Longest pause between two looks (P12).
 const POLL_MAX: Duration = Duration::from_millis(200);
 
-domain::wire_enum! {
-    /// How far the log has come with a usage window (rule C2).
-    pub enum WindowStatus {
-        /// Counting.
-        Open = "open",
-        /// `PeriodEnd` has passed: totals are checkpointed, drafts are computed from them.
-        Ended = "ended",
-        /// `WindowSeal` has passed: its quantities are final.
-        Sealed = "sealed",
-    }
-}
-
-impl WindowStatus {
-    /// Statuses that are as far as this one.
-    fn reached_by(self) -> &'static [&'static str] {
-        match self {
-            Self::Open => &["open", "ended", "sealed"],
-            Self::Ended => &["ended", "sealed"],
-            Self::Sealed => &["sealed"],
-        }
+/// Statuses that are as far as `status`.
+fn reached(status: WindowStatus) -> &'static [&'static str] {
+    match status {
+        WindowStatus::Open => &["open", "ended", "sealed"],
+        WindowStatus::Ended => &["ended", "sealed"],
+        WindowStatus::Sealed => &["sealed"],
     }
 }
 
@@ -64,7 +51,7 @@ async fn all_reached(store: &Store, windows: &[WindowRef], status: WindowStatus)
     )
     .bind(subscriptions)
     .bind(starts)
-    .bind(status.reached_by())
+    .bind(reached(status))
     .fetch_one(store.pool())
     .await
     .context("waiting for usage windows")?;

@@ -95,6 +95,24 @@ impl Schedule {
         Period { start: start.map_or(self.first_start, |date| self.midnight(date)), end }
     }
 
+    /// The interval whose full price a charged period costs: itself, or, for a first stub, the full interval that ends
+    /// with it (rule 3). The share of a period is its seconds over those of this interval.
+    #[must_use]
+    pub fn whole(&self, period: Period) -> Period {
+        if period.start != self.first_start || !self.begins_with_stub() {
+            return period;
+        }
+        self.full_interval_ending(period.end)
+    }
+
+    /// Whether the first period runs from another day to the anchor day.
+    fn begins_with_stub(&self) -> bool {
+        let day = self.first_start.with_timezone(&self.timezone).day();
+        // Rule 2 puts a start on the 29th to 31st onto the anchor 28: that is a full first interval, not a stub.
+        let full = day == self.anchor_day || (day > 28 && self.anchor_day == 28);
+        matches!(self.unit, BillingIntervalUnit::Monthly | BillingIntervalUnit::Yearly) && !full
+    }
+
     fn estimate(&self, instant: Instant) -> u32 {
         let days = (instant - self.first_start).num_days().max(0);
         let length = match self.unit {
@@ -221,6 +239,17 @@ mod tests {
         let stub = schedule.period(0);
         let full = schedule.full_interval_ending(stub.end);
         assert_eq!((stub.seconds() / 86_400, full.seconds() / 86_400), (12, 31)); // C2: 31.00 * 12 / 31 = 12.00
+    }
+
+    /// C2 and C7b are stubs; C5 is shorter than the interval before it and nevertheless full.
+    #[test]
+    fn only_a_stub_has_another_interval_as_its_whole() {
+        for (start, anchor, days) in [("2026-01-20", 1, (12, 31)), ("2026-03-15", 1, (17, 31)), ("2026-01-31", 28, (28, 28))] {
+            let schedule = schedule(start, Monthly, 1, Some(anchor), Tz::UTC);
+            let first = schedule.period(0);
+            assert_eq!((first.seconds() / 86_400, schedule.whole(first).seconds() / 86_400), days, "{start}");
+            assert_eq!(schedule.whole(schedule.period(1)), schedule.period(1), "{start}");
+        }
     }
 
     proptest! {

@@ -1,0 +1,182 @@
+//! Due work: what billing asks the scheduler to do at an instant (rules E). Rows are written in the transaction of their
+//! cause and deleted in the transaction of their effect, so that each is done once.
+
+use domain::{CustomerId, Instant, Result, TestClockId, WorkspaceId};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::types::Json;
+use sqlx::{FromRow, PgConnection};
+use store::StoreError;
+use uuid::Uuid;
+
+use crate::subscription::Subscription;
+
+domain::wire_enum! {
+    /// What is due. The order of kinds that fall on one instant is that of billing-cycles.md 3.4 rule 7.
+    pub enum DueKind {
+        /// A hold on a wallet ends.
+        HoldExpiry = "hold_expiry",
+        /// A PENDING subscription starts.
+        SubscriptionStart = "subscription_start",
+        /// A trial ends.
+        TrialEnd = "trial_end",
+        /// A charged period ends: its window is closed, drafts are made, the next period begins.
+        PeriodClose = "period_close",
+        /// The grace is over: the window is sealed, the drafts are computed for the last time and finalized.
+        InvoiceFinalize = "invoice_finalize",
+    }
+}
+
+impl DueKind {
+    /// Place among kinds of one instant; gaps are the kinds that other rooms bring.
+    #[must_use]
+    pub fn order(self) -> i16 {
+        match self {
+            Self::HoldExpiry => 10,
+            Self::SubscriptionStart => 20,
+            Self::TrialEnd => 30,
+            Self::PeriodClose => 60,
+            Self::InvoiceFinalize => 80,
+        }
+    }
+}
+
+/// One row of the agenda.
+#[derive(Clone, Debug, FromRow)]
+pub struct DueWork {
+    /// Identity.
+    pub id: Uuid,
+    /// Data space.
+    pub workspace_id: WorkspaceId,
+    /// Whose agenda.
+    pub customer_id: CustomerId,
+    /// What is due.
+    pub kind: DueKind,
+    /// On what: a subscription for every kind here.
+    pub subject_id: Uuid,
+    /// When; the handler's "now".
+    pub due_at: Instant,
+    /// Its simulated time.
+    pub clock_id: Option<TestClockId>,
+    /// What the handler needs beside the subject.
+    pub payload: Json<Value>,
+    /// Times it was claimed.
+    pub attempts: i32,
+}
+
+/// A row to be written.
+#[derive(Clone, Debug)]
+pub struct NewWork {
+    /// Data space.
+    pub workspace_id: WorkspaceId,
+    /// Whose agenda.
+    pub customer_id: CustomerId,
+    /// What is due.
+    pub kind: DueKind,
+    /// On what.
+    pub subject_id: Uuid,
+    /// When.
+    pub due_at: Instant,
+    /// Simulated time.
+    pub clock_id: Option<TestClockId>,
+    /// For the handler.
+    pub payload: Value,
+}
+
+impl NewWork {
+    /// Work on a subscription.
+    #[must_use]
+    pub fn on(subscription: &Subscription, kind: DueKind, due_at: Instant, payload: impl Serialize) -> Self {
+        Self {
+            workspace_id: subscription.workspace_id,
+            customer_id: subscription.customer_id,
+            kind,
+            subject_id: subscription.id.0,
+            due_at,
+            clock_id: subscription.test_clock_id,
+            payload: serde_json::to_value(payload).unwrap_or_default(),
+        }
+    }
+}
+
+/// Plain payload of kinds that need nothing else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nothing {}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    id: Uuid,
+    workspace_id: WorkspaceId,
+    customer_id: CustomerId,
+    kind: DueKind,
+    kind_order: i16,
+    subject_id: Uuid,
+    due_at: Instant,
+    clock_id: Option<TestClockId>,
+    payload: &'a Value,
+    attempts: i32,
+    created_at: Instant,
+}
+
+impl<'a> Row<'a> {
+    fn new(work: &'a NewWork, now: Instant) -> Self {
+        Self {
+            id: Uuid::now_v7(),
+            workspace_id: work.workspace_id,
+            customer_id: work.customer_id,
+            kind: work.kind,
+            kind_order: work.kind.order(),
+            subject_id: work.subject_id,
+            due_at: work.due_at,
+            clock_id: work.clock_id,
+            payload: &work.payload,
+            attempts: 0,
+            created_at: now,
+        }
+    }
+}
+
+/// Writes rows in one statement; one that is already planned (kind, subject, instant) stays as it is.
+///
+/// # Errors
+/// As every statement.
+pub async fn plan(conn: &mut PgConnection, now: Instant, work: &[NewWork]) -> Result<()> {
+    if work.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<_> = work.iter().map(|work| Row::new(work, now)).collect();
+    sqlx::query(
+        "INSERT INTO due_work SELECT * FROM jsonb_populate_recordset(NULL::due_work, $1)
+         ON CONFLICT (kind, subject_id, due_at) DO NOTHING",
+    )
+    .bind(Json(rows))
+    .execute(conn)
+    .await
+    .context("planning due work")?;
+    Ok(())
+}
+
+/// Takes rows of these kinds off the agenda of a subject: they will not be done.
+///
+/// # Errors
+/// As every statement.
+pub async fn withdraw(conn: &mut PgConnection, workspace_id: WorkspaceId, subject_id: Uuid, kinds: &[DueKind]) -> Result<()> {
+    let kinds: Vec<_> = kinds.iter().map(|kind| kind.as_str()).collect();
+    sqlx::query("DELETE FROM due_work WHERE workspace_id = $1 AND subject_id = $2 AND kind = ANY($3)")
+        .bind(workspace_id)
+        .bind(subject_id)
+        .bind(kinds)
+        .execute(conn)
+        .await
+        .context("withdrawing due work")?;
+    Ok(())
+}
+
+/// Marks rows as done, in the transaction of their effect. A row that is gone was done by somebody else.
+///
+/// # Errors
+/// As every statement.
+pub async fn done(conn: &mut PgConnection, ids: &[Uuid]) -> Result<()> {
+    sqlx::query("DELETE FROM due_work WHERE id = ANY($1)").bind(ids).execute(conn).await.context("finishing due work")?;
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! Invoice assembly: a pipeline of pure steps over a typed draft (DESIGN section 6, invoices.md 4 "Order of computation").
+//!
+//! recurring → usage → proration → promotions → tax → totals. Promotions and tax rules are not built yet: no step reduces
+//! a line, and [`tax`] gives every line what the reference says of an organization without rules, category O at 0 %.
+//! Wallet money is applied when the invoice is finalized, never here (rule D4).
+
+mod recurring;
+mod tax;
+mod totals;
+mod usage;
+
+use catalog::compiled::{StoredWindow, SubscriptionTerms, WorkspaceCatalog};
+use domain::period::Period;
+use domain::{
+    BillingTiming, ChargeKind, Currency, Money, PriceId, PricingModel, ProductId, Result, SubscriptionItemId, SupplyType,
+    TaxCategoryCode, VersionId,
+};
+use rating::Walk;
+use rust_decimal::Decimal;
+use uuid::Uuid;
+
+use super::line::{InvoiceLineAtom, InvoiceLineAtomTier};
+use super::model::InvoiceTaxBreakdownRow;
+use super::run::Run;
+use super::words::{AppliesAt, InvoiceLineType};
+use crate::subscription::Subscription;
+
+/// What one draft is computed from. Everything was loaded before: no step asks a database.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// Whose bill.
+    pub subscription: &'a Subscription,
+    /// Its items and price context.
+    pub terms: &'a SubscriptionTerms,
+    /// Prices and products.
+    pub catalog: &'a WorkspaceCatalog,
+    /// What is charged.
+    pub run: Run,
+    /// Totals of the run's usage window, as checkpointed.
+    pub window: Option<&'a StoredWindow>,
+}
+
+/// An invoice that is being computed.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Wallet that its usage is pinned to; none: the customer's cascade.
+    pub wallet_currency: Option<Currency>,
+    /// Charges, in order.
+    pub lines: Vec<DraftLine>,
+    /// Sums.
+    pub totals: Totals,
+    /// Tax per category and rate.
+    pub tax_breakdown: Vec<InvoiceTaxBreakdownRow>,
+}
+
+/// Sums of a draft.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// Net after discounts.
+    pub subtotal: Money,
+    /// Discounts.
+    pub discount_total: Money,
+    /// Tax.
+    pub tax_amount: Money,
+    /// Gross.
+    pub total: Money,
+}
+
+/// A charge that is being computed.
+#[derive(Clone, Debug)]
+pub struct DraftLine {
+    /// What it charges.
+    pub line_type: InvoiceLineType,
+    /// Every period, from usage, or once.
+    pub charge_kind: ChargeKind,
+    /// When it falls due.
+    pub applies_at: AppliesAt,
+    /// In advance or in arrears.
+    pub billing_timing: BillingTiming,
+    /// Product.
+    pub product_id: ProductId,
+    /// Price.
+    pub price_id: PriceId,
+    /// Its version.
+    pub price_version_id: VersionId,
+    /// Item of the subscription.
+    pub subscription_item_id: Option<SubscriptionItemId>,
+    /// Metric, of usage.
+    pub metric_key: Option<String>,
+    /// Sibling of a keyed product.
+    pub price_key: Option<String>,
+    /// Wallet pin, of usage.
+    pub wallet_currency: Option<Currency>,
+    /// For the customer.
+    pub description: String,
+    /// Units before an allowance.
+    pub quantity: Decimal,
+    /// Rate of one unit.
+    pub unit_amount: Decimal,
+    /// Net.
+    pub amount: Money,
+    /// What is charged.
+    pub period: Period,
+    /// Goods or services.
+    pub supply_type: SupplyType,
+    /// Tax.
+    pub tax: LineTax,
+    /// What it is made of; ids of atoms and line are given when it is written.
+    pub atoms: Vec<InvoiceLineAtom>,
+}
+
+/// Tax of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineTax {
+    /// EN 16931 category.
+    pub category: TaxCategoryCode,
+    /// Percent.
+    pub rate: Decimal,
+    /// Share of the group's tax.
+    pub amount: Money,
+}
+
+/// Computes the invoices of a run: one for unpinned charges and one for each wallet that usage is pinned to (usage.md
+/// R8). A group without a line makes none.
+///
+/// # Errors
+/// 422 when no price applies, a price is in another currency, or an amount leaves its range.
+pub fn assemble(job: &Job<'_>) -> Result<Vec<Draft>> {
+    let mut lines = recurring::lines(job)?;
+    recurring::prorate(job, &mut lines)?;
+    lines.append(&mut usage::lines(job)?);
+    let mut drafts: Vec<Draft> = Vec::new();
+    for line in lines {
+        match drafts.iter_mut().find(|draft| draft.wallet_currency == line.wallet_currency) {
+            Some(draft) => draft.lines.push(line),
+            None => drafts.push(Draft::new(line, job.terms.currency)),
+        }
+    }
+    for draft in &mut drafts {
+        tax::apply(draft)?;
+        totals::add_up(draft)?;
+    }
+    Ok(drafts)
+}
+
+impl Draft {
+    fn new(first: DraftLine, currency: Currency) -> Self {
+        let zero = Money::zero(currency);
+        let totals = Totals { subtotal: zero, discount_total: zero, tax_amount: zero, total: zero };
+        Self { wallet_currency: first.wallet_currency, lines: vec![first], totals, tax_breakdown: Vec::new() }
+    }
+}
+
+/// Tiers of a walk as an atom shows them.
+fn tiers_of(walk: &Walk) -> Result<Vec<InvoiceLineAtomTier>> {
+    let tier = |tier: &rating::TierContribution| {
+        Ok(InvoiceLineAtomTier {
+            tier_order: tier.tier_order,
+            from: tier.from.to_decimal()?,
+            to: tier.to.map(|to| to.to_decimal()).transpose()?,
+            quantity: tier.quantity.to_decimal()?,
+            unit_amount: tier.unit_amount,
+            flat_amount: tier.flat_amount,
+            amount: tier.amount,
+        })
+    };
+    walk.tiers.iter().map(tier).collect()
+}
+
+/// Fraction digits of a rate that was divided out of an amount.
+const RATE_DIGITS: u32 = 12;
+
+/// The rate of one unit: the tier's own where one plain tier took everything, else amount over quantity.
+fn unit_rate(model: PricingModel, walk: &Walk, amount: Money, quantity: Decimal) -> Decimal {
+    match walk.tiers.as_slice() {
+        [tier] if tier.flat_amount.is_zero() && model != PricingModel::Package => tier.unit_amount,
+        _ => amount.amount().checked_div(quantity).map_or(Decimal::ZERO, |rate| rate.round_dp(RATE_DIGITS).normalize()),
+    }
+}
+
+/// Ids that are given when a draft is written.
+fn no_id() -> Uuid {
+    Uuid::nil()
+}

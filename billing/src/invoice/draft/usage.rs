@@ -1,0 +1,110 @@
+//! Usage lines: one per product, metric, price key and wallet pin, from the window's running totals (usage.md 5).
+
+use domain::{BillingTiming, ChargeKind, Error, Instant, Money, Result, TaxCategoryCode};
+use rating::{Atom, RatedLine, RatingInput};
+use rust_decimal::Decimal;
+
+use super::{DraftLine, Job, LineTax, no_id, tiers_of, unit_rate};
+use crate::invoice::line::InvoiceLineAtom;
+use crate::invoice::run::RunReason;
+use crate::invoice::words::{AppliesAt, InvoiceLineType};
+
+/// Rates the window by the one function that also made its accruals, so that both are one figure (promise 5).
+pub(super) fn lines(job: &Job<'_>) -> Result<Vec<DraftLine>> {
+    let (Some(period), Some(window)) = (job.run.usage, job.window) else { return Ok(Vec::new()) };
+    if job.terms.is_trial(period.start) {
+        return Ok(Vec::new()); // counted, never charged (subscriptions.md 3.1)
+    }
+    // The window as the schedule has it, also where a cancellation cut the billed period.
+    let terms = job.catalog.rating_terms(job.terms, window.window, &window.state)?;
+    let rated = window.state.rate(&RatingInput { terms: &terms })?;
+    rated.lines.iter().map(|line| usage_line(job, line, window.window.start, period.end)).collect()
+}
+
+fn usage_line(job: &Job<'_>, rated: &RatedLine, start: Instant, end: Instant) -> Result<DraftLine> {
+    let product = job
+        .catalog
+        .product(rated.product_id)
+        .ok_or_else(|| Error::invariant(format!("product {} is not in the catalog", rated.product_id)))?;
+    let latest = rated.atoms.last().ok_or_else(|| Error::invariant("a rated line has an atom"))?;
+    let quantity = rated.quantity.to_decimal()?;
+    let unit_amount = match rated.atoms.as_slice() {
+        [only] => unit_rate(only.price.model, &only.walk, only.amount, only.billable_quantity.to_decimal()?),
+        _ => {
+            let billable = rated.billable_quantity.to_decimal()?;
+            let rate = rated.amount.amount().checked_div(billable);
+            rate.map_or(Decimal::ZERO, |rate| rate.round_dp(super::RATE_DIGITS).normalize())
+        }
+    };
+    let starts: Vec<_> = rated.atoms.iter().map(|atom| atom.segment_start).collect();
+    let atoms = rated.atoms.iter().map(|atom| {
+        let next = starts.iter().copied().filter(|other| *other > atom.segment_start).min();
+        usage_atom(atom, (start, end), next.unwrap_or(end))
+    });
+    let item = job.terms.item_of(rated.product_id, start).or_else(|| job.terms.item_of(rated.product_id, end));
+    Ok(DraftLine {
+        line_type: InvoiceLineType::Usage,
+        charge_kind: ChargeKind::Usage,
+        applies_at: if job.run.key.reason == RunReason::Closing { AppliesAt::Cancellation } else { AppliesAt::PeriodEnd },
+        billing_timing: BillingTiming::InArrears,
+        product_id: rated.product_id,
+        price_id: latest.price.price_id,
+        price_version_id: latest.price.version_id,
+        subscription_item_id: item.map(|item| item.id),
+        metric_key: Some(rated.metric_key.clone()),
+        price_key: rated.price_key.clone(),
+        wallet_currency: rated.wallet_currency,
+        description: description(&product.name, rated),
+        quantity,
+        unit_amount,
+        amount: rated.amount,
+        period: domain::period::Period { start, end },
+        supply_type: product.supply_type,
+        tax: LineTax { category: TaxCategoryCode::O, rate: Decimal::ZERO, amount: Money::zero(rated.amount.currency()) },
+        atoms: atoms.collect::<Result<_>>()?,
+    })
+}
+
+fn description(product: &str, rated: &RatedLine) -> String {
+    match &rated.price_key {
+        Some(key) => format!("{product}: {} ({key})", rated.metric_key),
+        None => format!("{product}: {}", rated.metric_key),
+    }
+}
+
+fn usage_atom(atom: &Atom, (start, end): (Instant, Instant), segment_end: Instant) -> Result<InvoiceLineAtom> {
+    let mut tiers = tiers_of(&atom.walk)?;
+    // With `tiers_on_total` the walk is over everything and the allowance's own walk is taken off again, so that the
+    // tiers still add up to the atom.
+    if let Some(covered) = &atom.covered {
+        tiers.extend(tiers_of(covered)?.into_iter().map(|mut tier| {
+            tier.quantity = -tier.quantity;
+            tier.amount = tier.amount.negate();
+            tier
+        }));
+    }
+    let billable = atom.billable_quantity.to_decimal()?;
+    Ok(InvoiceLineAtom {
+        id: no_id(),
+        line_id: no_id().into(),
+        segment_start: atom.segment_start.max(start),
+        segment_end,
+        quantity: atom.quantity.to_decimal()?,
+        unit_amount: unit_rate(atom.price.model, &atom.walk, atom.amount, billable),
+        net_amount: atom.amount,
+        proration_numerator: None,
+        proration_denominator: None,
+        price_version_id: Some(atom.price.version_id),
+        fx_rate: None,
+        tiers,
+        tax_components: Vec::new(),
+        binding_id: Some(atom.binding.binding_id),
+        meter_id: Some(atom.binding.meter.meter_id),
+        meter_version_id: Some(atom.binding.meter.version_id),
+        window_start: Some(start),
+        window_end: Some(end),
+        allowance_quantity: Some(atom.allowance_quantity.to_decimal()?),
+        billable_quantity: Some(billable),
+        event_count: Some(atom.event_count),
+    })
+}

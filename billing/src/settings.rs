@@ -1,0 +1,122 @@
+//! The organization's settings that steer billing (organization-settings, category invoicing and usage).
+
+use chrono::TimeDelta;
+use domain::{Error, OrganizationId, Result};
+use serde_json::Value;
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use store::StoreError;
+
+/// Settings with their defaults filled in. Stored values travel as strings; JSON numbers and booleans are read as well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BillingSettings {
+    /// Start of every invoice number.
+    pub invoice_prefix: String,
+    /// Digits of the sequence, padded with zeros.
+    pub invoice_number_padding: usize,
+    /// How long a closed window waits for late usage before its invoice is finalized.
+    pub usage_grace: TimeDelta,
+    /// Whether drafts are finalized by themselves.
+    pub auto_finalize: bool,
+    /// Days until an invoice is due, when neither subscription nor customer says so.
+    pub payment_terms_days: i32,
+    /// Time zone of the organization.
+    pub timezone: String,
+}
+
+impl BillingSettings {
+    /// Reads the settings of an organization.
+    ///
+    /// # Errors
+    /// `NotFound` without the organization, `Internal` for a stored value that is none.
+    pub async fn load(conn: &mut PgConnection, organization_id: OrganizationId) -> Result<Self> {
+        let row: Option<(Json<Value>, i32, String)> =
+            sqlx::query_as("SELECT settings, payment_terms_days, timezone FROM organization WHERE id = $1")
+                .bind(organization_id)
+                .fetch_optional(conn)
+                .await
+                .context("reading the organization's settings")?;
+        let (Json(settings), terms, timezone) = row.ok_or_else(|| Error::not_found("organization", organization_id))?;
+        Self::read(&settings, terms, timezone)
+    }
+
+    fn read(settings: &Value, terms: i32, timezone: String) -> Result<Self> {
+        let wrong = |name: &str| Error::invariant(format!("the setting {name} of the organization cannot be read"));
+        let text = |name: &str| match &settings[name] {
+            Value::Null => None,
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        };
+        let parse = |name: &'static str, default: i32| {
+            text(name).map_or(Ok(default), |text| text.parse().map_err(|_| wrong(name)))
+        };
+        let grace = text("usage_grace_period");
+        Ok(Self {
+            invoice_prefix: text("invoice_prefix").unwrap_or_else(|| "INV-".to_owned()),
+            invoice_number_padding: usize::try_from(parse("invoice_number_padding", 6)?).unwrap_or(0),
+            usage_grace: grace.map_or(Some(TimeDelta::hours(1)), |text| duration(&text)).ok_or(wrong("usage_grace_period"))?,
+            auto_finalize: text("auto_finalize_invoices").is_none_or(|text| text != "false"),
+            payment_terms_days: parse("payment_terms_days", terms)?,
+            timezone,
+        })
+    }
+
+    /// The number on an invoice: prefix and padded sequence, `INV-000001`.
+    #[must_use]
+    pub fn invoice_number(&self, sequence: i64) -> String {
+        format!("{}{sequence:0width$}", self.invoice_prefix, width = self.invoice_number_padding)
+    }
+}
+
+/// A duration in Go syntax with whole numbers: `1h`, `90m`, `1h30m`, `500ms`, `0` (conventions.md, Durations).
+#[must_use]
+pub fn duration(text: &str) -> Option<TimeDelta> {
+    if text == "0" {
+        return Some(TimeDelta::zero());
+    }
+    let (mut rest, mut total) = (text, TimeDelta::zero());
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|end| *end > 0)?;
+        let (number, unit_first) = rest.split_at(digits);
+        let unit_end = unit_first.find(|c: char| c.is_ascii_digit()).unwrap_or(unit_first.len());
+        let (unit, after) = unit_first.split_at(unit_end);
+        let number: i64 = number.parse().ok()?;
+        let part = match unit {
+            "h" => TimeDelta::try_hours(number),
+            "m" => TimeDelta::try_minutes(number),
+            "s" => TimeDelta::try_seconds(number),
+            "ms" => TimeDelta::try_milliseconds(number),
+            _ => None,
+        };
+        total = total.checked_add(&part?)?;
+        rest = after;
+    }
+    (!text.is_empty()).then_some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn durations_are_read_in_go_syntax() {
+        for (text, seconds) in [("1h", Some(3600)), ("1h30m", Some(5400)), ("90s", Some(90)), ("0", Some(0)), ("24h", Some(86_400))] {
+            assert_eq!(duration(text).map(|d| d.num_seconds()), seconds, "{text}");
+        }
+        for wrong in ["", "h", "1", "1d", "-1h", "1h x"] {
+            assert_eq!(duration(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn unwritten_settings_have_their_defaults() {
+        let read = |settings| BillingSettings::read(&settings, 30, "UTC".into()).expect("readable");
+        let defaults = read(json!({}));
+        assert_eq!((defaults.invoice_number(1).as_str(), defaults.auto_finalize), ("INV-000001", true));
+        assert_eq!((defaults.usage_grace, defaults.payment_terms_days), (TimeDelta::hours(1), 30));
+        let own = read(json!({"invoice_prefix": "R", "invoice_number_padding": "3", "usage_grace_period": "0", "auto_finalize_invoices": "false"}));
+        assert_eq!((own.invoice_number(1234).as_str(), own.auto_finalize, own.usage_grace), ("R1234", false, TimeDelta::zero()));
+        assert!(BillingSettings::read(&json!({"usage_grace_period": "soon"}), 30, "UTC".into()).is_err());
+    }
+}
