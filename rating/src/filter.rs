@@ -23,9 +23,31 @@ pub const LEAVES_MAX: usize = 50;
 pub const LIST_MAX: usize = 1_000;
 
 /// A checked tree: `{"root": node}`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct FilterTree {
+    #[schema(value_type = FilterNodeWire)]
     root: FilterNode,
+}
+
+/// How a node of a filter stands in the OpenAPI document: a group `{op, children}` or a comparison
+/// `{field, operator, value}`.
+#[derive(utoipa::ToSchema)]
+#[schema(as = FilterNode)]
+pub struct FilterNodeWire {
+    /// How the children combine.
+    #[schema(nullable = false)]
+    pub op: Option<FilterGroupOp>,
+    /// Nodes of the group.
+    #[schema(no_recursion, nullable = false)]
+    pub children: Option<Vec<FilterNodeWire>>,
+    /// `quantity`, `price_key`, `external_cost_currency`, `dimension_vars.<key>` or `pricing_vars.<key>`.
+    #[schema(nullable = false)]
+    pub field: Option<String>,
+    /// How the field is compared.
+    #[schema(nullable = false)]
+    pub operator: Option<FilterOperator>,
+    /// String, number or boolean; a list of them for `IN` and `NOT_IN`; none for `EXISTS` and `NOT_EXISTS`.
+    pub value: Option<Value>,
 }
 
 /// A group of nodes or one comparison.

@@ -175,7 +175,7 @@ impl CompiledPrice {
     /// Total in minor units.
     pub(crate) fn total_minor(&self, quantity: Exact) -> Result<u128> {
         if quantity.is_negative() {
-            return Err(NEGATIVE);
+            return Err(RatingError::Value { field: "quantity".into(), reason: "must not be negative" });
         }
         if quantity.is_zero() {
             return Ok(0);
@@ -208,8 +208,6 @@ impl CompiledPrice {
         })
     }
 }
-
-const NEGATIVE: RatingError = RatingError::Value { field: String::new(), reason: "the quantity must not be negative" };
 
 /// The amount of a quantity with its breakdown by tier.
 ///

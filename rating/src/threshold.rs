@@ -26,38 +26,44 @@ pub const ACTIONS_MAX: usize = 10;
 pub const DEFAULT_EVENT_TYPE: &str = "meter.threshold_breached";
 
 /// A limit on the observed value of a meter, in the wire form of the API.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Threshold {
     /// Unique in its meter or binding.
     pub name: String,
     /// How the observed value is compared with `value`.
     #[serde(default = "default_comparator")]
+    #[schema(required = true)]
     pub comparator: ThresholdComparator,
     /// The limit: units, or percent of the allowance.
     pub value: Quantity,
     /// What `value` is measured in.
     #[serde(default = "default_basis")]
+    #[schema(required = true)]
     pub basis: ThresholdBasis,
     /// What happens when it is crossed, one breach each. Without an action: a webhook to all subscribers.
     #[serde(default)]
+    #[schema(required = true)]
     pub actions: Vec<ThresholdAction>,
     /// Whether it may fire again in the same window after the value went back.
     #[serde(default)]
+    #[schema(required = true)]
     pub rearm: bool,
 }
 
 /// What a crossed threshold does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ThresholdAction {
     /// Kind of action.
     pub kind: ThresholdActionKind,
     /// Endpoint id or mail address; absent: all subscribers, the customer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub target: Option<String>,
     /// Event type of a WEBHOOK.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub event_type: Option<String>,
 }
 

@@ -148,3 +148,22 @@ fn travels_unchanged() {
     let error = serde_json::from_value::<FilterTree>(json!({"root": {}})).expect_err("no filter").to_string();
     assert!(error.contains("root.field: is required"), "{error}");
 }
+
+/// The components `FilterTree`, `FilterNode`, `Threshold` and `ThresholdAction` of the OpenAPI document.
+#[test]
+fn schemas_have_the_names_and_members_of_the_reference() {
+    use utoipa::{PartialSchema, ToSchema};
+    let mut schemas = Vec::new();
+    FilterTree::schemas(&mut schemas);
+    rating::Threshold::schemas(&mut schemas);
+    let mut names: Vec<_> = schemas.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in ["FilterNode", "FilterGroupOp", "FilterOperator", "ThresholdAction", "ThresholdBasis"] {
+        assert!(names.contains(&name), "{name} in {names:?}");
+    }
+    let threshold = serde_json::to_value(rating::Threshold::schema()).expect("serializes");
+    assert_eq!(threshold["required"], json!(["name", "comparator", "value", "basis", "actions", "rearm"]));
+    let action = serde_json::to_value(rating::ThresholdAction::schema()).expect("serializes");
+    assert_eq!((&action["required"], &action["properties"]["target"]["type"]), (&json!(["kind"]), &json!("string")));
+}
