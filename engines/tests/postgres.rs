@@ -75,6 +75,10 @@ async fn is_durable_and_lets_nobody_in_without_its_password() {
     assert_eq!(one(&url, "SELECT current_setting('fsync')").await, "on");
     assert_eq!(one(&url, "SELECT current_setting('jit')").await, "off");
     assert_eq!(one(&url, "SELECT current_setting('max_wal_size')").await, "4GB");
+    let mut session = PgConnection::connect(&url).await.unwrap();
+    let compression = one(&url, "SELECT current_setting('wal_compression')").await;
+    let has_lz4 = sqlx::raw_sql("SET wal_compression = 'lz4'").execute(&mut session).await.is_ok();
+    assert_eq!(compression, if has_lz4 { "lz4" } else { "pglz" });
     assert_eq!(one(&url, "SELECT pg_encoding_to_char(encoding)::text FROM pg_database LIMIT 1").await, "UTF8");
 
     let stranger = format!("postgres://kontorion:guess@127.0.0.1:{}/postgres", engine.port());

@@ -274,7 +274,8 @@ async fn initialise(dir: &Path, programs: &Programs, user: &Unprivileged) -> Res
     result?;
     let conf = partial.join("postgresql.conf");
     let text = fs::read_to_string(&conf).map_err(EngineError::io("reading", &conf))?;
-    files::write_atomically(&conf, &format!("{text}\ninclude 'kontorion.conf'\n"), 0o644)?;
+    // Programs that look at the settings before the first start find no such file yet.
+    files::write_atomically(&conf, &format!("{text}\ninclude_if_exists 'kontorion.conf'\n"), 0o644)?;
     fs::rename(&partial, &cluster).map_err(EngineError::io("creating", &cluster))?;
     info!(dir = %cluster.display(), version = programs.version(), "initialised the embedded PostgreSQL");
     Ok(())
