@@ -27,5 +27,15 @@ cargo test "${selection[@]}" --no-run
 wait
 
 # Two tests of a program at a time: with more, engines on two cores wait for each other.
-exec "$CARGO_TARGET_DIR/debug/dev-engines" run -- \
-  cargo test "${selection[@]}" --no-fail-fast -- --test-threads=2
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+status=0
+"$CARGO_TARGET_DIR/debug/dev-engines" run -- \
+  cargo test "${selection[@]}" --no-fail-fast -- --test-threads=2 2>&1 | tee "$log" || status=$?
+
+# What cargo says per program, once for the whole run.
+{ grep -aE '^(did not run: |test .* \.\.\. FAILED$)' "$log" || true; } | sort -u
+awk '/^test result: / { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i - 1)
+  if ($i ~ /^failed/) f += $(i - 1); if ($i ~ /^ignored/) s += $(i - 1) } }
+  END { printf "%d passed, %d failed, %d skipped\n", p, f, s }' "$log"
+exit "$status"
