@@ -5,7 +5,14 @@
 //! writes a fenced checkpoint. The rules that keep it exact are A to C of the project's exactness rules; each is named
 //! where it is kept.
 
+pub mod checkpoint;
+pub mod control;
 pub mod dedup;
+pub mod door;
 pub mod log;
+pub mod metrics;
+pub mod partition;
 pub mod record;
+pub mod subscription;
+pub mod supervisor;
 pub mod usage;

@@ -1,9 +1,10 @@
 //! The usage store: counted usage events, one row per id for ever, each with the position that counted it.
 //!
 //! Two implementations held to one conformance suite: [`postgres::PostgresUsage`] (P7: rows are written by the
-//! checkpoint's own transaction) and [`clickhouse::ClickHouseUsage`] (P8: rows are durable before the checkpoint passes
+//! checkpoint's own transaction) and [`self::clickhouse::ClickHouseUsage`] (P8: rows are durable before the checkpoint passes
 //! them, and a row is written once because the writer skips positions that are stored already).
 
+pub mod clickhouse;
 pub mod postgres;
 
 mod bucket;
@@ -15,8 +16,8 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 use domain::{
-    CustomerId, Instant, InvoiceId, OrganizationId, Position, ProductId, Quantity, Result, Scope, SubscriptionId, UsageEvent,
-    UsageEventId,
+    CustomerId, Instant, InvoiceId, OrganizationId, Position, ProductId, Quantity, Result, Scope, SubscriptionId,
+    UsageEvent, UsageEventId,
 };
 use serde::Serialize;
 use store::Tx;
@@ -197,4 +198,3 @@ pub trait UsageStore: Send + Sync + 'static {
     /// Non-empty buckets of every series, by bucket start and group.
     async fn aggregate(&self, scope: &Scope, query: &AggregateQuery) -> Result<Vec<AggregateBucket>>;
 }
-

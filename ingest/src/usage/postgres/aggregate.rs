@@ -51,6 +51,7 @@ pub(super) async fn buckets(store: &Store, scope: &Scope, query: &AggregateQuery
 }
 
 fn quantity(units: &str) -> Result<Quantity> {
-    let units = units.parse().map_err(|error| domain::Error::internal(format!("the sum {units} is out of range"), error))?;
+    let units =
+        units.parse().map_err(|error| domain::Error::internal(format!("the sum {units} is out of range"), error))?;
     Ok(Quantity::from_units(units))
 }

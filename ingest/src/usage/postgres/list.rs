@@ -49,7 +49,9 @@ pub(super) async fn newest(
         metric_keys: &filter.metric_keys,
     };
     let rows = match subscriptions {
-        Some(subscriptions) => of_subscriptions(store, wanted.within(&earliest(), &latest()), &subscriptions, limit).await?,
+        Some(subscriptions) => {
+            of_subscriptions(store, wanted.within(&earliest(), &latest()), &subscriptions, limit).await?
+        }
         None => of_workspace(store, wanted, limit).await?,
     };
     rows.into_iter().map(EventRow::into_counted).collect()

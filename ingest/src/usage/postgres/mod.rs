@@ -31,7 +31,8 @@ use self::days::Days;
 use self::row::{EventRow, columns};
 use super::positions::{self, ByPosition};
 use super::{
-    AggregateBucket, AggregateQuery, CountedEvent, CountedId, EventCursor, EventFilter, StoredEvent, UsageStore, derived,
+    AggregateBucket, AggregateQuery, CountedEvent, CountedId, EventCursor, EventFilter, StoredEvent, UsageStore,
+    derived,
 };
 use crate::log::Partition;
 

@@ -1,0 +1,440 @@
+//! The fenced checkpoint (rules A1, D3; P6): one transaction writes what a partition has counted since the last one, and
+//! only its owner's epoch can commit it.
+
+use std::sync::Arc;
+
+use catalog::compiled::WindowStatus;
+use domain::period::Period;
+use domain::{
+    BreachId, Currency, CustomerId, Error, Instant, OrganizationId, Position, Quantity, RejectionId, Result,
+    SubscriptionId, ThresholdActionKind, ThresholdComparator, UsageEventId, WorkspaceId,
+};
+use rating::MemberRow;
+use rust_decimal::Decimal;
+use sqlx::Row;
+use store::{Store, StoreError, Tx};
+use uuid::Uuid;
+
+use crate::log::{LogIdentity, Partition};
+use crate::usage::{CountedEvent, UsageStore};
+
+/// The right to write checkpoints of a partition, until somebody else takes it.
+#[derive(Clone, Debug)]
+pub struct Ownership {
+    /// The log.
+    pub log: LogIdentity,
+    /// The partition.
+    pub partition: Partition,
+    /// Raised by everyone who takes the partition.
+    pub epoch: i64,
+    /// First offset that is not counted yet.
+    pub next_offset: u64,
+}
+
+/// State of a window, as a checkpoint writes it.
+#[derive(Clone, Debug)]
+pub struct WindowWrite {
+    /// Whose window.
+    pub subscription_id: SubscriptionId,
+    /// Data space.
+    pub workspace_id: WorkspaceId,
+    /// Owner of the subscription.
+    pub customer_id: CustomerId,
+    /// Start and end.
+    pub window: Period,
+    /// How far it is closed.
+    pub status: WindowStatus,
+    /// Position of the record that changed it last.
+    pub position: Position,
+    /// Counted events.
+    pub event_count: u64,
+    /// Encoded by `rating`.
+    pub state: Vec<u8>,
+    /// Set members that changed.
+    pub members: Vec<MemberRow>,
+    /// Running amount per wallet pin; empty for a trial.
+    pub accruals: Vec<AccrualWrite>,
+}
+
+/// Running amount of a window for one wallet pin (rule D3).
+#[derive(Clone, Copy, Debug)]
+pub struct AccrualWrite {
+    /// The pin; `None`: the customer's cascade.
+    pub wallet_currency: Option<Currency>,
+    /// Currency of the amount.
+    pub currency: Currency,
+    /// Net amount.
+    pub net: Decimal,
+}
+
+/// A crossed threshold.
+#[derive(Clone, Debug)]
+pub struct BreachWrite {
+    /// UUIDv5 of the event and the threshold's action: a replay writes it once.
+    pub id: BreachId,
+    /// Tenant.
+    pub organization_id: OrganizationId,
+    /// Data space.
+    pub workspace_id: WorkspaceId,
+    /// The crossing, as rating found it.
+    pub breach: rating::Breach,
+    /// Subscription in which it happened.
+    pub subscription_id: SubscriptionId,
+    /// Window.
+    pub window: Period,
+    /// When the event that crossed was accepted.
+    pub occurred_at: Instant,
+}
+
+/// A refused event, kept with its reason.
+#[derive(Clone, Debug)]
+pub struct RejectionWrite {
+    /// Id that the event has or would have.
+    pub event_id: UsageEventId,
+    /// Data space.
+    pub workspace_id: WorkspaceId,
+    /// Stable code.
+    pub code: &'static str,
+    /// For people.
+    pub message: String,
+    /// The event as the API takes it.
+    pub payload: serde_json::Value,
+    /// Place of its record.
+    pub position: Position,
+    /// When it was accepted.
+    pub accepted_at: Instant,
+}
+
+impl RejectionWrite {
+    /// UUIDv5 of event and position, so that a replay of the log writes it once (rule B2).
+    #[must_use]
+    pub fn id(&self) -> RejectionId {
+        RejectionId(Uuid::new_v5(&self.event_id.0, &self.position.as_i64().to_be_bytes()))
+    }
+}
+
+/// A record that belongs to no workspace.
+#[derive(Clone, Debug)]
+pub struct UnattributedWrite {
+    /// Its offset.
+    pub offset: u64,
+    /// Why it was refused.
+    pub code: &'static str,
+    /// For people.
+    pub message: String,
+    /// As it was.
+    pub value: Vec<u8>,
+}
+
+/// What a partition has done since its last checkpoint.
+#[derive(Debug, Default)]
+pub struct Checkpoint {
+    /// First offset that is not counted with it.
+    pub next_offset: u64,
+    /// Counted events, for a store that writes in this transaction.
+    pub events: Vec<CountedEvent>,
+    /// Changed windows.
+    pub windows: Vec<WindowWrite>,
+    /// Crossed thresholds.
+    pub breaches: Vec<BreachWrite>,
+    /// Refused events.
+    pub rejections: Vec<RejectionWrite>,
+    /// Refused records without a workspace.
+    pub unattributed: Vec<UnattributedWrite>,
+}
+
+/// How a checkpoint ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It is in the database, and nobody else has counted in between.
+    Committed,
+    /// Somebody else owns the partition: drop everything, write nothing (rule A1).
+    Fenced,
+}
+
+impl Ownership {
+    /// Takes a partition: raises its epoch, then tells where to go on. Whoever owned it before is fenced from here on.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn take(store: &Store, log: &LogIdentity, partition: Partition, now: Instant) -> Result<Self> {
+        let (epoch, next_offset): (i64, i64) = sqlx::query_as(
+            "INSERT INTO partition_checkpoint (log_id, partition, epoch, next_offset, updated_at) VALUES ($1, $2, 1, 0, $3)
+             ON CONFLICT (log_id, partition) DO UPDATE SET epoch = partition_checkpoint.epoch + 1, updated_at = $3
+             RETURNING epoch, next_offset",
+        )
+        .bind(log.id)
+        .bind(partition.cast_signed())
+        .bind(now)
+        .fetch_one(store.pool())
+        .await
+        .context("taking a partition")?;
+        Ok(Self { log: log.clone(), partition, epoch, next_offset: next_offset.unsigned_abs() })
+    }
+
+    /// The last position that is counted; `None` while nothing of this log is.
+    #[must_use]
+    pub fn counted_up_to(&self) -> Option<Position> {
+        self.next_offset.checked_sub(1).map(|last| self.log.position(last))
+    }
+
+    /// Writes a checkpoint. A COMMIT whose answer was lost is settled by reading the row.
+    ///
+    /// # Errors
+    /// As every statement; nothing is written then, and the same checkpoint can be tried again.
+    pub async fn write(
+        &mut self,
+        store: &Store,
+        usage: &Arc<dyn UsageStore>,
+        checkpoint: &Checkpoint,
+        now: Instant,
+    ) -> Result<Written> {
+        let mut tx = store.begin("checkpoint").await?;
+        if !self.advance(&mut tx, checkpoint.next_offset, now).await? {
+            return Ok(Written::Fenced);
+        }
+        usage.append_in_checkpoint(&mut tx, &checkpoint.events).await?;
+        write_windows(&mut tx, self.partition, &checkpoint.windows, now).await?;
+        write_members(&mut tx, &checkpoint.windows).await?;
+        write_accruals(&mut tx, &checkpoint.windows).await?;
+        write_breaches(&mut tx, &checkpoint.breaches).await?;
+        write_rejections(&mut tx, self.partition, &checkpoint.rejections, now).await?;
+        write_unattributed(&mut tx, self, &checkpoint.unattributed, now).await?;
+        match tx.commit().await {
+            Ok(()) => {}
+            Err(error) => {
+                if !self.was_committed(store, checkpoint.next_offset).await? {
+                    return Err(error);
+                }
+            }
+        }
+        self.next_offset = checkpoint.next_offset;
+        Ok(Written::Committed)
+    }
+
+    /// The fence: only the owner's epoch, and only from where it stood (rule A1).
+    async fn advance(&self, tx: &mut Tx, next_offset: u64, now: Instant) -> Result<bool> {
+        let moved = sqlx::query(
+            "UPDATE partition_checkpoint SET next_offset = $4, updated_at = $6
+             WHERE log_id = $1 AND partition = $2 AND epoch = $3 AND next_offset = $5",
+        )
+        .bind(self.log.id)
+        .bind(self.partition.cast_signed())
+        .bind(self.epoch)
+        .bind(next_offset.cast_signed())
+        .bind(self.next_offset.cast_signed())
+        .bind(now)
+        .execute(tx.conn())
+        .await
+        .context("moving the checkpoint")?;
+        Ok(moved.rows_affected() == 1)
+    }
+
+    async fn was_committed(&self, store: &Store, next_offset: u64) -> Result<bool> {
+        let row =
+            sqlx::query("SELECT epoch, next_offset FROM partition_checkpoint WHERE log_id = $1 AND partition = $2")
+                .bind(self.log.id)
+                .bind(self.partition.cast_signed())
+                .fetch_one(store.pool())
+                .await
+                .context("settling a checkpoint without an answer")?;
+        let epoch: i64 = row.try_get("epoch").context("settling a checkpoint")?;
+        let stored: i64 = row.try_get("next_offset").context("settling a checkpoint")?;
+        // A checkpoint without new records leaves the offset as it was: then only a repeat can tell, and it is harmless.
+        Ok(epoch == self.epoch && stored.unsigned_abs() == next_offset && next_offset != self.next_offset)
+    }
+}
+
+async fn write_windows(tx: &mut Tx, partition: Partition, windows: &[WindowWrite], now: Instant) -> Result<()> {
+    if windows.is_empty() {
+        return Ok(());
+    }
+    // Locked in the order of the key, as every writer of window rows does (rule D3).
+    let mut sorted: Vec<_> = windows.iter().collect();
+    sorted.sort_by_key(|write| (write.subscription_id, write.window.start));
+    sqlx::query(
+        "INSERT INTO usage_window (subscription_id, window_start, window_end, workspace_id, customer_id, partition, status,
+                                   position, event_count, state, updated_at)
+         SELECT s, ws, we, w, c, $5, st, p, n, b, $11
+         FROM unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::uuid[], $6::uuid[], $7::text[], $8::bigint[],
+                     $9::bigint[], $10::bytea[]) AS t (s, ws, we, w, c, st, p, n, b)
+         ON CONFLICT (subscription_id, window_start) DO UPDATE SET window_end = EXCLUDED.window_end, status = EXCLUDED.status,
+             position = EXCLUDED.position, event_count = EXCLUDED.event_count, state = EXCLUDED.state,
+             sealed_position = CASE EXCLUDED.status WHEN 'sealed' THEN EXCLUDED.position END, updated_at = EXCLUDED.updated_at",
+    )
+    .bind(sorted.iter().map(|w| w.subscription_id.0).collect::<Vec<_>>())
+    .bind(sorted.iter().map(|w| w.window.start).collect::<Vec<_>>())
+    .bind(sorted.iter().map(|w| w.window.end).collect::<Vec<_>>())
+    .bind(sorted.iter().map(|w| w.workspace_id.0).collect::<Vec<_>>())
+    .bind(partition.cast_signed())
+    .bind(sorted.iter().map(|w| w.customer_id.0).collect::<Vec<_>>())
+    .bind(sorted.iter().map(|w| w.status.as_str()).collect::<Vec<_>>())
+    .bind(sorted.iter().map(|w| w.position.as_i64()).collect::<Vec<_>>())
+    .bind(sorted.iter().map(|w| w.event_count.cast_signed()).collect::<Vec<_>>())
+    .bind(sorted.iter().map(|w| w.state.as_slice()).collect::<Vec<_>>())
+    .bind(now)
+    .execute(tx.conn())
+    .await
+    .context("writing usage windows")?;
+    Ok(())
+}
+
+async fn write_members(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
+    let rows: Vec<_> = windows.iter().flat_map(|w| w.members.iter().map(move |member| (w, member))).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO meter_member (subscription_id, window_start, meter_id, member, count)
+         SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::uuid[], $5::bigint[])
+         ON CONFLICT (subscription_id, window_start, meter_id, member) DO UPDATE SET count = EXCLUDED.count",
+    )
+    .bind(rows.iter().map(|(w, _)| w.subscription_id.0).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(w, _)| w.window.start).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, m)| m.meter_id.0).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, m)| Uuid::from_u128(m.hash)).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, m)| m.count.cast_signed()).collect::<Vec<_>>())
+    .execute(tx.conn())
+    .await
+    .context("writing meter members")?;
+    Ok(())
+}
+
+/// Sets, never adds; a closed row is a fence: its window is billed, and nothing may change it (rule D3).
+async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
+    let mut rows: Vec<_> = windows.iter().flat_map(|w| w.accruals.iter().map(move |accrual| (w, accrual))).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    rows.sort_by_key(|(w, accrual)| (w.subscription_id, w.window.start, accrual.wallet_currency));
+    let written = sqlx::query(
+        "INSERT INTO usage_accrual AS a (subscription_id, window_start, wallet_currency, workspace_id, customer_id, wallet_id,
+                                         currency, net, accrued)
+         SELECT s, ws, pin, w, c, wallet.id, cur, net, net
+         FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[], $5::uuid[], $6::text[], $7::numeric[])
+              AS t (s, ws, pin, w, c, cur, net)
+         LEFT JOIN wallet ON wallet.customer_id = c AND wallet.currency = cur AND pin IN ('', cur)
+         ON CONFLICT (subscription_id, window_start, wallet_currency) DO UPDATE SET net = EXCLUDED.net,
+             accrued = EXCLUDED.accrued, wallet_id = EXCLUDED.wallet_id, customer_id = EXCLUDED.customer_id
+         WHERE NOT a.closed",
+    )
+    .bind(rows.iter().map(|(w, _)| w.subscription_id.0).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(w, _)| w.window.start).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, a)| a.wallet_currency.map(|c| c.to_string()).unwrap_or_default()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(w, _)| w.workspace_id.0).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(w, _)| w.customer_id.0).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, a)| a.currency.to_string()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, a)| a.net).collect::<Vec<_>>())
+    .execute(tx.conn())
+    .await
+    .context("writing usage accruals")?;
+    if written.rows_affected() != rows.len() as u64 {
+        return Err(Error::invariant("a checkpoint wanted to change the accrual of a window that is billed"));
+    }
+    Ok(())
+}
+
+async fn write_breaches(tx: &mut Tx, breaches: &[BreachWrite]) -> Result<()> {
+    for write in breaches {
+        let BreachWrite { breach, .. } = write;
+        let observed = breach.observed_value.to_decimal().unwrap_or(Decimal::MAX);
+        sqlx::query(
+            "INSERT INTO meter_breach (id, organization_id, workspace_id, meter_id, product_id, subscription_id, meter_key,
+                                       threshold_name, threshold_value, comparator, observed_value, window_start, window_end,
+                                       occurred_at, action_kind, action_target, action_event_type)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+             ON CONFLICT (id) DO NOTHING",
+        )
+        .bind(write.id)
+        .bind(write.organization_id)
+        .bind(write.workspace_id)
+        .bind(breach.binding.meter.meter_id)
+        .bind(breach.binding.product_id)
+        .bind(write.subscription_id)
+        .bind(&breach.binding.meter.key)
+        .bind(&breach.threshold_name)
+        .bind::<Quantity>(breach.threshold_value)
+        .bind::<ThresholdComparator>(breach.comparator)
+        .bind(observed)
+        .bind(write.window.start)
+        .bind(write.window.end)
+        .bind(write.occurred_at)
+        .bind::<ThresholdActionKind>(breach.action.kind)
+        .bind(&breach.action.target)
+        .bind(&breach.action.event_type)
+        .execute(tx.conn())
+        .await
+        .context("writing meter breaches")?;
+    }
+    Ok(())
+}
+
+async fn write_rejections(
+    tx: &mut Tx,
+    partition: Partition,
+    rejections: &[RejectionWrite],
+    now: Instant,
+) -> Result<()> {
+    if rejections.is_empty() {
+        return Ok(());
+    }
+    let member = |r: &RejectionWrite, name: &str| {
+        r.payload.get(name).and_then(|v| v.as_str()).and_then(|text| Uuid::parse_str(text).ok())
+    };
+    let text = |r: &RejectionWrite, name: &str| r.payload.get(name).and_then(|v| v.as_str()).map(str::to_owned);
+    // The event `usage_event.dropped` goes out once, with the row that is really new.
+    sqlx::query(
+        "WITH kept AS (
+             INSERT INTO usage_rejection (id, organization_id, workspace_id, event_id, customer_id, subscription_id, product_id,
+                                          metric_key, code, message, payload, partition, position, rejected_at)
+             SELECT t.id, workspace.organization_id, w, e, cu, su, pr, mk, code, message, payload, $12, pos, at
+             FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::text[], $8::text[],
+                         $9::text[], $10::jsonb[], $11::bigint[], $13::timestamptz[])
+                  AS t (id, w, e, cu, su, pr, mk, code, message, payload, pos, at)
+             JOIN workspace ON workspace.id = t.w
+             ON CONFLICT (id) DO NOTHING
+             RETURNING id, workspace_id, event_id, code, message)
+         INSERT INTO outbox (id, workspace_id, event_type, entity_type, entity_id, payload, created_at)
+         SELECT gen_random_uuid(), workspace_id, 'usage_event.dropped', 'usage_event', event_id,
+                jsonb_build_object('rejection_id', id, 'code', code, 'message', message), $14
+         FROM kept",
+    )
+    .bind(rejections.iter().map(|r| r.id().0).collect::<Vec<_>>())
+    .bind(rejections.iter().map(|r| r.workspace_id.0).collect::<Vec<_>>())
+    .bind(rejections.iter().map(|r| r.event_id.0).collect::<Vec<_>>())
+    .bind(rejections.iter().map(|r| member(r, "customer_id")).collect::<Vec<_>>())
+    .bind(rejections.iter().map(|r| member(r, "subscription_id")).collect::<Vec<_>>())
+    .bind(rejections.iter().map(|r| member(r, "product_id")).collect::<Vec<_>>())
+    .bind(rejections.iter().map(|r| text(r, "metric_key")).collect::<Vec<_>>())
+    .bind(rejections.iter().map(|r| r.code).collect::<Vec<_>>())
+    .bind(rejections.iter().map(|r| r.message.as_str()).collect::<Vec<_>>())
+    .bind(rejections.iter().map(|r| sqlx::types::Json(&r.payload)).collect::<Vec<_>>())
+    .bind(rejections.iter().map(|r| r.position.as_i64()).collect::<Vec<_>>())
+    .bind(partition.cast_signed())
+    .bind(rejections.iter().map(|r| r.accepted_at).collect::<Vec<_>>())
+    .bind(now)
+    .execute(tx.conn())
+    .await
+    .context("writing usage rejections")?;
+    Ok(())
+}
+
+async fn write_unattributed(tx: &mut Tx, owner: &Ownership, records: &[UnattributedWrite], now: Instant) -> Result<()> {
+    for record in records {
+        sqlx::query(
+            r#"INSERT INTO unattributed_record (log_ordinal, partition, "offset", code, message, value, rejected_at)
+               VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING"#,
+        )
+        .bind(i16::try_from(owner.log.ordinal).unwrap_or(i16::MAX))
+        .bind(owner.partition.cast_signed())
+        .bind(record.offset.cast_signed())
+        .bind(record.code)
+        .bind(&record.message)
+        .bind(&record.value)
+        .bind(now)
+        .execute(tx.conn())
+        .await
+        .context("keeping a record without a workspace")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! Compares a well-formed event with the catalog (usage.md 3.1, "Rejected at the door"). The same checks serve foreign Kafka
+//! records behind the door (rule A7).
+
+use std::sync::Arc;
+
+use catalog::compiled::{ProductTerms, SubscriptionTerms, Unpriced, WorkspaceCatalog};
+use chrono::TimeDelta;
+use domain::error::FieldErrorCode as Code;
+use domain::{
+    BindingRole, Currency, Error, Instant, ProductType, Result, Scope, UnmatchedPriceKeyPolicy, UsageEvent,
+    UsageEventId,
+};
+use sqlx::Row;
+use store::{Store, StoreError};
+
+use super::NewEvent;
+
+/// An event after the checks of the door.
+#[derive(Debug)]
+pub enum Judged {
+    /// Goes to its home partition.
+    Good {
+        /// The event.
+        event: Box<UsageEvent>,
+        /// Home partition of its subscription.
+        home: u32,
+    },
+    /// The product's policy drops it.
+    Dropped {
+        /// Id that it would have had.
+        id: UsageEventId,
+        /// For people.
+        reason: String,
+    },
+    /// Refused.
+    Bad(Error),
+}
+
+/// How far ahead of the clock a timestamp may be (usage.md 5).
+const FUTURE_MAX: TimeDelta = TimeDelta::minutes(5);
+
+/// Judges one event; `terms` are those of its subscription, if it exists in the scope's workspace.
+///
+/// # Errors
+/// The refusal as the API answers it; retryable ones are trouble with the database, not with the event.
+pub async fn judge(
+    scope: &Scope,
+    store: &Store,
+    catalog: &WorkspaceCatalog,
+    terms: Option<&Arc<SubscriptionTerms>>,
+    event: NewEvent,
+    catalog_revision: i64,
+) -> Result<Judged> {
+    let id = UsageEventId::of(scope.workspace_id, &event.idempotency_key);
+    let Some(terms) = terms else { return Err(missing(scope, store, &event).await?) };
+    if terms.customer_id != event.customer_id {
+        require_customer(scope, store, &event).await?;
+        let detail = format!("subscription {} belongs to another customer", event.subscription_id);
+        return Err(Error::business_rule(detail));
+    }
+    let product = usage_product(catalog, &event)?;
+    check_time(scope, store, terms, event.timestamp).await?;
+    check_quantity(catalog, product, &event)?;
+    let wallet_currency = wallet_pin(scope, store, &event).await?;
+    check_hold(scope, store, &event).await?;
+    let (price_key, price_key_remapped) = match route_price_key(catalog, product, terms, &event)? {
+        Route::Key { key, remapped } => (key, remapped),
+        Route::Drop(reason) => return Ok(Judged::Dropped { id, reason }),
+    };
+    let home = terms.home_partition;
+    let event = Box::new(UsageEvent {
+        id,
+        workspace_id: scope.workspace_id,
+        customer_id: event.customer_id,
+        subscription_id: event.subscription_id,
+        product_id: event.product_id,
+        metric_key: event.metric_key,
+        quantity: event.quantity,
+        timestamp: event.timestamp,
+        idempotency_key: event.idempotency_key,
+        price_key,
+        price_key_remapped,
+        external_cost: event.external_cost,
+        wallet_currency,
+        hold_id: event.hold_id,
+        dimension_vars: event.dimension_vars,
+        pricing_vars: event.pricing_vars,
+        accepted_at: scope.now(),
+        catalog_revision,
+    });
+    Ok(Judged::Good { event, home })
+}
+
+/// Which of customer and subscription is not there.
+async fn missing(scope: &Scope, store: &Store, event: &NewEvent) -> Result<Error> {
+    match require_customer(scope, store, event).await {
+        Ok(()) => Ok(Error::not_found("subscription", event.subscription_id)),
+        Err(error @ Error::NotFound { .. }) => Ok(error),
+        Err(error) => Err(error),
+    }
+}
+
+async fn require_customer(scope: &Scope, store: &Store, event: &NewEvent) -> Result<()> {
+    let found = sqlx::query("SELECT 1 FROM customer WHERE id = $1 AND workspace_id = $2 AND deleted_at IS NULL")
+        .bind(event.customer_id)
+        .bind(scope.workspace_id)
+        .fetch_optional(store.pool())
+        .await
+        .context("looking for a customer")?;
+    found.map(drop).ok_or_else(|| Error::not_found("customer", event.customer_id))
+}
+
+fn usage_product<'a>(catalog: &'a WorkspaceCatalog, event: &NewEvent) -> Result<&'a ProductTerms> {
+    let product = catalog
+        .product(event.product_id)
+        .filter(|product| product.is_live)
+        .ok_or_else(|| Error::not_found("product", event.product_id))?;
+    if product.kind != ProductType::Usage {
+        let detail = format!("product {} is of type {} and takes no usage events", product.id, product.kind);
+        return Err(Error::business_rule(detail));
+    }
+    Ok(product)
+}
+
+async fn check_time(scope: &Scope, store: &Store, terms: &SubscriptionTerms, timestamp: Instant) -> Result<()> {
+    if timestamp > scope.now() + FUTURE_MAX {
+        // Customers on a test clock live at its time; it is read only when the machine's clock does not suffice.
+        let limit = match terms.test_clock_id {
+            Some(clock) => clock_time(store, clock).await? + FUTURE_MAX,
+            None => scope.now() + FUTURE_MAX,
+        };
+        if timestamp > limit {
+            return Err(Error::field("timestamp", Code::OutOfRange, "must be at most 5 minutes in the future"));
+        }
+    }
+    if timestamp < terms.started_at {
+        return Err(Error::business_rule("the subscription started after the timestamp"));
+    }
+    if terms.ended_at.is_some_and(|ended| ended <= timestamp) {
+        return Err(Error::business_rule("the subscription ended before the timestamp"));
+    }
+    Ok(())
+}
+
+async fn clock_time(store: &Store, clock: domain::TestClockId) -> Result<Instant> {
+    sqlx::query_scalar("SELECT COALESCE(target, frozen_at) FROM test_clock WHERE id = $1")
+        .bind(clock)
+        .fetch_one(store.pool())
+        .await
+        .context("reading a test clock")
+}
+
+fn check_quantity(catalog: &WorkspaceCatalog, product: &ProductTerms, event: &NewEvent) -> Result<()> {
+    let mut bindings = catalog.bindings_of(product, &event.metric_key, event.timestamp).peekable();
+    if bindings.peek().is_none() {
+        let detail = format!("no meter is bound to product {} for metric {:?}", product.id, event.metric_key);
+        return Err(Error::business_rule(detail));
+    }
+    if event.quantity.is_negative() && !bindings.all(|binding| binding.meter.negative_allowed) {
+        return Err(Error::business_rule("the quantity must not be negative on this meter"));
+    }
+    Ok(())
+}
+
+/// `wallet_id` is turned into its currency; both must agree (usage.md 4).
+async fn wallet_pin(scope: &Scope, store: &Store, event: &NewEvent) -> Result<Option<Currency>> {
+    let Some(wallet_id) = event.wallet_id else { return Ok(event.wallet_currency) };
+    let row = sqlx::query("SELECT customer_id, currency FROM wallet WHERE id = $1 AND workspace_id = $2")
+        .bind(wallet_id)
+        .bind(scope.workspace_id)
+        .fetch_optional(store.pool())
+        .await
+        .context("looking for a wallet")?
+        .ok_or_else(|| Error::not_found("wallet", wallet_id))?;
+    let owner: domain::CustomerId = row.try_get("customer_id").context("reading a wallet")?;
+    let currency: Currency = row.try_get("currency").context("reading a wallet")?;
+    if owner != event.customer_id {
+        return Err(Error::business_rule(format!("wallet {wallet_id} belongs to another customer")));
+    }
+    match event.wallet_currency {
+        Some(other) if other != currency => {
+            Err(Error::rule("CURRENCY_MISMATCH", format!("wallet {wallet_id} is in {currency}, not in {other}")))
+        }
+        _ => Ok(Some(currency)),
+    }
+}
+
+/// A hold that is named must be an active hold of the subscription and metric (R7).
+async fn check_hold(scope: &Scope, store: &Store, event: &NewEvent) -> Result<()> {
+    let Some(hold_id) = event.hold_id else { return Ok(()) };
+    let found = sqlx::query(
+        "SELECT 1 FROM wallet_hold WHERE id = $1 AND workspace_id = $2 AND subscription_id = $3 AND metric_key = $4
+         AND status = 'PENDING'",
+    )
+    .bind(hold_id)
+    .bind(scope.workspace_id)
+    .bind(event.subscription_id)
+    .bind(&event.metric_key)
+    .fetch_optional(store.pool())
+    .await
+    .context("looking for a hold")?;
+    found
+        .map(drop)
+        .ok_or_else(|| Error::business_rule(format!("hold {hold_id} is not active for this subscription and metric")))
+}
+
+enum Route {
+    Key { key: Option<String>, remapped: bool },
+    Drop(String),
+}
+
+/// Rules R5 and R6: which price the event goes to.
+fn route_price_key(
+    catalog: &WorkspaceCatalog,
+    product: &ProductTerms,
+    terms: &SubscriptionTerms,
+    event: &NewEvent,
+) -> Result<Route> {
+    match (product.is_keyed(), &event.price_key) {
+        (true, None) => return Err(Error::field("price_key", Code::Required, "is required: the product is keyed")),
+        (false, Some(_)) => {
+            return Err(Error::field("price_key", Code::NotAllowed, "must be absent: the product is not keyed"));
+        }
+        _ => {}
+    }
+    let billed =
+        catalog.bindings_of(product, &event.metric_key, event.timestamp).any(|b| b.role == BindingRole::Primary);
+    if !billed {
+        return Ok(Route::Key { key: event.price_key.clone(), remapped: false });
+    }
+    let price_of = |key: Option<&str>| {
+        catalog.resolve_for(terms, product.id, key, &event.dimension_vars, event.timestamp).map(drop)
+    };
+    match price_of(event.price_key.as_deref()) {
+        Ok(()) => Ok(Route::Key { key: event.price_key.clone(), remapped: false }),
+        Err(Unpriced::NoPrice) if product.is_keyed() => match product.unmatched_price_key_policy {
+            UnmatchedPriceKeyPolicy::Reject => {
+                Err(Error::field("price_key", Code::InvalidEnum, "matches no price of the product"))
+            }
+            UnmatchedPriceKeyPolicy::Drop => Ok(Route::Drop("price_key matches no price of the product".into())),
+            UnmatchedPriceKeyPolicy::UseDefault => {
+                price_of(product.default_price_key.as_deref()).map_err(|error| error.into_error(product.id))?;
+                Ok(Route::Key { key: product.default_price_key.clone(), remapped: true })
+            }
+        },
+        Err(error) => Err(error.into_error(product.id)),
+    }
+}

@@ -1,0 +1,172 @@
+//! The door: what runs before acceptance. It reads events, compares them with the cached catalog, appends them to the log
+//! and answers when they are durable (usage.md 3.1).
+
+mod judge;
+pub mod wire;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use catalog::compiled::Snapshots;
+use domain::{Error, Result, Scope, SubscriptionId, UsageEventId};
+use store::Store;
+use tokio::sync::Semaphore;
+
+pub use judge::{Judged, judge};
+pub use wire::{NewEvent, Submission};
+
+use crate::log::{Append, EventLog, LogError};
+use crate::record;
+
+/// What became of one event at the door.
+#[derive(Debug)]
+pub enum Entry {
+    /// Durable in the log, new or replayed alike.
+    Accepted(UsageEventId),
+    /// The policy of the product or meter says so.
+    Dropped {
+        /// Id that the event would have had.
+        id: UsageEventId,
+        /// For people.
+        reason: String,
+    },
+    /// Refused, with a reason; nothing was kept.
+    Rejected(Error),
+}
+
+/// Accepts usage events for every workspace of this process.
+pub struct Door {
+    store: Store,
+    snapshots: Arc<Snapshots>,
+    log: Arc<dyn EventLog>,
+    /// Events that are in flight to the log; a batch reserves its room whole (rule B7).
+    room: Semaphore,
+}
+
+/// Events in flight to the log before the door answers 503.
+const IN_FLIGHT_MAX: usize = 200_000;
+
+impl Door {
+    /// A door before this log.
+    #[must_use]
+    pub fn new(store: Store, snapshots: Arc<Snapshots>, log: Arc<dyn EventLog>) -> Self {
+        Self { store, snapshots, log, room: Semaphore::new(IN_FLIGHT_MAX) }
+    }
+
+    /// Number of home partitions: new subscriptions get one of them (rule A5).
+    #[must_use]
+    pub fn partitions(&self) -> u32 {
+        self.log.identity().partitions
+    }
+
+    /// Takes events that are JSON texts; one entry each, in order. Events stand alone: one bad event refuses no other.
+    ///
+    /// # Errors
+    /// `Unavailable` when the log takes no more at all: nothing was accepted. `Internal` and `Unavailable` of the database
+    /// while events are compared with the catalog: nothing was accepted either.
+    pub async fn accept(&self, scope: &Scope, events: &[&str]) -> Result<Vec<Entry>> {
+        let read = events.iter().map(|json| NewEvent::read(json)).collect();
+        self.accept_read(scope, read).await
+    }
+
+    /// Takes events that have been read already, or could not be.
+    ///
+    /// # Errors
+    /// As [`Door::accept`].
+    pub async fn accept_read(&self, scope: &Scope, events: Vec<Result<NewEvent>>) -> Result<Vec<Entry>> {
+        let judged = self.judge_all(scope, events).await?;
+        let wanted =
+            u32::try_from(judged.iter().filter(|j| matches!(j, Judged::Good { .. })).count()).unwrap_or(u32::MAX);
+        let _room = self.room.try_acquire_many(wanted).map_err(|_| full())?;
+        self.append(judged).await
+    }
+
+    async fn judge_all(&self, scope: &Scope, events: Vec<Result<NewEvent>>) -> Result<Vec<Judged>> {
+        let mut ids: Vec<SubscriptionId> = events.iter().flatten().map(|event| event.subscription_id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let revision = self.snapshots.revision();
+        let terms = self.snapshots.terms_of_many(&ids).await?;
+        let catalog = self.snapshots.workspace(scope.workspace_id).await?;
+        let mut first_of_key: HashMap<UsageEventId, u64> = HashMap::with_capacity(events.len());
+        let mut judged = Vec::with_capacity(events.len());
+        for event in events {
+            let event = match event {
+                Ok(event) => event,
+                Err(error) => {
+                    judged.push(Judged::Bad(error));
+                    continue;
+                }
+            };
+            let terms = terms.get(&event.subscription_id).filter(|terms| terms.workspace_id == scope.workspace_id);
+            let one = match judge(scope, &self.store, &catalog, terms, event, revision).await {
+                Ok(one) => one,
+                Err(error) if error.retryable() => return Err(error),
+                Err(error) => Judged::Bad(error),
+            };
+            judged.push(refuse_conflict(&mut first_of_key, one));
+        }
+        Ok(judged)
+    }
+
+    async fn append(&self, judged: Vec<Judged>) -> Result<Vec<Entry>> {
+        let mut records = Vec::with_capacity(judged.len());
+        let mut entries: Vec<Entry> = Vec::with_capacity(judged.len());
+        let mut places = Vec::with_capacity(judged.len());
+        for one in judged {
+            entries.push(match one {
+                Judged::Good { event, home } => {
+                    places.push(entries.len());
+                    records.push(Append { partition: home, payload: record::encode_usage(&event) });
+                    Entry::Accepted(event.id)
+                }
+                Judged::Dropped { id, reason } => Entry::Dropped { id, reason },
+                Judged::Bad(error) => Entry::Rejected(error),
+            });
+        }
+        let outcomes = self.log.append(records).await;
+        if !places.is_empty()
+            && places.len() == entries.len()
+            && outcomes.iter().all(|o| matches!(o, Err(LogError::Full)))
+        {
+            return Err(full());
+        }
+        for (place, outcome) in places.into_iter().zip(outcomes) {
+            if let Err(error) = outcome {
+                entries[place] = Entry::Rejected(unavailable(&error));
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// Two events of one batch with the same key and different content: the first stands (usage.md 3.1).
+fn refuse_conflict(first_of_key: &mut HashMap<UsageEventId, u64>, judged: Judged) -> Judged {
+    let Judged::Good { event, home } = judged else { return judged };
+    let hash = event.payload_hash();
+    match *first_of_key.entry(event.id).or_insert(hash) {
+        known if known == hash => Judged::Good { event, home },
+        _ => {
+            let detail = format!("idempotency_key {:?} has other content earlier in the batch", event.idempotency_key);
+            Judged::Bad(Error::conflict("IDEMPOTENCY_CONFLICT", detail))
+        }
+    }
+}
+
+fn full() -> Error {
+    Error::Unavailable {
+        dependency: "event_log",
+        detail: "the event log takes no more at present; nothing was accepted".into(),
+        retry_after_secs: 1,
+    }
+}
+
+/// Safe to retry: the event keeps its key (rule B7).
+fn unavailable(error: &LogError) -> Error {
+    tracing::warn!(error = %error, "an event could not be appended");
+    Error::Unavailable {
+        dependency: "event_log",
+        detail: "the event was not accepted; send it again".into(),
+        retry_after_secs: 1,
+    }
+}

@@ -1,0 +1,64 @@
+//! What ingest tells Prometheus. Each metric is declared once; labels are partitions and fixed words, never tenants.
+
+use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
+
+/// Counters and gauges of ingest.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Events that changed a total.
+    pub counted: IntCounterVec,
+    /// Events that were known already.
+    pub duplicated: IntCounterVec,
+    /// Events that were kept with a reason.
+    pub rejected: IntCounterVec,
+    /// Events that a policy dropped.
+    pub dropped: IntCounterVec,
+    /// Records that belong to no workspace.
+    pub unattributed: IntCounterVec,
+    /// Records in the log behind the checkpoint.
+    pub lag: IntGaugeVec,
+    /// Milliseconds since the last checkpoint while something waits for one; else 0.
+    pub checkpoint_age_ms: IntGaugeVec,
+    /// Committed checkpoints.
+    pub checkpoints: IntCounterVec,
+    /// Times that a partition was dropped and loaded again.
+    pub reloads: IntCounterVec,
+    /// Living subscription actors.
+    pub actors: IntGaugeVec,
+}
+
+impl Metrics {
+    /// Declares them in a registry; a name that is taken keeps counting unregistered, which only tests do.
+    #[must_use]
+    pub fn new(registry: &Registry) -> Self {
+        let counter = |name: &str, help: &str| {
+            let metric =
+                IntCounterVec::new(Opts::new(name, help), &["partition"]).unwrap_or_else(|error| unreachable(&error));
+            let _ = registry.register(Box::new(metric.clone()));
+            metric
+        };
+        let gauge = |name: &str, help: &str| {
+            let metric =
+                IntGaugeVec::new(Opts::new(name, help), &["partition"]).unwrap_or_else(|error| unreachable(&error));
+            let _ = registry.register(Box::new(metric.clone()));
+            metric
+        };
+        Self {
+            counted: counter("kontorion_ingest_counted_events_total", "Usage events that changed a total"),
+            duplicated: counter("kontorion_ingest_duplicate_events_total", "Usage events that were known already"),
+            rejected: counter("kontorion_ingest_rejected_events_total", "Usage events kept with a reason"),
+            dropped: counter("kontorion_ingest_dropped_events_total", "Usage events dropped by a policy"),
+            unattributed: counter("kontorion_ingest_unattributed_records_total", "Records that belong to no workspace"),
+            lag: gauge("kontorion_ingest_lag_records", "Records in the log behind the checkpoint"),
+            checkpoint_age_ms: gauge("kontorion_ingest_checkpoint_age_milliseconds", "Time since the last checkpoint"),
+            checkpoints: counter("kontorion_ingest_checkpoints_total", "Committed checkpoints"),
+            reloads: counter("kontorion_ingest_reloads_total", "Times that a partition was dropped and loaded again"),
+            actors: gauge("kontorion_ingest_actors", "Living subscription actors"),
+        }
+    }
+}
+
+/// Names and labels above are constants that Prometheus accepts; a typo shows in the first test that starts ingest.
+fn unreachable(error: &prometheus::Error) -> ! {
+    panic!("a metric's name is not acceptable: {error}")
+}

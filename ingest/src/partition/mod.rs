@@ -1,0 +1,343 @@
+//! The partition actor: the unit of ownership and of failure (rules A1 to A4).
+//!
+//! A pump reads and decodes the log and hands batches over, at most two ahead. The actor takes each batch through the steps
+//! of rule B1 and writes a checkpoint every half second, after 2,000 changed subscriptions, or at a control record (P6).
+//! Whatever fails, the actor ends, all subscription actors end with it, and the supervisor takes the partition again from
+//! its checkpoint: nothing in memory outlives a doubt.
+
+mod batch;
+mod decode;
+mod durable;
+mod routing;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use catalog::compiled::Snapshots;
+use domain::{Clock, SubscriptionId};
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use store::Store;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::Instant as Moment;
+
+use crate::checkpoint::{Checkpoint, Ownership, Written};
+use crate::dedup::DedupIndex;
+use crate::log::{EventLog, LogError, Partition};
+use crate::metrics::Metrics;
+use crate::usage::UsageStore;
+use decode::Decoded;
+use durable::Fill;
+use routing::Routed;
+
+/// Bounds and intervals of ingest.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Records of one batch.
+    pub batch_records_max: usize,
+    /// A change waits at most this long for its checkpoint.
+    pub checkpoint_interval: Duration,
+    /// Changed subscriptions that force a checkpoint.
+    pub checkpoint_subscriptions_max: usize,
+    /// Counted events that force a checkpoint, where the store writes with it.
+    pub checkpoint_events_max: usize,
+    /// Subscription actors per partition; beyond it the least recently used clean ones are passivated.
+    pub active_subscriptions_max: usize,
+    /// An unknown id with an older timestamp is looked up in the usage store (rule B4).
+    pub dedup_horizon: chrono::TimeDelta,
+    /// Whether foreign records need no signature (rule A7).
+    pub trust_topic: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            batch_records_max: 4_096,
+            checkpoint_interval: Duration::from_millis(500),
+            checkpoint_subscriptions_max: 2_000,
+            checkpoint_events_max: 50_000,
+            active_subscriptions_max: 200_000,
+            dedup_horizon: chrono::TimeDelta::days(40),
+            trust_topic: false,
+        }
+    }
+}
+
+/// What every partition of a process shares.
+pub struct Shared {
+    /// Checkpoints.
+    pub store: Store,
+    /// Compiled catalog.
+    pub snapshots: Arc<Snapshots>,
+    /// The log.
+    pub log: Arc<dyn EventLog>,
+    /// Counted events.
+    pub usage: Arc<dyn UsageStore>,
+    /// Bounds.
+    pub settings: Settings,
+    /// For Prometheus.
+    pub metrics: Metrics,
+    /// What time it is when a checkpoint is written; events are judged by their own instants (rule B6).
+    pub clock: Clock,
+    /// Secrets of workspaces that foreign producers sign with.
+    pub secrets: decode::Secrets,
+}
+
+/// Messages of a partition actor.
+#[derive(Debug)]
+pub enum PartitionMsg {
+    /// Records in order, with the room that they take.
+    Batch(Vec<Decoded>, OwnedSemaphorePermit),
+    /// The pump cannot go on.
+    SourceFailed(LogError),
+    /// Time passes.
+    Tick,
+    /// Write what is counted and end; the sender is dropped when it is done.
+    Stop(oneshot::Sender<()>),
+}
+
+/// Why a partition drops everything.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Somebody else owns it (rule A1).
+    #[error("the partition was taken by another node")]
+    Fenced,
+    /// A subscription actor died or did not answer (rule A2).
+    #[error("a subscription actor was lost")]
+    ActorLost,
+    /// The log.
+    #[error("reading the log")]
+    Log(#[from] LogError),
+    /// Anything else.
+    #[error(transparent)]
+    Engine(#[from] domain::Error),
+    /// The node gives the partition up while a dependency is away.
+    #[error("the partition was given up")]
+    GivenUp,
+}
+
+/// What a partition actor is started with.
+pub struct Arguments {
+    /// Shared by all partitions.
+    pub shared: Arc<Shared>,
+    /// Which one.
+    pub partition: Partition,
+    /// Its index; it stays open while the process lives.
+    pub index: Arc<DedupIndex>,
+    /// Set when the partition is given up: nothing is insisted on any more.
+    pub given_up: Arc<AtomicBool>,
+}
+
+/// Takes a partition's records to totals.
+pub struct PartitionActor;
+
+/// State of a partition actor.
+pub struct State {
+    shared: Arc<Shared>,
+    given_up: Arc<AtomicBool>,
+    myself: ActorRef<PartitionMsg>,
+    owner: Ownership,
+    index: Arc<DedupIndex>,
+    fill: Option<Fill>,
+    actors: HashMap<SubscriptionId, Routed>,
+    dirty: HashMap<SubscriptionId, domain::WorkspaceId>,
+    pending: Checkpoint,
+    /// When the oldest change that waits for a checkpoint was made.
+    waiting_since: Option<Moment>,
+    batches: u64,
+    last_lag: Moment,
+}
+
+const TICK: Duration = Duration::from_millis(50);
+const LAG_INTERVAL: Duration = Duration::from_secs(1);
+/// Batches that the pump may be ahead.
+const BATCHES_AHEAD: usize = 2;
+
+impl Actor for PartitionActor {
+    type Msg = PartitionMsg;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(&self, myself: ActorRef<PartitionMsg>, args: Arguments) -> Result<State, ActorProcessingErr> {
+        let Arguments { shared, partition, index, given_up } = args;
+        let owner = Ownership::take(&shared.store, shared.log.identity(), partition, shared.clock.now()).await?;
+        shared.usage.taken(partition).await?;
+        let fill = Fill::start(&shared, &owner, &index).await?;
+        spawn_pump(&shared, &owner, &myself).await?;
+        myself.send_interval(TICK, || PartitionMsg::Tick);
+        let pending = Checkpoint { next_offset: owner.next_offset, ..Checkpoint::default() };
+        tracing::info!(partition, epoch = owner.epoch, offset = owner.next_offset, "took a partition");
+        Ok(State {
+            shared,
+            given_up,
+            myself,
+            owner,
+            index,
+            fill,
+            actors: HashMap::new(),
+            dirty: HashMap::new(),
+            pending,
+            waiting_since: None,
+            batches: 0,
+            last_lag: Moment::now(),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<PartitionMsg>,
+        message: PartitionMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            PartitionMsg::Batch(records, _room) => {
+                let is_forced = state.process(records).await?;
+                if is_forced || state.is_checkpoint_due() {
+                    state.checkpoint().await?;
+                }
+            }
+            PartitionMsg::SourceFailed(error) => return Err(Failure::from(error).into()),
+            PartitionMsg::Tick => {
+                if state.is_checkpoint_due() {
+                    state.checkpoint().await?;
+                }
+                state.observe().await;
+            }
+            PartitionMsg::Stop(done) => {
+                // A checkpoint that cannot be written now is written by the next owner, from the log.
+                if let Err(error) = state.checkpoint().await {
+                    tracing::warn!(partition = state.owner.partition, error = %error, "stopped without a checkpoint");
+                }
+                myself.stop(None);
+                drop(done);
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<PartitionMsg>,
+        event: SupervisionEvent,
+        _: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            // One lost actor makes the whole partition start again from its checkpoint (rule A2).
+            SupervisionEvent::ActorFailed(_, _) => Err(Failure::ActorLost.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn spawn_pump(
+    shared: &Arc<Shared>,
+    owner: &Ownership,
+    actor: &ActorRef<PartitionMsg>,
+) -> Result<(), ActorProcessingErr> {
+    let mut reader = shared.log.reader(owner.partition, owner.next_offset).await?;
+    let (actor, log) = (actor.clone(), owner.log.clone());
+    let max = shared.settings.batch_records_max;
+    let room = Arc::new(Semaphore::new(BATCHES_AHEAD));
+    tokio::spawn(async move {
+        while let Ok(permit) = room.clone().acquire_owned().await {
+            let message = match reader.next(max).await {
+                Ok(records) => PartitionMsg::Batch(
+                    records.into_iter().map(|record| decode::decode(&log, record)).collect(),
+                    permit,
+                ),
+                Err(error) => PartitionMsg::SourceFailed(error),
+            };
+            let is_end = matches!(message, PartitionMsg::SourceFailed(_));
+            // The actor is gone when it does not take the message: so is the pump.
+            if actor.send_message(message).is_err() || is_end {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+impl State {
+    fn is_checkpoint_due(&self) -> bool {
+        let settings = &self.shared.settings;
+        self.dirty.len() >= settings.checkpoint_subscriptions_max
+            || self.pending.events.len() >= settings.checkpoint_events_max
+            || self.waiting_since.is_some_and(|since| since.elapsed() >= settings.checkpoint_interval)
+    }
+
+    /// Writes what has been counted; insists while the database is away (rule A4).
+    async fn checkpoint(&mut self) -> Result<(), Failure> {
+        if self.pending.next_offset == self.owner.next_offset && self.dirty.is_empty() && self.pending.is_empty() {
+            self.waiting_since = None;
+            return Ok(());
+        }
+        let mut windows = self.snapshot_dirty().await?;
+        self.pending.windows.append(&mut windows);
+        let mut patience = Patience::default();
+        let written = loop {
+            let now = self.shared.clock.now();
+            match self.owner.write(&self.shared.store, &self.shared.usage, &self.pending, now).await {
+                Ok(written) => break written,
+                Err(error) => patience.wait(&self.given_up, "writing a checkpoint", error).await?,
+            }
+        };
+        if written == Written::Fenced {
+            return Err(Failure::Fenced);
+        }
+        self.pending = Checkpoint { next_offset: self.owner.next_offset, ..Checkpoint::default() };
+        self.waiting_since = None;
+        let label = self.owner.partition.to_string();
+        self.shared.metrics.checkpoints.with_label_values(&[&label]).inc();
+        self.shared.log.passed(self.owner.partition, self.owner.next_offset).await;
+        self.passivate();
+        Ok(())
+    }
+
+    async fn observe(&mut self) {
+        let label = self.owner.partition.to_string();
+        let age = self.waiting_since.map_or(0, |since| i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX));
+        self.shared.metrics.checkpoint_age_ms.with_label_values(&[&label]).set(age);
+        if self.last_lag.elapsed() < LAG_INTERVAL {
+            return;
+        }
+        self.last_lag = Moment::now();
+        if let Ok(end) = self.shared.log.end(self.owner.partition).await {
+            let lag = i64::try_from(end.saturating_sub(self.owner.next_offset)).unwrap_or(i64::MAX);
+            self.shared.metrics.lag.with_label_values(&[&label]).set(lag);
+        }
+        let actors = i64::try_from(self.actors.len()).unwrap_or(i64::MAX);
+        self.shared.metrics.actors.with_label_values(&[&label]).set(actors);
+    }
+}
+
+/// Repeats what fails for want of a dependency, without limit and with growing pauses (rule A4).
+#[derive(Debug)]
+struct Patience {
+    pause: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { pause: Duration::from_millis(20) }
+    }
+}
+
+impl Patience {
+    /// Waits before the next try.
+    ///
+    /// # Errors
+    /// What cannot be cured by waiting, or `GivenUp` when the node gives the partition up meanwhile.
+    async fn wait(&mut self, given_up: &AtomicBool, operation: &str, error: domain::Error) -> Result<(), Failure> {
+        if !matches!(error, domain::Error::Unavailable { .. }) {
+            return Err(error.into());
+        }
+        if given_up.load(Ordering::Relaxed) {
+            return Err(Failure::GivenUp);
+        }
+        tracing::warn!(operation, error = %error, pause_ms = self.pause.as_millis(), "trying again");
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(Duration::from_secs(2));
+        Ok(())
+    }
+}

@@ -1,0 +1,420 @@
+//! The subscription actor: owns the open windows of one subscription and counts its events, one after the other.
+//!
+//! It is created by its partition with the state of the last checkpoint, never writes anything itself, and can be dropped
+//! and rebuilt at any time (rule A2). Refusals travel in the answer; its death means that its state cannot be trusted.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use catalog::compiled::{SubscriptionTerms, Unpriced, WindowStatus, WorkspaceCatalog};
+use domain::period::Period;
+use domain::{BindingRole, Instant, LateEventPolicy, Position, UsageEvent};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use rating::{Breach, CompiledBinding, Outcome, RatingError, RatingInput, Target, WindowState};
+use smallvec::SmallVec;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::checkpoint::{AccrualWrite, WindowWrite};
+use crate::record::{Control, ControlKind};
+
+/// An event that was read from the log and is no duplicate.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The event.
+    pub event: UsageEvent,
+    /// Place of its record.
+    pub position: Position,
+    /// Hash of its content.
+    pub payload_hash: u64,
+    /// Foreign records have not passed a door: they are judged in full here (rule A7).
+    pub is_foreign: bool,
+}
+
+/// What became of an event.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It changed a total, or a filter left it out of every total; it occupies its id either way.
+    Counted {
+        /// Window in which it is counted.
+        window_start: Instant,
+        /// Whether its own window was sealed before.
+        late: bool,
+        /// Thresholds that it crossed.
+        breaches: Vec<(Period, Breach)>,
+    },
+    /// Kept with a reason.
+    Rejected {
+        /// Stable code.
+        code: &'static str,
+        /// For people.
+        message: String,
+    },
+    /// The product's or meter's policy says so; announced, not counted.
+    Dropped {
+        /// For people.
+        reason: &'static str,
+    },
+}
+
+/// The events of one subscription in one batch, and what became of them.
+#[derive(Debug)]
+pub struct Answer {
+    /// In the order of the message.
+    pub verdicts: Vec<(Incoming, Verdict)>,
+    /// Tenant of the events.
+    pub terms: Arc<SubscriptionTerms>,
+}
+
+/// Messages of a subscription actor.
+#[derive(Debug)]
+pub enum SubscriptionMsg {
+    /// Counts events, in order.
+    Count {
+        /// Catalog at or after the revision of every event (rule B6).
+        catalog: Arc<WorkspaceCatalog>,
+        /// Terms at the same revision.
+        terms: Arc<SubscriptionTerms>,
+        /// In order of position.
+        events: Vec<Incoming>,
+        /// Takes the answer of the batch.
+        reply: UnboundedSender<Answer>,
+    },
+    /// Applies a control record (rule C2).
+    Control {
+        /// Terms at the record's revision.
+        terms: Arc<SubscriptionTerms>,
+        /// What happens.
+        control: Control,
+        /// Place of the record.
+        position: Position,
+        /// Answered when it is done.
+        reply: UnboundedSender<()>,
+    },
+    /// Gives what has changed since the last time, for a checkpoint.
+    Snapshot {
+        /// Catalog for the allowance.
+        catalog: Arc<WorkspaceCatalog>,
+        /// Terms for the allowance.
+        terms: Arc<SubscriptionTerms>,
+        /// Takes the changed windows, or why they cannot be written.
+        reply: UnboundedSender<Result<Vec<WindowWrite>, RatingError>>,
+    },
+}
+
+/// A window that is not sealed, or was sealed since the last checkpoint.
+#[derive(Debug)]
+pub struct WindowSlot {
+    /// Start and end.
+    pub window: Period,
+    /// How far it is closed.
+    pub status: WindowStatus,
+    /// Position of the record that changed it last.
+    pub position: Position,
+    /// Counted events.
+    pub event_count: u64,
+    /// Running totals.
+    pub state: WindowState,
+    /// Whether a checkpoint has to write it.
+    pub is_dirty: bool,
+}
+
+/// What a partition hands to a new actor.
+#[derive(Debug, Default)]
+pub struct Initial {
+    /// Windows that are not sealed.
+    pub slots: Vec<WindowSlot>,
+    /// End of the last sealed window: an event before it is late.
+    pub sealed_until: Option<Instant>,
+}
+
+/// Counts the events of one subscription.
+pub struct SubscriptionActor;
+
+impl Actor for SubscriptionActor {
+    type Msg = SubscriptionMsg;
+    type State = Windows;
+    type Arguments = Initial;
+
+    async fn pre_start(&self, _: ActorRef<Self::Msg>, initial: Initial) -> Result<Windows, ActorProcessingErr> {
+        Ok(Windows { slots: initial.slots, sealed_until: initial.sealed_until })
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Self::Msg>,
+        message: SubscriptionMsg,
+        windows: &mut Windows,
+    ) -> Result<(), ActorProcessingErr> {
+        // A reply that nobody waits for belongs to a partition that is being dropped.
+        match message {
+            SubscriptionMsg::Count { catalog, terms, events, reply } => {
+                let judge = Judge { catalog: &catalog, terms: &terms };
+                let verdicts = events
+                    .into_iter()
+                    .map(|incoming| {
+                        let verdict = windows.count(&judge, &incoming);
+                        (incoming, verdict)
+                    })
+                    .collect();
+                let _ = reply.send(Answer { verdicts, terms });
+            }
+            SubscriptionMsg::Control { terms, control, position, reply } => {
+                windows.control(&terms, &control, position);
+                let _ = reply.send(());
+            }
+            SubscriptionMsg::Snapshot { catalog, terms, reply } => {
+                let _ = reply.send(windows.snapshot(&catalog, &terms));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The windows of one subscription that still count.
+#[derive(Debug)]
+pub struct Windows {
+    slots: Vec<WindowSlot>,
+    sealed_until: Option<Instant>,
+}
+
+/// What an event is judged by: the catalog and the terms as of its acceptance (rule B6).
+struct Judge<'a> {
+    catalog: &'a WorkspaceCatalog,
+    terms: &'a SubscriptionTerms,
+}
+
+/// The bindings and prices of one event.
+struct Resolved<'a> {
+    binding: &'a Arc<CompiledBinding>,
+    price: Option<(&'a Arc<rating::CompiledPrice>, Instant)>,
+}
+
+fn rejected(code: &'static str, message: impl Into<String>) -> Verdict {
+    Verdict::Rejected { code, message: message.into() }
+}
+
+impl Judge<'_> {
+    fn resolve<'a>(&'a self, event: &'a UsageEvent) -> Result<SmallVec<[Resolved<'a>; 2]>, Verdict> {
+        let Some(product) = self.catalog.product(event.product_id) else {
+            return Err(rejected("NOT_FOUND", format!("product {} was not found", event.product_id)));
+        };
+        let mut resolved = SmallVec::new();
+        for binding in self.catalog.bindings_of(product, &event.metric_key, event.timestamp) {
+            let price = match binding.role {
+                BindingRole::Primary => Some(self.price(event)?),
+                BindingRole::FormulaInput | BindingRole::Informational => None,
+            };
+            resolved.push(Resolved { binding, price });
+        }
+        if resolved.is_empty() {
+            let message = format!("no meter is bound to product {} for metric {}", event.product_id, event.metric_key);
+            return Err(rejected("BUSINESS_RULE_VIOLATION", message));
+        }
+        Ok(resolved)
+    }
+
+    fn price(&self, event: &UsageEvent) -> Result<(&Arc<rating::CompiledPrice>, Instant), Verdict> {
+        let (key, dimensions) = (event.price_key.as_deref(), &event.dimension_vars);
+        match self.catalog.resolve_for(self.terms, event.product_id, key, dimensions, event.timestamp) {
+            Ok(price) => Ok((price.price, price.effective_from)),
+            Err(error @ Unpriced::NoPrice) => Err(rejected("BUSINESS_RULE_VIOLATION", error.to_string())),
+            Err(error @ Unpriced::OtherCurrency(_)) => Err(rejected("CURRENCY_MISMATCH", error.to_string())),
+        }
+    }
+}
+
+impl Windows {
+    fn count(&mut self, judge: &Judge<'_>, incoming: &Incoming) -> Verdict {
+        // A panic in rating is poison when it comes again on the event alone (rule A4); nothing has changed, because
+        // rating prepares an event before it commits it.
+        for _ in 0..2 {
+            if let Ok(verdict) = catch_unwind(AssertUnwindSafe(|| self.count_once(judge, incoming))) {
+                return verdict;
+            }
+        }
+        rejected("INTERNAL_ERROR", "the event could not be rated")
+    }
+
+    fn count_once(&mut self, judge: &Judge<'_>, incoming: &Incoming) -> Verdict {
+        let event = &incoming.event;
+        if event.customer_id != judge.terms.customer_id {
+            let message = format!("subscription {} belongs to another customer", event.subscription_id);
+            return rejected("BUSINESS_RULE_VIOLATION", message);
+        }
+        if incoming.is_foreign && judge.terms.ended_at.is_some_and(|ended| ended <= event.timestamp) {
+            return rejected("BUSINESS_RULE_VIOLATION", "the subscription ended before the timestamp");
+        }
+        let resolved = match judge.resolve(event) {
+            Ok(resolved) => resolved,
+            Err(verdict) => return verdict,
+        };
+        match self.place(judge.terms, event, &resolved) {
+            Ok((index, late)) => self.apply(judge, incoming, &resolved, index, late),
+            Err(verdict) => verdict,
+        }
+    }
+
+    /// The window in which an event counts: its own, or the open one when its own is sealed (usage.md, late events).
+    fn place(
+        &mut self,
+        terms: &SubscriptionTerms,
+        event: &UsageEvent,
+        resolved: &[Resolved<'_>],
+    ) -> Result<(usize, bool), Verdict> {
+        let Some(window) = terms.window_at(event.timestamp) else {
+            return Err(rejected("BUSINESS_RULE_VIOLATION", "the subscription started after the timestamp"));
+        };
+        let Some(sealed_until) = self.sealed_until.filter(|sealed| event.timestamp < *sealed) else {
+            return Ok((self.slot(window), false));
+        };
+        // A reopened window counts again, although a later one may be sealed.
+        if let Some(index) = self.counting(window.start) {
+            return Ok((index, false));
+        }
+        let policy = resolved.first().map_or(LateEventPolicy::NextPeriod, |r| r.binding.meter.late_event_policy);
+        match policy {
+            LateEventPolicy::Drop => Err(Verdict::Dropped { reason: "the window of the event is billed" }),
+            LateEventPolicy::Reject | LateEventPolicy::Correct => {
+                Err(rejected("LATE_EVENT", "the window of the event is billed"))
+            }
+            LateEventPolicy::NextPeriod => match terms.window_at(sealed_until) {
+                Some(open) if terms.ended_at.is_none_or(|ended| open.start < ended) => Ok((self.slot(open), true)),
+                _ => Err(rejected("LATE_EVENT", "the last window of the subscription is billed")),
+            },
+        }
+    }
+
+    /// The slot of a window that has not been sealed.
+    fn counting(&self, start: Instant) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.window.start == start && slot.status != WindowStatus::Sealed)
+    }
+
+    fn slot(&mut self, window: Period) -> usize {
+        if let Some(index) = self.slots.iter().position(|slot| slot.window.start == window.start) {
+            return index;
+        }
+        self.slots.push(WindowSlot {
+            window,
+            status: WindowStatus::Open,
+            position: Position::START,
+            event_count: 0,
+            state: WindowState::new(),
+            is_dirty: false,
+        });
+        self.slots.len() - 1
+    }
+
+    fn apply(
+        &mut self,
+        judge: &Judge<'_>,
+        incoming: &Incoming,
+        resolved: &[Resolved<'_>],
+        index: usize,
+        late: bool,
+    ) -> Verdict {
+        let slot = &mut self.slots[index];
+        let mut targets = SmallVec::<[Target<'_>; 2]>::new();
+        for one in resolved {
+            // Thresholds in percent read the allowance; others do not pay for it.
+            let allowance = if one.binding.bound_thresholds().is_empty() {
+                None
+            } else {
+                judge.catalog.allowance(judge.terms, incoming.event.product_id, slot.window).ok()
+            };
+            targets.push(Target {
+                binding: one.binding,
+                price: one.price.map(|(price, _)| price),
+                segment_start: one.price.map_or(slot.window.start, |(_, from)| from.max(slot.window.start)),
+                allowance,
+            });
+        }
+        match slot.state.apply_all(&incoming.event, &targets) {
+            Ok(outcomes) => {
+                slot.event_count += 1;
+                slot.position = incoming.position;
+                slot.is_dirty = true;
+                let mut breaches = Vec::new();
+                for outcome in outcomes {
+                    if let Outcome::Counted(counted) = outcome {
+                        breaches.extend(counted.breaches.into_iter().map(|breach| (slot.window, breach)));
+                    }
+                }
+                Verdict::Counted { window_start: slot.window.start, late, breaches }
+            }
+            Err(error) => rejected(error.code(), error.to_string()),
+        }
+    }
+
+    fn control(&mut self, terms: &SubscriptionTerms, control: &Control, position: Position) {
+        let window = Period { start: control.window_start, end: control.window_end };
+        let is_known = self.slots.iter().any(|slot| slot.window.start == window.start);
+        // Published again after the window was sealed and checkpointed: it stays as it is.
+        if !is_known && control.kind != ControlKind::WindowReopen && self.sealed_until.is_some_and(|s| window.start < s)
+        {
+            return;
+        }
+        let index = self.slot(window);
+        let slot = &mut self.slots[index];
+        slot.status = match (control.kind, slot.status) {
+            (ControlKind::WindowSeal, _) => WindowStatus::Sealed,
+            (ControlKind::PeriodEnd, WindowStatus::Open) | (ControlKind::WindowReopen, _) => WindowStatus::Ended,
+            (ControlKind::PeriodEnd, other) => other,
+        };
+        slot.window.end = window.end;
+        slot.position = position;
+        slot.is_dirty = true;
+        if slot.status == WindowStatus::Sealed {
+            // The scheduled end: after a cancellation, events between it and the real end are late, too.
+            let scheduled = terms.window_at(window.start).map_or(window.end, |scheduled| scheduled.end);
+            let end = if terms.ended_at.is_some_and(|ended| ended <= window.end) { scheduled } else { window.end };
+            self.sealed_until = Some(self.sealed_until.map_or(end, |known| known.max(end)));
+        }
+    }
+
+    /// Changed windows for the checkpoint; sealed ones leave the actor with it.
+    fn snapshot(
+        &mut self,
+        catalog: &WorkspaceCatalog,
+        terms: &SubscriptionTerms,
+    ) -> Result<Vec<WindowWrite>, RatingError> {
+        let mut writes = Vec::new();
+        for slot in self.slots.iter_mut().filter(|slot| slot.is_dirty) {
+            writes.push(WindowWrite {
+                subscription_id: terms.id,
+                workspace_id: terms.workspace_id,
+                customer_id: terms.customer_id,
+                window: slot.window,
+                status: slot.status,
+                position: slot.position,
+                event_count: slot.event_count,
+                state: slot.state.encode(),
+                members: slot.state.take_changed_members(),
+                accruals: accruals(catalog, terms, slot)?,
+            });
+            slot.is_dirty = false;
+        }
+        self.slots.retain(|slot| slot.status != WindowStatus::Sealed);
+        Ok(writes)
+    }
+}
+
+fn accruals(
+    catalog: &WorkspaceCatalog,
+    terms: &SubscriptionTerms,
+    slot: &WindowSlot,
+) -> Result<Vec<AccrualWrite>, RatingError> {
+    if terms.is_trial(slot.window.start) {
+        return Ok(Vec::new());
+    }
+    let rating_terms =
+        catalog.rating_terms(terms, slot.window, &slot.state).map_err(|_| RatingError::Overflow("the allowance"))?;
+    let totals = slot.state.accrue(&RatingInput { terms: &rating_terms })?;
+    Ok(totals
+        .into_iter()
+        .map(|total| AccrualWrite {
+            wallet_currency: total.wallet_currency,
+            currency: total.amount.currency(),
+            net: total.amount.amount(),
+        })
+        .collect())
+}
