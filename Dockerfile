@@ -1,7 +1,9 @@
 # The kontorion server as an image: no compiler, no shell user, one program.
 # It expects its database, event log and usage store elsewhere: see compose.yaml.
 
-FROM rust:1.95-slim-bookworm AS build
+FROM rust:1.95.0-slim-bookworm AS build
+# The toolchain of the image, without the components for development that rust-toolchain.toml asks for.
+ENV RUSTUP_TOOLCHAIN=1.95.0
 RUN apt-get -qq update \
  && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
       build-essential cmake pkg-config zlib1g-dev >/dev/null \

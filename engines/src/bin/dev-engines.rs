@@ -8,7 +8,7 @@ use std::time::Instant;
 use engines::testing::{self, CLICKHOUSE_VARIABLE, KAFKA_VARIABLE, POSTGRES_VARIABLE};
 use engines::{ClickHouse, EmbeddedPostgres, EngineError, Kafka};
 use tokio::process::Command;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -84,13 +84,15 @@ async fn timed<T>(name: &str, start: impl Future<Output = Result<T, EngineError>
 }
 
 async fn run(command: &[&str]) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    // From here on a signal waits for its turn instead of ending this process and leaving engines behind.
+    let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let dir = std::env::temp_dir().join(format!("kontorion-run-{}", std::process::id()));
     let engines = Engines::start(&dir).await;
     let must_be_complete = std::env::var("CI").is_ok_and(|ci| ci == "true");
     let result = if must_be_complete && !engines.is_complete() {
         Err("with CI=true every engine must be there".into())
     } else {
-        run_with(&engines, command).await
+        run_with(&engines, command, signals).await
     };
     let missing = !engines.is_complete();
     engines.stop().await;
@@ -104,7 +106,11 @@ async fn run(command: &[&str]) -> Result<ExitCode, Box<dyn std::error::Error>> {
 
 /// Runs the command to its end. A signal goes to the command's group by itself when it comes from a terminal; from
 /// elsewhere it is passed on.
-async fn run_with(engines: &Engines, command: &[&str]) -> Result<ExitCode, Box<dyn std::error::Error>> {
+async fn run_with(
+    engines: &Engines,
+    command: &[&str],
+    (mut terminate, mut interrupt): (Signal, Signal),
+) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let [program, arguments @ ..] = command else { return Err("no command".into()) };
     let postgres = engines.postgres.as_ref().map(|engine| engine.url("postgres"));
     let kafka = engines.kafka.as_ref().map(Kafka::bootstrap);
@@ -115,8 +121,6 @@ async fn run_with(engines: &Engines, command: &[&str]) -> Result<ExitCode, Box<d
         .env(KAFKA_VARIABLE, kafka.unwrap_or_default())
         .env(CLICKHOUSE_VARIABLE, clickhouse.unwrap_or_default())
         .spawn()?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let status = tokio::select! {
         status = child.wait() => status?,
         _ = terminate.recv() => {
