@@ -1,8 +1,13 @@
 //! Customers, subscriptions, periods, invoice assembly and finalization (DESIGN sections 5 and 6).
 
+pub mod billing;
 pub mod control;
+pub mod cycle;
 pub mod due;
+pub(crate) mod events;
 pub mod invoice;
 pub mod settings;
 pub mod subscription;
 pub mod windows;
+
+pub use billing::Billing;

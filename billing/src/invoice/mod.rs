@@ -1,8 +1,17 @@
 //! Invoices: assembly, drafts, finalization, reading (invoices.md).
 
 pub mod draft;
+pub mod finalize;
 pub mod line;
+pub(crate) mod load;
 pub mod model;
 pub mod run;
+pub(crate) mod save;
 pub mod share;
 pub mod words;
+
+pub use finalize::{FinalizeOptions, RunRef};
+pub use line::{InvoiceLine, InvoiceLineAtom, InvoiceLineAtomDTO, InvoiceLineDTO, StoredLine};
+pub use model::{Invoice, InvoiceDTO, InvoiceTaxBreakdownRow};
+pub use run::{Run, RunKey, RunReason};
+pub use words::{AppliesAt, InvoiceLineType, InvoiceStatus, InvoiceType};

@@ -1,0 +1,399 @@
+//! Finalizing: the window is sealed, the draft is computed for the last time, the books are written, wallet money is
+//! applied, and the number is taken last (rules C2, D3, D4, D6; invoices.md 4).
+//!
+//! Sealing waits for the log and therefore stands outside of the transaction ([`Billing::seal`]); everything else is one
+//! transaction for a whole batch ([`Billing::finalize_in`]). Locks are taken in one order everywhere: due work, window
+//! rows in id order, invoices, wallets, the number row.
+
+use std::collections::HashMap;
+
+use chrono::{Days, NaiveDate};
+use chrono_tz::Tz;
+use domain::{Currency, CustomerId, Error, Instant, InvoiceId, Money, Result, Scope, SubscriptionId, WalletId};
+use ledger::invoice::charge_transfer_id;
+use rust_decimal::Decimal;
+use serde::Serialize;
+use serde_json::{Value, json};
+use sqlx::types::Json;
+use sqlx::{FromRow, PgConnection};
+use store::{StoreError, Tx};
+use uuid::Uuid;
+
+use super::draft::assemble;
+use super::load::Loaded;
+use super::run::{Run, RunKey};
+use super::save::{Computed, Saved, save};
+use super::words::InvoiceStatus;
+use crate::billing::Billing;
+use crate::control::WindowRef;
+use crate::events::{self, Event};
+use crate::settings::BillingSettings;
+use crate::windows::{self, WindowStatus};
+
+/// A run that is to be finalized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunRef {
+    /// Whose.
+    pub subscription_id: SubscriptionId,
+    /// Its key.
+    pub key: RunKey,
+    /// Due work that asks for it; it is finished with the effect.
+    pub work_id: Option<Uuid>,
+}
+
+/// What an operator may say at finalize.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FinalizeOptions {
+    /// Day of issue; the present day in the organization's time zone when left out.
+    pub issue_date: Option<NaiveDate>,
+}
+
+#[derive(FromRow)]
+struct Customer {
+    id: CustomerId,
+    name: String,
+    email: String,
+    customer_type: String,
+    billing_address: Option<Json<Value>>,
+    tax_identifiers: Json<Value>,
+    payment_terms_days: Option<i32>,
+    locale: Option<String>,
+}
+
+/// Everything that finalizing writes into a head.
+#[derive(Serialize)]
+struct FinalRow {
+    id: InvoiceId,
+    invoice_number: String,
+    sequence_number: i64,
+    status: InvoiceStatus,
+    amount_due: Decimal,
+    amount_paid: Decimal,
+    due_date: NaiveDate,
+    payment_terms_days: i32,
+    customer_profile_at_issue: String,
+    issued_at: Instant,
+    finalized_at: Instant,
+    paid_at: Option<Instant>,
+    locale: Option<String>,
+    seller_snapshot: Value,
+    buyer_snapshot: Value,
+    updated_at: Instant,
+}
+
+impl Billing {
+    /// Publishes the seals of these runs and waits until they are read. All other checks come first: a run that cannot be
+    /// computed now is refused before its window is sealed.
+    ///
+    /// # Errors
+    /// What computing the drafts says; `Unavailable` when the log does not answer in time.
+    pub async fn seal(&self, scope: &Scope, refs: &[RunRef]) -> Result<Vec<WindowRef>> {
+        self.snapshots.refresh().await?;
+        let catalog = self.snapshots.workspace(scope.workspace_id).await?;
+        let mut conn = self.store.pool().acquire().await.context("sealing windows")?;
+        let ids: Vec<_> = refs.iter().map(|run| run.subscription_id).collect();
+        let mut loaded = Loaded::subscriptions(&mut conn, catalog, scope.workspace_id, &ids, false).await?;
+        let runs = runs_of(&loaded, refs)?;
+        let windows: Vec<_> = runs.iter().filter_map(|run| loaded.window_ref(run)).collect();
+        if windows.is_empty() {
+            return Ok(windows);
+        }
+        loaded.add_windows(&mut conn, &self.snapshots, &runs).await?;
+        for run in runs {
+            assemble(&loaded.job(run)?)?;
+        }
+        drop(conn);
+        self.control.seal(&windows).await?;
+        windows::wait(&self.store, &windows, WindowStatus::Sealed, self.window_wait).await?;
+        Ok(windows)
+    }
+
+    /// Finalizes runs of one workspace at one instant, in the caller's transaction. Runs whose due work somebody else
+    /// has finished are left out; a run that was finalized before stays as it is.
+    ///
+    /// # Errors
+    /// What computing or booking says; then nothing may be committed.
+    pub async fn finalize_in(
+        &self,
+        scope: &Scope,
+        tx: &mut Tx,
+        refs: &[RunRef],
+        options: FinalizeOptions,
+    ) -> Result<Vec<InvoiceId>> {
+        let refs = claim(tx.conn(), refs).await?;
+        let catalog = self.snapshots.workspace(scope.workspace_id).await?;
+        let ids: Vec<_> = refs.iter().map(|run| run.subscription_id).collect();
+        let mut loaded = Loaded::subscriptions(tx.conn(), catalog, scope.workspace_id, &ids, false).await?;
+        let runs = runs_of(&loaded, &refs)?;
+        let windows: Vec<_> = runs.iter().filter_map(|run| loaded.window_ref(run)).collect();
+        lock_windows(tx.conn(), &windows).await?;
+        loaded.add_windows(tx.conn(), &self.snapshots, &runs).await?;
+        let computed = compute(&loaded, &runs)?;
+        let saved = save(tx.conn(), scope.workspace_id, scope.now(), &computed).await?;
+        close_accruals(tx.conn(), &windows).await?;
+        finalize_saved(scope, tx, &saved, options).await?;
+        Ok(saved.iter().map(|saved| saved.id).collect())
+    }
+
+    /// Computes and stores the drafts of runs, without finalizing, in the caller's transaction.
+    ///
+    /// # Errors
+    /// What computing says.
+    pub async fn draft_in(&self, scope: &Scope, tx: &mut Tx, refs: &[RunRef]) -> Result<Vec<InvoiceId>> {
+        let refs = claim(tx.conn(), refs).await?;
+        let catalog = self.snapshots.workspace(scope.workspace_id).await?;
+        let ids: Vec<_> = refs.iter().map(|run| run.subscription_id).collect();
+        let mut loaded = Loaded::subscriptions(tx.conn(), catalog, scope.workspace_id, &ids, false).await?;
+        let runs = runs_of(&loaded, &refs)?;
+        loaded.add_windows(tx.conn(), &self.snapshots, &runs).await?;
+        let computed = compute(&loaded, &runs)?;
+        let saved = save(tx.conn(), scope.workspace_id, scope.now(), &computed).await?;
+        Ok(saved.iter().map(|saved| saved.id).collect())
+    }
+}
+
+pub(crate) fn runs_of(loaded: &Loaded, refs: &[RunRef]) -> Result<Vec<Run>> {
+    refs.iter().map(|run| Run::of(loaded.subscription(run.subscription_id)?, run.key)).collect()
+}
+
+pub(crate) fn compute<'a>(loaded: &'a Loaded, runs: &[Run]) -> Result<Vec<Computed<'a>>> {
+    let one = |run: &Run| {
+        let job = loaded.job(*run)?;
+        Ok(Computed { subscription: job.subscription, run: *run, drafts: assemble(&job)? })
+    };
+    runs.iter().map(one).collect()
+}
+
+/// Finishes due work first: its row is the lock that keeps a second scheduler out.
+async fn claim(conn: &mut PgConnection, refs: &[RunRef]) -> Result<Vec<RunRef>> {
+    let asked: Vec<Uuid> = refs.iter().filter_map(|run| run.work_id).collect();
+    if asked.is_empty() {
+        return Ok(refs.to_vec());
+    }
+    let claimed: Vec<Uuid> = sqlx::query_scalar("DELETE FROM due_work WHERE id = ANY($1) RETURNING id")
+        .bind(asked)
+        .fetch_all(conn)
+        .await
+        .context("finishing due work")?;
+    Ok(refs.iter().filter(|run| run.work_id.is_none_or(|id| claimed.contains(&id))).copied().collect())
+}
+
+/// Locks window rows in id order (rule D3): no checkpoint changes their accruals while they are closed. Each must be
+/// sealed.
+async fn lock_windows(conn: &mut PgConnection, windows: &[WindowRef]) -> Result<()> {
+    if windows.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<(Uuid, String)> = sqlx::query_as(
+        "SELECT subscription_id, status FROM usage_window
+         WHERE (subscription_id, window_start) IN (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]))
+         ORDER BY subscription_id, window_start FOR UPDATE",
+    )
+    .bind(windows.iter().map(|window| window.subscription_id.0).collect::<Vec<_>>())
+    .bind(windows.iter().map(|window| window.window_start).collect::<Vec<_>>())
+    .fetch_all(conn)
+    .await
+    .context("locking usage windows")?;
+    if rows.len() == windows.len() && rows.iter().all(|(_, status)| status == WindowStatus::Sealed.as_str()) {
+        return Ok(());
+    }
+    let detail = "a usage window has not its final quantities yet".to_owned();
+    Err(Error::Unavailable { dependency: "event_log", detail, retry_after_secs: 1 })
+}
+
+/// The invoice takes the place of what was accrued.
+async fn close_accruals(conn: &mut PgConnection, windows: &[WindowRef]) -> Result<()> {
+    if windows.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE usage_accrual SET closed = true
+         FROM unnest($1::uuid[], $2::timestamptz[]) AS closing (subscription_id, window_start)
+         WHERE usage_accrual.subscription_id = closing.subscription_id AND usage_accrual.window_start = closing.window_start",
+    )
+    .bind(windows.iter().map(|window| window.subscription_id.0).collect::<Vec<_>>())
+    .bind(windows.iter().map(|window| window.window_start).collect::<Vec<_>>())
+    .execute(conn)
+    .await
+    .context("closing accruals")?;
+    Ok(())
+}
+
+/// Wallets, books, numbers, heads, events: in this order.
+async fn finalize_saved(scope: &Scope, tx: &mut Tx, saved: &[Saved<'_>], options: FinalizeOptions) -> Result<()> {
+    if saved.is_empty() {
+        return Ok(());
+    }
+    let settings = BillingSettings::load(tx.conn(), scope.organization_id).await?;
+    let customers = customers(scope, tx.conn(), saved).await?;
+    let seller = seller(scope, tx.conn()).await?;
+    let paid = apply_wallets(scope, tx, saved).await?;
+    let transfers = saved.iter().map(|one| {
+        let totals = one.draft.totals;
+        ledger::invoice_transfer(scope, one.id, totals.subtotal, totals.tax_amount)
+    });
+    let transfers: Vec<_> = transfers.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+    ledger::post(tx, scope, &transfers).await?;
+    let first = take_numbers(scope, tx.conn(), saved.len()).await?;
+    let (mut rows, mut events) = (Vec::with_capacity(saved.len()), Vec::new());
+    for ((one, sequence), paid) in saved.iter().zip(first..).zip(paid) {
+        let id = one.subscription.customer_id;
+        let customer = customers.get(&id).ok_or_else(|| Error::not_found("customer", id))?;
+        let row = final_row(scope, one, customer, &settings, (sequence, paid), options, &seller)?;
+        events.append(&mut finalized_events(scope, one, &row));
+        rows.push(row);
+    }
+    write(scope, tx.conn(), &rows).await?;
+    events::emit(tx.conn(), &events).await
+}
+
+async fn customers(scope: &Scope, conn: &mut PgConnection, saved: &[Saved<'_>]) -> Result<HashMap<CustomerId, Customer>> {
+    let rows: Vec<Customer> = sqlx::query_as(
+        "SELECT id, name, email, customer_type, billing_address, tax_identifiers, payment_terms_days, locale
+         FROM customer WHERE workspace_id = $1 AND id = ANY($2)",
+    )
+    .bind(scope.workspace_id)
+    .bind(saved.iter().map(|one| one.subscription.customer_id.0).collect::<Vec<_>>())
+    .fetch_all(conn)
+    .await
+    .context("reading customers")?;
+    Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+}
+
+async fn seller(scope: &Scope, conn: &mut PgConnection) -> Result<Value> {
+    let name: String = sqlx::query_scalar("SELECT name FROM organization WHERE id = $1")
+        .bind(scope.organization_id)
+        .fetch_one(conn)
+        .await
+        .context("reading the organization")?;
+    Ok(json!({ "name": name }))
+}
+
+/// Draws each invoice from the customer's wallet in its currency; answers what was drawn, in order. Usage that is pinned
+/// to a wallet of another currency is not drawn: amounts are never routed across currencies (wallets.md 4).
+async fn apply_wallets(scope: &Scope, tx: &mut Tx, saved: &[Saved<'_>]) -> Result<Vec<Money>> {
+    let wallets: Vec<(WalletId, CustomerId, Currency)> =
+        sqlx::query_as("SELECT id, customer_id, currency FROM wallet WHERE workspace_id = $1 AND customer_id = ANY($2)")
+            .bind(scope.workspace_id)
+            .bind(saved.iter().map(|one| one.subscription.customer_id.0).collect::<Vec<_>>())
+            .fetch_all(tx.conn())
+            .await
+            .context("looking for wallets")?;
+    let wallets: HashMap<_, _> = wallets.into_iter().map(|(id, customer, currency)| ((customer, currency), id)).collect();
+    let wallet_of = |one: &Saved<'_>| {
+        let currency = one.draft.totals.total.currency();
+        let pinned_elsewhere = one.draft.wallet_currency.is_some_and(|pin| pin != currency);
+        let owes = !one.draft.totals.total.is_zero() && !one.draft.totals.total.is_negative();
+        wallets.get(&(one.subscription.customer_id, currency)).copied().filter(|_| owes && !pinned_elsewhere)
+    };
+    let mut ids: Vec<_> = saved.iter().filter_map(wallet_of).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let zero = |one: &Saved<'_>| Money::zero(one.draft.totals.total.currency());
+    if ids.is_empty() {
+        return Ok(saved.iter().map(zero).collect());
+    }
+    let mut batch = ledger::lock_wallets(tx, scope, &ids).await?;
+    let draw = |one: &Saved<'_>| match wallet_of(one) {
+        Some(wallet) => batch.charge_for_invoice(wallet, charge_transfer_id(one.id, wallet), one.draft.totals.total, one.id),
+        None => Ok(zero(one)),
+    };
+    let drawn = saved.iter().map(draw).collect::<Result<Vec<_>>>()?;
+    batch.write(tx, scope).await?;
+    Ok(drawn)
+}
+
+/// Takes consecutive numbers of the workspace's invoice series; the row stays locked until the commit, so that none is
+/// missing and none is given twice (rule D6).
+async fn take_numbers(scope: &Scope, conn: &mut PgConnection, count: usize) -> Result<i64> {
+    sqlx::query_scalar(
+        "INSERT INTO document_series (workspace_id, kind, next_number) VALUES ($1, 'invoice', $2 + 1)
+         ON CONFLICT (workspace_id, kind) DO UPDATE SET next_number = document_series.next_number + $2
+         RETURNING next_number - $2",
+    )
+    .bind(scope.workspace_id)
+    .bind(i64::try_from(count).unwrap_or(i64::MAX))
+    .fetch_one(conn)
+    .await
+    .context("taking invoice numbers")
+}
+
+fn final_row(
+    scope: &Scope,
+    one: &Saved<'_>,
+    customer: &Customer,
+    settings: &BillingSettings,
+    (sequence, paid): (i64, Money),
+    options: FinalizeOptions,
+    seller: &Value,
+) -> Result<FinalRow> {
+    let now = scope.now();
+    let timezone: Tz = settings
+        .timezone
+        .parse()
+        .map_err(|_| Error::invariant(format!("unknown time zone {}", settings.timezone)))?;
+    let issued = options.issue_date.unwrap_or_else(|| now.with_timezone(&timezone).date_naive());
+    // The first that is set of subscription, customer, organization (invoices.md 4).
+    let terms = one.subscription.payment_terms_days.or(customer.payment_terms_days).unwrap_or(settings.payment_terms_days);
+    let due = issued.checked_add_days(Days::new(u64::from(terms.unsigned_abs())));
+    let open = one.draft.totals.total.sub(paid)?;
+    let is_paid = open.is_zero();
+    Ok(FinalRow {
+        id: one.id,
+        invoice_number: settings.invoice_number(sequence),
+        sequence_number: sequence,
+        status: if is_paid { InvoiceStatus::Paid } else { InvoiceStatus::Finalized },
+        amount_due: open.amount(),
+        amount_paid: paid.amount(),
+        due_date: due.ok_or_else(|| Error::business_rule("the due date is out of range"))?,
+        payment_terms_days: terms,
+        customer_profile_at_issue: customer.customer_type.clone(),
+        issued_at: now,
+        finalized_at: now,
+        paid_at: is_paid.then_some(now),
+        locale: customer.locale.clone(),
+        seller_snapshot: seller.clone(),
+        buyer_snapshot: json!({
+            "name": customer.name,
+            "email": customer.email,
+            "billing_address": customer.billing_address.as_ref().map(|json| &json.0),
+            "tax_identifiers": customer.tax_identifiers.0,
+        }),
+        updated_at: now,
+    })
+}
+
+fn finalized_events(scope: &Scope, one: &Saved<'_>, row: &FinalRow) -> Vec<Event> {
+    let payload = json!({
+        "invoice_id": one.id,
+        "invoice_number": row.invoice_number,
+        "customer_id": one.subscription.customer_id,
+        "subscription_id": one.subscription.id,
+        "status": row.status,
+        "total": one.draft.totals.total,
+    });
+    let kinds = ["invoice.finalized", "invoice.paid"];
+    let kinds = if row.status == InvoiceStatus::Paid { &kinds[..] } else { &kinds[..1] };
+    let event = |kind: &&'static str| Event::new(scope.workspace_id, kind, "invoice", one.id, payload.clone(), scope.now());
+    kinds.iter().map(event).collect()
+}
+
+async fn write(scope: &Scope, conn: &mut PgConnection, rows: &[FinalRow]) -> Result<()> {
+    sqlx::query(
+        "UPDATE invoice SET status = new.status, invoice_number = new.invoice_number,
+                sequence_number = new.sequence_number, amount_due = new.amount_due, amount_paid = new.amount_paid,
+                due_date = new.due_date, payment_terms_days = new.payment_terms_days,
+                customer_profile_at_issue = new.customer_profile_at_issue, issued_at = new.issued_at,
+                finalized_at = new.finalized_at, paid_at = new.paid_at, locale = new.locale,
+                seller_snapshot = new.seller_snapshot, buyer_snapshot = new.buyer_snapshot, updated_at = new.updated_at,
+                version = invoice.version + 1
+         FROM jsonb_populate_recordset(NULL::invoice, $2) AS new
+         WHERE invoice.workspace_id = $1 AND invoice.id = new.id",
+    )
+    .bind(scope.workspace_id)
+    .bind(Json(rows))
+    .execute(conn)
+    .await
+    .context("finalizing invoices")?;
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! Loads what a batch of runs is computed from: a few statements, whatever the number of subscriptions (DESIGN section 6).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use catalog::compiled::{Snapshots, StoredWindow, SubscriptionTerms, WindowQuery, WorkspaceCatalog};
+use domain::{Error, Instant, ProductType, Result, SubscriptionId, WorkspaceId};
+use sqlx::PgConnection;
+
+use super::draft::Job;
+use super::run::Run;
+use crate::control::WindowRef;
+use crate::subscription::{self, Subscription};
+
+/// Everything that the drafts of a batch need.
+pub(crate) struct Loaded {
+    pub(crate) subscriptions: HashMap<SubscriptionId, Subscription>,
+    terms: HashMap<SubscriptionId, SubscriptionTerms>,
+    catalog: Arc<WorkspaceCatalog>,
+    windows: HashMap<(SubscriptionId, Instant), StoredWindow>,
+}
+
+impl Loaded {
+    /// Subscriptions and their terms, without windows. `lock` when the subscriptions will be changed.
+    pub(crate) async fn subscriptions(
+        conn: &mut PgConnection,
+        catalog: Arc<WorkspaceCatalog>,
+        workspace_id: WorkspaceId,
+        ids: &[SubscriptionId],
+        lock: bool,
+    ) -> Result<Self> {
+        let subscriptions = subscription::read::load(conn, workspace_id, ids, lock).await?;
+        let terms = SubscriptionTerms::load(conn, ids).await?;
+        Ok(Self { subscriptions, terms, catalog, windows: HashMap::new() })
+    }
+
+    /// Adds the windows of these runs, with their totals as they are checkpointed now.
+    pub(crate) async fn add_windows(&mut self, conn: &mut PgConnection, snapshots: &Snapshots, runs: &[Run]) -> Result<()> {
+        let wanted = runs.iter().filter(|run| self.has_usage(run.subscription_id));
+        let wanted: Vec<_> = wanted.filter_map(|run| Some((run.subscription_id, run.usage?.start))).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        for window in StoredWindow::load(conn, snapshots, WindowQuery::Starting(&wanted)).await? {
+            self.windows.insert((window.subscription_id, window.window.start), window);
+        }
+        Ok(())
+    }
+
+    /// A subscription of the batch.
+    pub(crate) fn subscription(&self, id: SubscriptionId) -> Result<&Subscription> {
+        self.subscriptions.get(&id).ok_or_else(|| Error::not_found("subscription", id))
+    }
+
+    /// Whether the subscription meters anything: only then has it windows and control records.
+    pub(crate) fn has_usage(&self, id: SubscriptionId) -> bool {
+        self.terms.get(&id).is_some_and(|terms| {
+            let is_usage = |id| self.catalog.product(id).is_some_and(|product| product.kind == ProductType::Usage);
+            terms.items.iter().any(|item| is_usage(item.product_id))
+        })
+    }
+
+    /// The window that a run seals, if its subscription meters anything.
+    pub(crate) fn window_ref(&self, run: &Run) -> Option<WindowRef> {
+        let subscription = self.subscriptions.get(&run.subscription_id)?;
+        let period = run.sealed_window().filter(|_| self.has_usage(run.subscription_id))?;
+        Some(subscription.window(period))
+    }
+
+    /// What a draft is computed from.
+    pub(crate) fn job(&self, run: Run) -> Result<Job<'_>> {
+        let id = run.subscription_id;
+        let missing = || Error::not_found("subscription", id);
+        let window = run.usage.and_then(|usage| self.windows.get(&(id, usage.start)));
+        Ok(Job {
+            subscription: self.subscription(id)?,
+            terms: self.terms.get(&id).ok_or_else(missing)?,
+            catalog: &self.catalog,
+            run,
+            window,
+        })
+    }
+}
