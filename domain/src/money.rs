@@ -93,6 +93,7 @@ impl Money {
     ///
     /// # Errors
     /// `CurrencyMismatch`, `OutOfRange`.
+    #[allow(clippy::should_implement_trait, reason = "a sum of money can fail")]
     pub fn add(self, other: Self) -> Result<Self, MoneyError> {
         if self.currency != other.currency {
             return Err(MoneyError::CurrencyMismatch { left: self.currency, right: other.currency });
@@ -105,6 +106,7 @@ impl Money {
     ///
     /// # Errors
     /// `CurrencyMismatch`, `OutOfRange`.
+    #[allow(clippy::should_implement_trait, reason = "a difference of money can fail")]
     pub fn sub(self, other: Self) -> Result<Self, MoneyError> {
         self.add(other.negate())
     }

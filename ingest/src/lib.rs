@@ -13,6 +13,8 @@ pub mod log;
 pub mod metrics;
 pub mod partition;
 pub mod record;
+pub mod rejection;
 pub mod subscription;
 pub mod supervisor;
 pub mod usage;
+pub mod view;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use catalog::compiled::{SubscriptionTerms, Unpriced, WindowStatus, WorkspaceCatalog};
 use domain::period::Period;
-use domain::{BindingRole, Instant, LateEventPolicy, Position, UsageEvent};
+use domain::{BindingRole, Instant, LateEventPolicy, Position, PricingModel, Quantity, UsageEvent, VersionId};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use rating::{Breach, CompiledBinding, Outcome, RatingError, RatingInput, Target, WindowState};
 use smallvec::SmallVec;
@@ -114,6 +114,8 @@ pub struct WindowSlot {
     pub event_count: u64,
     /// Running totals.
     pub state: WindowState,
+    /// Upper bound of what the meters of this window can show, in whole units.
+    pub magnitude: u128,
     /// Whether a checkpoint has to write it.
     pub is_dirty: bool,
 }
@@ -136,7 +138,7 @@ impl Actor for SubscriptionActor {
     type Arguments = Initial;
 
     async fn pre_start(&self, _: ActorRef<Self::Msg>, initial: Initial) -> Result<Windows, ActorProcessingErr> {
-        Ok(Windows { slots: initial.slots, sealed_until: initial.sealed_until })
+        Ok(Windows { slots: initial.slots, sealed_until: initial.sealed_until, rates: Rates::new() })
     }
 
     async fn handle(
@@ -175,7 +177,11 @@ impl Actor for SubscriptionActor {
 pub struct Windows {
     slots: Vec<WindowSlot>,
     sealed_until: Option<Instant>,
+    rates: Rates,
 }
+
+/// Largest rate or fee of the prices that were met, in whole units.
+type Rates = SmallVec<[(VersionId, u128); 4]>;
 
 /// What an event is judged by: the catalog and the terms as of its acceptance (rule B6).
 struct Judge<'a> {
@@ -299,6 +305,7 @@ impl Windows {
             position: Position::START,
             event_count: 0,
             state: WindowState::new(),
+            magnitude: 0,
             is_dirty: false,
         });
         self.slots.len() - 1
@@ -328,8 +335,16 @@ impl Windows {
                 allowance,
             });
         }
-        match slot.state.apply_all(&incoming.event, &targets) {
+        let magnitude = slot.magnitude.saturating_add(units(incoming.event.quantity));
+        let is_safe = targets.iter().all(|target| is_safe(magnitude, target, &mut self.rates));
+        let outcomes = if is_safe {
+            slot.state.apply_all(&incoming.event, &targets)
+        } else {
+            apply_large(judge, slot, &incoming.event, &targets)
+        };
+        match outcomes {
             Ok(outcomes) => {
+                slot.magnitude = magnitude;
                 slot.event_count += 1;
                 slot.position = incoming.position;
                 slot.is_dirty = true;
@@ -396,6 +411,67 @@ impl Windows {
         self.slots.retain(|slot| slot.status != WindowStatus::Sealed);
         Ok(writes)
     }
+}
+
+/// Below this an amount cannot come near the range of money (10²⁰), whatever the tiers do.
+const AMOUNT_SAFE: u128 = 100_000_000_000_000_000;
+
+/// Whole units of a quantity, rounded up, and one for the event itself.
+fn units(quantity: Quantity) -> u128 {
+    quantity.units().unsigned_abs() / Quantity::ONE.units().unsigned_abs() + 2
+}
+
+/// Whether no amount of this binding can overflow with a quantity of this magnitude: a quick upper bound, so that the exact
+/// check is paid for by large events only.
+fn is_safe(magnitude: u128, target: &Target<'_>, rates: &mut Rates) -> bool {
+    let Some(price) = target.price else { return true };
+    if target.binding.meter.value_field.as_deref().is_some_and(|field| field != "quantity") {
+        return false;
+    }
+    let rate = match rates.iter().find(|(id, _)| *id == price.version_id) {
+        Some((_, rate)) => *rate,
+        None => {
+            let rate = largest_rate(price);
+            rates.push((price.version_id, rate));
+            rate
+        }
+    };
+    let multiplier = whole(target.binding.multiplier);
+    magnitude.saturating_mul(multiplier).saturating_mul(rate) < AMOUNT_SAFE
+}
+
+fn largest_rate(price: &rating::CompiledPrice) -> u128 {
+    let tiers = price.tiers.iter().map(|tier| match price.model {
+        // Packages of less than a unit multiply the number of packages.
+        PricingModel::Package if tier.unit_amount < rust_decimal::Decimal::ONE => u128::MAX,
+        PricingModel::Package => whole(tier.flat_amount),
+        PricingModel::Volume | PricingModel::Staircase => {
+            whole(tier.unit_amount).saturating_add(whole(tier.flat_amount))
+        }
+    });
+    tiers.max().unwrap_or(0)
+}
+
+fn whole(amount: rust_decimal::Decimal) -> u128 {
+    u128::try_from(amount.ceil()).unwrap_or(u128::MAX).max(1)
+}
+
+/// Counts an event only if the window can still be rated with it.
+fn apply_large(
+    judge: &Judge<'_>,
+    slot: &mut WindowSlot,
+    event: &UsageEvent,
+    targets: &[Target<'_>],
+) -> Result<SmallVec<[Outcome; 1]>, RatingError> {
+    let mut trial = slot.state.clone();
+    let outcomes = trial.apply_all(event, targets)?;
+    let terms = judge
+        .catalog
+        .rating_terms(judge.terms, slot.window, &trial)
+        .map_err(|_| RatingError::Overflow("the allowance"))?;
+    trial.accrue(&RatingInput { terms: &terms })?;
+    slot.state = trial;
+    Ok(outcomes)
 }
 
 fn accruals(

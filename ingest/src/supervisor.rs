@@ -51,6 +51,12 @@ impl Ingest {
         Ok(Self { supervisor, shared })
     }
 
+    /// Ends everything at once, as a crash would: nothing is written any more, and what was not checkpointed is counted
+    /// again from the log by whoever takes the partitions next.
+    pub fn kill(self) {
+        self.supervisor.kill();
+    }
+
     /// Writes the last checkpoints and leaves the group.
     pub async fn stop(self) {
         let (done, stopped) = oneshot::channel();

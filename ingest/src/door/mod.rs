@@ -1,6 +1,7 @@
 //! The door: what runs before acceptance. It reads events, compares them with the cached catalog, appends them to the log
 //! and answers when they are durable (usage.md 3.1).
 
+pub mod cloud_events;
 mod judge;
 pub mod wire;
 
