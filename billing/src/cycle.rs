@@ -40,7 +40,6 @@ impl Billing {
             DueKind::SubscriptionStart | DueKind::TrialEnd => self.isolate(&scope, works, Self::change_states).await,
             DueKind::PeriodClose => self.isolate(&scope, works, Self::close_periods).await,
             DueKind::InvoiceFinalize => self.isolate(&scope, works, Self::finalize_works).await,
-            DueKind::HoldExpiry => fail_all(works, Error::invariant("holds expire in the ledger, not in billing")),
         }
     }
 

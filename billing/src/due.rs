@@ -12,10 +12,9 @@ use uuid::Uuid;
 use crate::subscription::Subscription;
 
 domain::wire_enum! {
-    /// What is due. The order of kinds that fall on one instant is that of billing-cycles.md 3.4 rule 7.
+    /// What is due. The order of kinds that fall on one instant is that of billing-cycles.md 3.4 rule 7. Holds that expire
+    /// come first without a row of their own: every operation on a wallet lets them lapse at its instant (rule D4).
     pub enum DueKind {
-        /// A hold on a wallet ends.
-        HoldExpiry = "hold_expiry",
         /// A PENDING subscription starts.
         SubscriptionStart = "subscription_start",
         /// A trial ends.
@@ -32,7 +31,6 @@ impl DueKind {
     #[must_use]
     pub fn order(self) -> i16 {
         match self {
-            Self::HoldExpiry => 10,
             Self::SubscriptionStart => 20,
             Self::TrialEnd => 30,
             Self::PeriodClose => 60,

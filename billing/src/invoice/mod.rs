@@ -4,7 +4,9 @@ pub mod draft;
 pub mod finalize;
 pub mod line;
 pub(crate) mod load;
+pub mod manual;
 pub mod model;
+pub mod read;
 pub mod run;
 pub(crate) mod save;
 pub mod share;
@@ -12,6 +14,7 @@ pub mod words;
 
 pub use finalize::{FinalizeOptions, RunRef};
 pub use line::{InvoiceLine, InvoiceLineAtom, InvoiceLineAtomDTO, InvoiceLineDTO, StoredLine};
+pub use manual::{FinalizeInvoiceRequest, GenerateInvoiceRequest};
 pub use model::{Invoice, InvoiceDTO, InvoiceTaxBreakdownRow};
 pub use run::{Run, RunKey, RunReason};
 pub use words::{AppliesAt, InvoiceLineType, InvoiceStatus, InvoiceType};
