@@ -1,10 +1,36 @@
 //! Which rooms run in this process and how they are tied together. Each room that is started is added to [`Running`]
 //! with the way to stop it; the order of starting is the order of dependence (what is fed before what feeds it).
 
-use axum::Router;
-use store::Store;
+use std::sync::Arc;
 
-use crate::config::Config;
+use api::app::Engine;
+use api::limit::Rate;
+use api::{App, Settings};
+use async_trait::async_trait;
+use axum::Router;
+use billing::control::{WindowControl, WindowRef};
+use billing::Billing;
+use catalog::compiled::Snapshots;
+use domain::Clock;
+use ingest::control::Controls;
+use ingest::dedup::DedupOptions;
+use ingest::door::Door;
+use ingest::log::kafka::{KafkaLog, KafkaOptions};
+use ingest::log::local::{LocalLog, LocalLogOptions};
+use ingest::log::registry::{self, LogKind as RegisteredKind};
+use ingest::log::{EventLog, LogError, LogIdentity};
+use ingest::metrics::Metrics;
+use ingest::partition::Shared;
+use ingest::record::{Control, ControlKind};
+use ingest::supervisor::Ingest;
+use ingest::usage::UsageStore;
+use ingest::usage::clickhouse::{ClickHouseAddress, ClickHouseUsage};
+use ingest::usage::postgres::PostgresUsage;
+use scheduler::Scheduler;
+use store::Store;
+use tokio::sync::watch;
+
+use crate::config::{Config, LogKind, Role, StoreKind};
 use crate::failure::Failure;
 use crate::running::Running;
 
@@ -12,8 +38,186 @@ use crate::running::Running;
 ///
 /// # Errors
 /// When a room does not start.
-pub async fn start_rooms(_config: &Config, _store: &Store, _running: &mut Running) -> Result<Router, Failure> {
-    Ok(Router::new())
+pub async fn start_rooms(config: &Config, store: &Store, running: &mut Running) -> Result<Router, Failure> {
+    let snapshots = start_snapshots(store, running).await?;
+    let log = open_log(config, store).await?;
+    let closing = log.clone();
+    running.add("event log", || async move { closing.close().await });
+    let usage = open_usage(config, store).await?;
+    let registry = prometheus::Registry::new();
+    if config.has(Role::Ingest) {
+        start_ingest(config, store, &snapshots, &log, &usage, &registry, running).await?;
+    }
+    let control = Arc::new(LogControl { controls: Controls::new(log.clone(), snapshots.clone()) });
+    let billing = Billing::new(store.clone(), snapshots.clone(), control);
+    if config.has(Role::Scheduler) {
+        start_scheduler(billing.clone(), running);
+    }
+    let mut app = App::new(store.clone(), settings(config)?, registry);
+    let door = Arc::new(Door::new(store.clone(), snapshots.clone(), log));
+    app.engine = Some(Engine { snapshots, door, usage, billing });
+    // Without the role `api`, only health and metrics are served.
+    Ok(if config.has(Role::Api) { api::router(app) } else { api::health_router(app) })
+}
+
+async fn start_snapshots(store: &Store, running: &mut Running) -> Result<Arc<Snapshots>, Failure> {
+    let snapshots =
+        Snapshots::start(store.clone()).await.map_err(|error| Failure::work("reading the catalog revision", error))?;
+    let listener = tokio::spawn(snapshots.clone().keep_fresh());
+    running.add("catalog listener", || async move { listener.abort() });
+    Ok(snapshots)
+}
+
+fn log_failure(doing: &'static str) -> impl Fn(LogError) -> Failure {
+    move |error| Failure::work(doing, error)
+}
+
+async fn register(store: &Store, kind: RegisteredKind, name: &str, partitions: u32) -> Result<LogIdentity, Failure> {
+    registry::register(store, kind, name, partitions, Clock::System.now())
+        .await
+        .map_err(|error| Failure::work("registering the event log", error))
+}
+
+async fn open_log(config: &Config, store: &Store) -> Result<Arc<dyn EventLog>, Failure> {
+    let failed = log_failure("opening the event log");
+    match config.log_kind {
+        LogKind::Local => {
+            let dir = config.data_dir.join("log");
+            let id = LocalLog::prepare(&dir, config.partitions).map_err(&failed)?;
+            let identity = register(store, RegisteredKind::Local, &id.to_string(), config.partitions).await?;
+            let opened = tokio::task::spawn_blocking(move || LocalLog::open(&dir, identity, LocalLogOptions::default()));
+            let log = opened.await.map_err(|error| Failure::work("opening the event log", error))?.map_err(&failed)?;
+            Ok(Arc::new(log))
+        }
+        LogKind::Kafka => {
+            let options = KafkaOptions::new(
+                &config.kafka_brokers,
+                &config.kafka_topic,
+                &config.kafka_group,
+                &config.node_name,
+            );
+            let name = KafkaLog::prepare(&options, config.partitions).await.map_err(&failed)?;
+            let identity = register(store, RegisteredKind::Kafka, &name, config.partitions).await?;
+            Ok(Arc::new(KafkaLog::open(options, identity).await.map_err(&failed)?))
+        }
+    }
+}
+
+async fn open_usage(config: &Config, store: &Store) -> Result<Arc<dyn UsageStore>, Failure> {
+    let url = match (config.store_kind, &config.clickhouse_url) {
+        (StoreKind::Clickhouse, Some(url)) => url.expose(),
+        _ => return Ok(Arc::new(PostgresUsage::new(store.clone()))),
+    };
+    let address = clickhouse_address(url, &config.clickhouse_database);
+    let failed = |error| Failure::work("opening ClickHouse", error);
+    ClickHouseUsage::migrate(&address).await.map_err(failed)?;
+    Ok(Arc::new(ClickHouseUsage::connect(&address, store.clone()).await.map_err(failed)?))
+}
+
+/// User and password stand in the address, as everywhere: `http://user:password@host:8123`.
+fn clickhouse_address(url: &str, database: &str) -> ClickHouseAddress {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    let (login, host) = rest.rsplit_once('@').map_or((None, rest), |(login, host)| (Some(login), host));
+    let (user, password) = login.map_or((None, None), |login| match login.split_once(':') {
+        Some((user, password)) => (Some(user.to_owned()), Some(password.to_owned())),
+        None => (Some(login.to_owned()), None),
+    });
+    ClickHouseAddress { url: format!("{scheme}://{host}"), database: database.to_owned(), user, password }
+}
+
+async fn start_ingest(
+    config: &Config,
+    store: &Store,
+    snapshots: &Arc<Snapshots>,
+    log: &Arc<dyn EventLog>,
+    usage: &Arc<dyn UsageStore>,
+    registry: &prometheus::Registry,
+    running: &mut Running,
+) -> Result<(), Failure> {
+    let horizon = chrono::TimeDelta::days(i64::from(config.dedup_horizon_days));
+    let settings = ingest::partition::Settings {
+        active_subscriptions_max: (config.active_subscriptions_max / config.partitions as usize).max(1),
+        dedup_horizon: horizon,
+        trust_topic: config.trust_topic,
+        ..ingest::partition::Settings::default()
+    };
+    let shared = Arc::new(Shared {
+        store: store.clone(),
+        snapshots: snapshots.clone(),
+        log: log.clone(),
+        usage: usage.clone(),
+        settings,
+        metrics: Metrics::new(registry),
+        clock: Clock::System,
+        secrets: ingest::partition::Secrets::default(),
+    });
+    let dedup = DedupOptions { horizon, ..DedupOptions::default() };
+    let ingest = Ingest::start(shared, config.data_dir.join("dedup"), dedup)
+        .await
+        .map_err(|error| Failure::work("starting ingest", error))?;
+    running.add("ingest", || ingest.stop());
+    Ok(())
+}
+
+fn start_scheduler(billing: Billing, running: &mut Running) {
+    let (stop, stopped) = watch::channel(false);
+    let scheduler = tokio::spawn(Scheduler::new(billing).run(stopped));
+    running.add("scheduler", move || async move {
+        // The scheduler may have ended by itself, which is a stop as well.
+        let _ = stop.send(true);
+        let _ = scheduler.await;
+    });
+}
+
+fn settings(config: &Config) -> Result<Settings, Failure> {
+    let network = |ip: &std::net::IpAddr| ip.to_string().parse();
+    let proxies = config.trusted_proxies.iter().map(network).collect::<Result<_, _>>();
+    Ok(Settings {
+        public_base_url: config.public_url.clone().unwrap_or_else(|| format!("http://{}", config.listen)),
+        trusted_proxies: proxies.map_err(|_| Failure::usage("configuration: trusted_proxies: not an address"))?,
+        rate_live: Rate { per_second: config.rate_live_per_second, burst: config.rate_live_burst },
+        rate_sandbox: Rate { per_second: config.rate_sandbox_per_second, burst: config.rate_sandbox_burst },
+        rate_ingest: Rate { per_second: config.rate_events_per_second, burst: config.rate_events_per_second },
+        ..Settings::default()
+    })
+}
+
+/// Billing's control records, published through the event log.
+struct LogControl {
+    controls: Controls,
+}
+
+impl LogControl {
+    async fn publish(&self, kind: ControlKind, windows: &[WindowRef]) -> domain::Result<()> {
+        let records = windows.iter().map(|window| {
+            let control = Control {
+                kind,
+                workspace_id: window.workspace_id,
+                subscription_id: window.subscription_id,
+                customer_id: window.customer_id,
+                window_start: window.window_start,
+                window_end: window.window_end,
+                catalog_revision: 0, // set by the publisher
+            };
+            (window.home_partition.unsigned_abs(), control)
+        });
+        self.controls.publish(records).await
+    }
+}
+
+#[async_trait]
+impl WindowControl for LogControl {
+    async fn period_end(&self, windows: &[WindowRef]) -> domain::Result<()> {
+        self.publish(ControlKind::PeriodEnd, windows).await
+    }
+
+    async fn seal(&self, windows: &[WindowRef]) -> domain::Result<()> {
+        self.publish(ControlKind::WindowSeal, windows).await
+    }
+
+    async fn reopen(&self, windows: &[WindowRef]) -> domain::Result<()> {
+        self.publish(ControlKind::WindowReopen, windows).await
+    }
 }
 
 /// Prints the OpenAPI document.
@@ -21,5 +225,7 @@ pub async fn start_rooms(_config: &Config, _store: &Store, _running: &mut Runnin
 /// # Errors
 /// When it cannot be written as JSON.
 pub fn print_openapi() -> Result<(), Failure> {
+    let json = api::document().to_pretty_json().map_err(|error| Failure::work("writing the OpenAPI document", error))?;
+    println!("{json}");
     Ok(())
 }

@@ -27,6 +27,7 @@ use crate::dedup::DedupIndex;
 use crate::log::{EventLog, LogError, Partition};
 use crate::metrics::Metrics;
 use crate::usage::UsageStore;
+pub use decode::Secrets;
 use decode::Decoded;
 use durable::Fill;
 use routing::Routed;
