@@ -260,12 +260,13 @@ pub(super) async fn buckets(
         UsageAggregateMetric::Count => "toDecimal128(count(), 12)",
         UsageAggregateMetric::SumQuantity => "CAST(sum(quantity) AS Decimal(38, 12))",
     };
-    // Raw, because a JSON number would else pass through a float.
+    // Numbers raw, because they would else pass through a float; texts not, because only the full parser reads every
+    // escape. A raw key is never found inside a text, where its second quote would be escaped.
     let (series, dimension) = match &query.group_by {
         GroupBy::None => ("''", None),
         GroupBy::MetricKey => ("CAST(metric_key AS String)", None),
         GroupBy::Dimension(key) => (
-            "if(startsWith(simpleJSONExtractRaw(dimension_vars, ?), '\"'), simpleJSONExtractString(dimension_vars, ?), \
+            "if(JSONType(dimension_vars, ?) = 'String', JSONExtractString(dimension_vars, ?), \
              simpleJSONExtractRaw(dimension_vars, ?))",
             Some(key.as_str()),
         ),

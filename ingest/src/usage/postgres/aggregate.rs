@@ -28,7 +28,7 @@ pub(super) async fn buckets(store: &Store, scope: &Scope, query: &AggregateQuery
            AND ($7::uuid IS NULL OR product_id = $7)
            AND (cardinality($8::text[]) = 0 OR metric_key = ANY($8))
            AND NOT EXISTS (SELECT FROM usage_void v WHERE v.event_id = e.id)
-         GROUP BY 1, 2 ORDER BY 1, 2 COLLATE \"C\""
+         GROUP BY 1, 2"
     );
     let (since, until) = bucket::range(query);
     let mut statement = sqlx::query_as(AssertSqlSafe(sql))
@@ -45,9 +45,13 @@ pub(super) async fn buckets(store: &Store, scope: &Scope, query: &AggregateQuery
     }
     let rows: Vec<(Instant, Option<String>, String)> =
         statement.fetch_all(store.pool()).await.context("aggregating usage events")?;
-    rows.into_iter()
-        .map(|(bucket_start, group, value)| Ok(AggregateBucket { bucket_start, group, value: quantity(&value)? }))
-        .collect()
+    let bucket = |(bucket_start, group, value): (_, _, String)| {
+        Ok(AggregateBucket { bucket_start, group, value: quantity(&value)? })
+    };
+    let mut buckets = rows.into_iter().map(bucket).collect::<Result<Vec<_>>>()?;
+    // By the bytes of the group, in whatever collation the database was made.
+    buckets.sort_unstable_by(|a, b| (a.bucket_start, &a.group).cmp(&(b.bucket_start, &b.group)));
+    Ok(buckets)
 }
 
 fn quantity(units: &str) -> Result<Quantity> {
