@@ -182,7 +182,7 @@ fn describe(method: &Method, path: &str) -> String {
 
 enum Attempt {
     Broken(reqwest::Error),
-    Refused(Problem, Option<Duration>),
+    Refused(Box<Problem>, Option<Duration>),
 }
 
 async fn attempt(request: RequestBuilder) -> Result<String, Attempt> {
@@ -193,7 +193,8 @@ async fn attempt(request: RequestBuilder) -> Result<String, Attempt> {
     if status.is_success() {
         return Ok(text);
     }
-    let mut problem = serde_json::from_str(&text).unwrap_or_else(|_| Problem { detail: text, ..Problem::default() });
+    let mut problem: Box<Problem> =
+        serde_json::from_str(&text).unwrap_or_else(|_| Box::new(Problem { detail: text, ..Problem::default() }));
     problem.status = status.as_u16();
     Err(Attempt::Refused(problem, wait))
 }

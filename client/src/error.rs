@@ -23,7 +23,7 @@ pub enum ClientError {
         /// Method and path.
         request: String,
         /// What the server said.
-        problem: Problem,
+        problem: Box<Problem>,
     },
     /// The answer is not what the reference promises.
     #[error("{request}: the answer cannot be read: {detail}")]

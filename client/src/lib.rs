@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod error;
+pub mod plain_sum;
 pub mod sample;
 pub mod usage;
 pub mod views;

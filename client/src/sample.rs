@@ -15,7 +15,7 @@ use crate::{Api, Result};
 pub const CURRENCY: &str = "EUR";
 
 /// Platform fee per period, in cents.
-pub const FEE_CENTS: u64 = 49_00;
+pub const FEE_CENTS: u64 = 4_900;
 
 /// The three kinds of consumption, in the order used everywhere here.
 pub const METRICS: [&str; 3] = ["input_tokens", "output_tokens", "requests"];

@@ -8,8 +8,8 @@ use api::limit::Rate;
 use api::{App, Settings};
 use async_trait::async_trait;
 use axum::Router;
-use billing::control::{WindowControl, WindowRef};
 use billing::Billing;
+use billing::control::{WindowControl, WindowRef};
 use catalog::compiled::Snapshots;
 use domain::Clock;
 use ingest::control::Controls;
@@ -85,17 +85,14 @@ async fn open_log(config: &Config, store: &Store) -> Result<Arc<dyn EventLog>, F
             let dir = config.data_dir.join("log");
             let id = LocalLog::prepare(&dir, config.partitions).map_err(&failed)?;
             let identity = register(store, RegisteredKind::Local, &id.to_string(), config.partitions).await?;
-            let opened = tokio::task::spawn_blocking(move || LocalLog::open(&dir, identity, LocalLogOptions::default()));
+            let opened =
+                tokio::task::spawn_blocking(move || LocalLog::open(&dir, identity, LocalLogOptions::default()));
             let log = opened.await.map_err(|error| Failure::work("opening the event log", error))?.map_err(&failed)?;
             Ok(Arc::new(log))
         }
         LogKind::Kafka => {
-            let options = KafkaOptions::new(
-                &config.kafka_brokers,
-                &config.kafka_topic,
-                &config.kafka_group,
-                &config.node_name,
-            );
+            let options =
+                KafkaOptions::new(&config.kafka_brokers, &config.kafka_topic, &config.kafka_group, &config.node_name);
             let name = KafkaLog::prepare(&options, config.partitions).await.map_err(&failed)?;
             let identity = register(store, RegisteredKind::Kafka, &name, config.partitions).await?;
             Ok(Arc::new(KafkaLog::open(options, identity).await.map_err(&failed)?))
@@ -225,7 +222,8 @@ impl WindowControl for LogControl {
 /// # Errors
 /// When it cannot be written as JSON.
 pub fn print_openapi() -> Result<(), Failure> {
-    let json = api::document().to_pretty_json().map_err(|error| Failure::work("writing the OpenAPI document", error))?;
+    let json =
+        api::document().to_pretty_json().map_err(|error| Failure::work("writing the OpenAPI document", error))?;
     println!("{json}");
     Ok(())
 }

@@ -10,8 +10,8 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::{Duration, sleep};
 
-use super::plain_sum::Used;
 use super::trace::Request;
+use super::used::Used;
 use super::world::{World, wire};
 use crate::failure::Failure;
 

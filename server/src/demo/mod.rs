@@ -1,10 +1,10 @@
 //! `kontorion demo`: from usage events to bills that are checked to the cent. The server runs in this process; everything
-//! else here is a client of its HTTP API, and the check (`plain_sum`) shares no code with the engine.
+//! else here is a client of its HTTP API, and the check (`client::plain_sum`) shares no code with the engine.
 
 mod feed;
-mod plain_sum;
 mod report;
 mod trace;
+mod used;
 mod world;
 
 use std::net::{SocketAddr, TcpListener};
@@ -127,7 +127,7 @@ async fn show(server: &Server, arguments: &DemoArgs, requests: &[trace::Request]
     let base = format!("http://{}", server.address);
     let api = Api::new(&base, &organization.sandbox.key).map_err(failed)?;
     let customers = usize::try_from(arguments.customers).unwrap_or(usize::MAX);
-    let targets = plain_sum::by_customer(requests, customers);
+    let targets = used::by_customer(requests, customers);
     println!("Creating the sample catalog and {customers} customers through the API");
     let world = World::create(api, requests, customers).await?;
     println!("Sending the usage of {} requests", requests.len());

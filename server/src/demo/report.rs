@@ -1,12 +1,13 @@
 //! What the demo prints: totals, breaches, the wallet, the invoices, and the comparison with the plain sum.
 
+use client::plain_sum::invoice_cents;
 use client::sample::{METRICS, title};
 use client::views::{Breach, Invoice};
 use comfy_table::{CellAlignment, Table, presets};
 use rust_decimal::Decimal;
 
 use super::feed::Fed;
-use super::plain_sum::{self, Used};
+use super::used::Used;
 use super::world::World;
 
 /// Customers whose running totals are shown.
@@ -117,7 +118,7 @@ pub fn invoices(world: &World, invoices: &[Invoice], targets: &[Used]) -> bool {
     let mut differences = Vec::new();
     let (mut billed, mut expected) = (Decimal::ZERO, Decimal::ZERO);
     for (customer, (subscriber, used)) in world.subscribers.iter().zip(targets).enumerate() {
-        let plain = euros(plain_sum::total_cents(used));
+        let plain = euros(invoice_cents(&used.quantities));
         expected += plain;
         let mut theirs = invoices.iter().filter(|invoice| invoice.customer_id == subscriber.customer_id);
         let (Some(invoice), None) = (theirs.next(), theirs.next()) else {

@@ -1,39 +1,15 @@
-//! What every customer must be billed, from the raw input alone: whole numbers, no code of the engine.
+//! What a customer of the sample catalog must be billed, from quantities alone: whole numbers, no code of the engine.
 
-use client::sample::{FEE_CENTS, INCLUDED, INPUT_TIERS, OUTPUT_TIERS, PACKAGE_CENTS, PACKAGE_REQUESTS, Tier};
-
-use super::trace::Request;
+use crate::sample::{FEE_CENTS, INCLUDED, INPUT_TIERS, OUTPUT_TIERS, PACKAGE_CENTS, PACKAGE_REQUESTS, Tier};
 
 /// Thousand-millionths of a euro in a cent.
 const NANOS_PER_CENT: u128 = 10_000_000;
 
-/// What one customer used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Used {
-    /// Quantities, in the order of `client::sample::METRICS`.
-    pub quantities: [u64; 3],
-    /// Requests; each is one event of every metric.
-    pub requests: u64,
-}
-
-/// Sums of each customer: request i belongs to customer i mod `customers`.
+/// The invoice total in cents for quantities in the order of [`crate::sample::METRICS`]: fee, two staircases and
+/// packages, each beyond what the plan includes.
 #[must_use]
-pub fn by_customer(requests: &[Request], customers: usize) -> Vec<Used> {
-    let mut sums = vec![Used::default(); customers];
-    for (index, request) in requests.iter().enumerate() {
-        let used = &mut sums[index % customers];
-        used.quantities[0] += request.input_tokens;
-        used.quantities[1] += request.output_tokens;
-        used.quantities[2] += 1;
-        used.requests += 1;
-    }
-    sums
-}
-
-/// The invoice total in cents: fee, two staircases and packages, each beyond what the plan includes.
-#[must_use]
-pub fn total_cents(used: &Used) -> u64 {
-    let beyond = |index: usize| used.quantities[index].saturating_sub(INCLUDED[index]);
+pub fn invoice_cents(quantities: &[u64; 3]) -> u64 {
+    let beyond = |index: usize| quantities[index].saturating_sub(INCLUDED[index]);
     FEE_CENTS
         + staircase_cents(beyond(0), &INPUT_TIERS)
         + staircase_cents(beyond(1), &OUTPUT_TIERS)
@@ -52,7 +28,7 @@ fn staircase_cents(quantity: u64, tiers: &[Tier]) -> u64 {
         total += (nanos + NANOS_PER_CENT / 2) / NANOS_PER_CENT;
         below = below.max(upper);
     }
-    // A euro amount beyond 184 thousand million million does not happen in a demo.
+    // No sample of usage comes near 184 thousand million million euros.
     u64::try_from(total).unwrap_or(u64::MAX)
 }
 
@@ -69,7 +45,7 @@ mod tests {
     #[test]
     fn the_staircase_gives_the_documented_vectors() {
         for (quantity, cents) in
-            [(0, 0), (1, 10), (1_000, 100_00), (1_001, 100_08), (5_000, 420_00), (10_001, 820_05), (25_000, 1_570_00)]
+            [(0, 0), (1, 10), (1_000, 10_000), (1_001, 10_008), (5_000, 42_000), (10_001, 82_005), (25_000, 157_000)]
         {
             assert_eq!(staircase_cents(quantity, &DOCUMENTED), cents, "{quantity}");
         }
@@ -86,8 +62,8 @@ mod tests {
 
     #[test]
     fn nothing_used_costs_the_fee_and_packages_are_whole() {
-        assert_eq!(total_cents(&Used::default()), FEE_CENTS);
-        let packages = |requests| total_cents(&Used { quantities: [0, 0, requests], requests }) - FEE_CENTS;
+        assert_eq!(invoice_cents(&[0; 3]), FEE_CENTS);
+        let packages = |requests| invoice_cents(&[0, 0, requests]) - FEE_CENTS;
         assert_eq!(packages(INCLUDED[2]), 0);
         assert_eq!(packages(INCLUDED[2] + 1), PACKAGE_CENTS);
         assert_eq!(packages(INCLUDED[2] + PACKAGE_REQUESTS), PACKAGE_CENTS);

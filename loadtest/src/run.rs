@@ -1,0 +1,275 @@
+//! One run: set up, send (and kill), wait, compare, bill, report.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, TimeZone, Utc};
+use client::Api;
+use client::sample::{self, Catalog, Subscriber, SubscriberOptions};
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
+
+use crate::args::{Args, Mode, PerMille};
+use crate::body::Bodies;
+use crate::cpu::{self, Group};
+use crate::failure::{Failure, failed};
+use crate::plan::Plan;
+use crate::report::{self, Outcome};
+use crate::server::OwnServer;
+use crate::tally::{Schedule, Sent};
+use crate::verify::{self, Books};
+use crate::{door, kafka};
+
+/// Requests of the set-up under way at once.
+const SETUP_CONNECTIONS: usize = 16;
+
+/// The simulated month of runs that bill.
+struct Month {
+    clock: Uuid,
+    start: DateTime<Utc>,
+}
+
+/// Where the load goes and as whom.
+struct Place {
+    api: Api,
+    address: SocketAddr,
+    workspace: Option<String>,
+    secret: Option<String>,
+    topic: String,
+}
+
+/// Everything that was created for the run.
+struct Scene {
+    catalog: Catalog,
+    subscribers: Vec<Subscriber>,
+    month: Option<Month>,
+    plan: Plan,
+}
+
+/// The whole run; returns whether everything was exact.
+///
+/// # Errors
+/// When it could not be brought to its end.
+pub async fn run(mut args: Args) -> Result<bool, Failure> {
+    let run = Uuid::new_v4().simple().to_string()[..8].to_owned();
+    let topic = args.topic.clone().unwrap_or_else(|| match args.spawn {
+        true => format!("usage-events-{run}"),
+        false => "usage-events".to_owned(),
+    });
+    if args.spawn && args.mode == Mode::Kafka {
+        args.set.push("log_kind=kafka".to_owned());
+        args.set.push(format!("kafka_brokers={}", args.brokers));
+        args.set.push(format!("kafka_topic={topic}"));
+    }
+    let mut server = match args.spawn {
+        true => Some(OwnServer::start(&args.server, args.data_dir.as_deref(), &args.set).await?),
+        false => None,
+    };
+    let outcome = run_at(&args, &run, topic, &mut server).await;
+    if let Some(server) = server {
+        let keep = !matches!(outcome, Ok(true));
+        if keep {
+            println!("data and log of the server are kept in {}", server.data_dir.display());
+        }
+        server.stop(keep).await?;
+    }
+    outcome
+}
+
+async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnServer>) -> Result<bool, Failure> {
+    let place = place(args, topic, server.as_ref()).await?;
+    let scene = create_scene(args, run, &place).await?;
+    let groups = groups(args, server.as_ref());
+    let before = cpu::sample(&groups);
+    let begun = Instant::now();
+    let (sent, restarts) = send(args, &place, &scene, server).await?;
+    let expected = scene.plan.expected(sent.positions);
+    let books = Books {
+        api: &place.api,
+        catalog: &scene.catalog,
+        subscribers: &scene.subscribers,
+        expected: &expected,
+        at: scene.month.as_ref().map(|month| wire(month.start)),
+        patience: args.patience,
+    };
+    println!("Waiting until everything is counted");
+    books.wait(&scene.plan, sent.positions).await?;
+    let counted_in = begun.elapsed();
+    let cpu = if restarts.is_empty() { cpu::sample(&groups).since(&before) } else { Vec::new() };
+    println!("Comparing the totals of {} subscriptions", scene.subscribers.len());
+    let mut differences = books.verify().await?;
+    let mut invoices = None;
+    if let Some(month) = &scene.month {
+        println!("Advancing the test clock over the end of the month");
+        let (count, found) = books.bill(month.clock, &wire(month_end(month.start)?)).await?;
+        invoices = Some(count);
+        differences.extend(found);
+        if let Some(server) = server {
+            println!("{}", server.verify_ledger().await?);
+        }
+    }
+    verify::list(&differences);
+    let exact = differences.is_empty() && sent.tally.refused == 0;
+    let outcome = Outcome { sent, counted_in, cpu, restarts, invoices, exact };
+    report::print(&outcome, &scene.plan);
+    Ok(exact)
+}
+
+async fn place(args: &Args, topic: String, server: Option<&OwnServer>) -> Result<Place, Failure> {
+    let (base, key, workspace, secret) = match server {
+        Some(server) => {
+            let sandbox = server.create_organization().await?.sandbox;
+            let base = format!("http://{}", server.address);
+            (base, sandbox.key, Some(sandbox.workspace_id), Some(sandbox.ingest_secret))
+        }
+        None => {
+            let base = args.url.trim_end_matches('/').to_owned();
+            (base, args.key.clone().unwrap_or_default(), args.workspace.clone(), args.ingest_secret.clone())
+        }
+    };
+    let host = base.strip_prefix("http://").ok_or_else(|| Failure::new("only http:// is spoken here"))?;
+    let mut addresses = host.to_socket_addrs().map_err(failed(format!("finding {host}")))?;
+    let address = addresses.next().ok_or_else(|| Failure::new(format!("{host} has no address")))?;
+    let api = Api::new(base, key).map_err(failed("making a client"))?.with_patience(Duration::from_secs(120));
+    Ok(Place { api, address, workspace, secret, topic })
+}
+
+async fn create_scene(args: &Args, run: &str, place: &Place) -> Result<Scene, Failure> {
+    let doing = "creating the catalog and customers";
+    let api = &place.api;
+    let month = if args.bills() { Some(create_month(api).await?) } else { None };
+    let catalog = sample::create_catalog(api, run).await.map_err(failed(doing))?;
+    let options = SubscriberOptions {
+        prefix: run.to_owned(),
+        test_clock_id: month.as_ref().map(|month| month.clock),
+        prepaid: 0,
+        started_at: None,
+        anchor_day: month.as_ref().map(|_| 1),
+    };
+    let count = usize::try_from(args.customers).map_err(failed(doing))?;
+    let bar = progress(args.customers, "customers created");
+    let created = sample::create_subscribers(api, &catalog, count, &options, SETUP_CONNECTIONS, || bar.inc(1)).await;
+    let subscribers = created.map_err(failed(doing))?;
+    bar.finish_and_clear();
+    let base = match &month {
+        Some(month) => {
+            // The clock goes ahead of every event, or they would come from the future.
+            let ahead = month.start + chrono::TimeDelta::days(20);
+            verify::advance(api, month.clock, &wire(ahead)).await?;
+            month.start + chrono::TimeDelta::hours(1)
+        }
+        #[allow(clippy::disallowed_methods, reason = "a load of the present: the generator stands above every clock")]
+        None => Utc::now(),
+    };
+    let PerMille(duplicates) = args.duplicates;
+    let plan = Plan { seed: args.seed, run: run.to_owned(), customers: args.customers, duplicates, base };
+    Ok(Scene { catalog, subscribers, month, plan })
+}
+
+async fn create_month(api: &Api) -> Result<Month, Failure> {
+    let start = Utc.with_ymd_and_hms(2026, 1, 1, 0, 0, 0).single().ok_or_else(|| Failure::new("no such instant"))?;
+    Ok(Month { clock: verify::create_clock(api, &wire(start)).await?, start })
+}
+
+/// Past the end of the month and the grace of its invoices.
+fn month_end(start: DateTime<Utc>) -> Result<DateTime<Utc>, Failure> {
+    let end = start.checked_add_months(chrono::Months::new(1)).ok_or_else(|| Failure::new("no such instant"))?;
+    Ok(end + chrono::TimeDelta::hours(2))
+}
+
+fn groups(args: &Args, server: Option<&OwnServer>) -> Vec<Group> {
+    let mut groups = vec![Group { name: "generator", pid: nix::unistd::getpid().as_raw() }];
+    if let Some(server) = server {
+        groups.extend(server.pid().map(|pid| Group { name: "server", pid }));
+        groups.extend(cpu::postmaster(&server.data_dir).map(|pid| Group { name: "postgres", pid }));
+    }
+    groups.extend(args.pids.iter().map(|pid| Group { name: "other", pid: *pid }));
+    groups
+}
+
+/// Sends everything, and kills the server meanwhile if that was asked for.
+async fn send(
+    args: &Args,
+    place: &Place,
+    scene: &Scene,
+    server: &mut Option<OwnServer>,
+) -> Result<(Sent, Vec<Duration>), Failure> {
+    let rate = if args.rate == 0 { "as fast as they are taken".to_owned() } else { format!("{}/s", args.rate) };
+    println!("Sending events for {:?}, {rate}", args.duration);
+    let schedule = Arc::new(Schedule::new(Instant::now(), args.duration, args.rate, args.events_per_request()));
+    let bodies = Bodies::new(&scene.catalog, &scene.subscribers);
+    let sending = match args.mode {
+        Mode::Single | Mode::Batch => {
+            let target = door::Target {
+                address: place.address,
+                key: place.api.key().to_owned(),
+                plan: scene.plan.clone(),
+                bodies,
+                batches: args.mode == Mode::Batch,
+                patience: args.patience.max(Duration::from_secs(120)),
+            };
+            let sending = door::send(Arc::new(target), schedule, args.connections);
+            tokio::spawn(async move { Ok(sending.await) })
+        }
+        Mode::Kafka => {
+            let target = kafka_target(args, place, scene, bodies)?;
+            tokio::task::spawn_blocking(move || {
+                kafka::send(&target, &schedule).map_err(failed("producing to the topic"))
+            })
+        }
+    };
+    let restarts = match server {
+        Some(server) => kill_at_random(args, server).await?,
+        None => Vec::new(),
+    };
+    let sent: Result<Sent, Failure> = sending.await.map_err(failed("sending"))?;
+    Ok((sent?, restarts))
+}
+
+fn kafka_target(args: &Args, place: &Place, scene: &Scene, bodies: Bodies) -> Result<kafka::Target, Failure> {
+    let missing = || Failure::new("--mode kafka needs --workspace and --ingest-secret, or --spawn");
+    let secret = place.secret.as_ref().ok_or_else(missing)?;
+    Ok(kafka::Target {
+        brokers: args.brokers.clone(),
+        topic: place.topic.clone(),
+        workspace: place.workspace.clone().ok_or_else(missing)?,
+        secret: hex::decode(secret).map_err(failed("reading the ingest secret"))?,
+        plan: scene.plan.clone(),
+        bodies,
+        customers: scene.subscribers.iter().map(|subscriber| subscriber.customer_id.to_string()).collect(),
+        patience: args.patience.max(Duration::from_secs(120)),
+    })
+}
+
+/// Kills and restarts at moments drawn from the seed; returns how long each restart took.
+async fn kill_at_random(args: &Args, server: &mut OwnServer) -> Result<Vec<Duration>, Failure> {
+    let mut random = StdRng::seed_from_u64(args.seed);
+    let mut moments: Vec<f64> = (0..args.chaos).map(|_| random.random_range(0.02..0.98)).collect();
+    moments.sort_by(f64::total_cmp);
+    let begun = Instant::now();
+    let mut restarts = Vec::new();
+    for moment in moments {
+        sleep_until(begun + args.duration.mul_f64(moment)).await;
+        let took = server.kill_and_restart().await?;
+        println!("  killed the server after {:.2} s, ready again in {took:.2?}", args.duration.as_secs_f64() * moment);
+        restarts.push(took);
+    }
+    Ok(restarts)
+}
+
+fn wire(instant: DateTime<Utc>) -> String {
+    instant.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+fn progress(length: u64, what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new(length).with_message(what);
+    match ProgressStyle::with_template("  {bar:40} {human_pos}/{human_len} {msg} ({per_sec:.0}, {elapsed})") {
+        Ok(style) => bar.with_style(style),
+        // A plainer line does as well.
+        Err(_) => bar,
+    }
+}
