@@ -1,3 +1,10 @@
 //! The versioned catalog: products, plans, prices, meters and bindings, and the compiled snapshots that rating reads.
+//!
+//! Every resource has a file with its types (as on the wire) and its operations. Reads take a connection, writes a
+//! transaction; every write marks the workspace's compiled catalog as changed.
 
 pub mod compiled;
+pub mod cost;
+pub mod product;
+pub mod texts;
+pub mod version;

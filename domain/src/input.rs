@@ -387,6 +387,35 @@ impl<'a> Field<'a> {
         if bad.is_empty() { Ok(good) } else { Err(bad) }
     }
 
+    /// A map whose values are read one by one; keys have 1 to `key_chars_max` characters.
+    pub fn map_of<T>(
+        self,
+        keys_max: usize,
+        key_chars_max: usize,
+        mut read: impl FnMut(Field<'a>) -> FieldResult<T>,
+    ) -> FieldResult<std::collections::BTreeMap<String, T>> {
+        let Value::Object(object) = self.value else {
+            return self.refuse(Code::InvalidFormat, "must be an object");
+        };
+        if object.len() > keys_max {
+            return self.refuse(Code::TooLong, format!("must have at most {keys_max} keys"));
+        }
+        let (mut good, mut bad) = (std::collections::BTreeMap::new(), Vec::new());
+        for (key, value) in object {
+            let field = Field { value, path: format!("{}.{key}", self.path) };
+            let entry = if key.is_empty() || key.chars().count() > key_chars_max || key.contains('\0') {
+                field.refuse(Code::InvalidFormat, format!("keys have 1 to {key_chars_max} characters"))
+            } else {
+                read(field)
+            };
+            match entry {
+                Ok(entry) => drop(good.insert(key.clone(), entry)),
+                Err(mut errors) => bad.append(&mut errors),
+            }
+        }
+        if bad.is_empty() { Ok(good) } else { Err(bad) }
+    }
+
     /// Metadata: at most 50 keys of up to 40 characters; strings up to 500, numbers, booleans (conventions.md).
     /// Nulls pass: in an update they remove the key.
     pub fn metadata(self) -> FieldResult<JsonMap> {

@@ -348,7 +348,7 @@ wire_enum! {
 
 wire_enum! {
     /// Payment provider.
-    pub enum ProviderId {
+    pub enum ProviderID {
         /// Stripe.
         Stripe = "stripe",
         /// GoCardless.

@@ -1,0 +1,113 @@
+//! What every handler shares.
+
+use std::sync::Arc;
+
+use access::{Authenticator, Network};
+use store::Store;
+
+use crate::limit::{Limiter, Rate};
+use crate::metrics::HttpMetrics;
+
+/// What the operator decides about the HTTP side.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What clients see before the path; stands in problem types.
+    pub public_base_url: String,
+    /// Peers whose `X-Forwarded-For` is believed (api-keys.md, rule 9).
+    pub trusted_proxies: Vec<Network>,
+    /// Requests of a live workspace.
+    pub rate_live: Rate,
+    /// Requests of a sandbox workspace.
+    pub rate_sandbox: Rate,
+    /// Usage events of a workspace.
+    pub rate_ingest: Rate,
+    /// Largest body, in bytes.
+    pub body_bytes_max: usize,
+    /// Largest body of usage ingest, in bytes (usage.md: 5 MiB).
+    pub ingest_body_bytes_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            public_base_url: "http://localhost:8080".into(),
+            trusted_proxies: Vec::new(),
+            rate_live: Rate { per_second: 100, burst: 200 },
+            rate_sandbox: Rate { per_second: 25, burst: 50 },
+            rate_ingest: Rate { per_second: 200_000, burst: 200_000 },
+            body_bytes_max: 1 << 20,
+            ingest_body_bytes_max: 5 << 20,
+        }
+    }
+}
+
+/// A part of the process that `/readyz` asks.
+pub trait Readiness: Send + Sync {
+    /// Name in the answer, e.g. `ingest`.
+    fn name(&self) -> &'static str;
+    /// Why it cannot work now, if it cannot; must not block.
+    fn trouble(&self) -> Option<String>;
+}
+
+/// The parts of ingest that the API calls.
+#[derive(Clone)]
+pub struct Engine {
+    /// Compiled catalog.
+    pub snapshots: Arc<catalog::compiled::Snapshots>,
+    /// Takes usage events.
+    pub door: Arc<ingest::door::Door>,
+    /// Counted events.
+    pub usage: Arc<dyn ingest::usage::UsageStore>,
+    /// Subscriptions and invoices, with the way to close usage windows.
+    pub billing: billing::Billing,
+}
+
+/// State of the router. Public and plain: `server` fills it.
+#[derive(Clone)]
+pub struct App {
+    /// PostgreSQL.
+    pub store: Store,
+    /// The operator's choices.
+    pub settings: Arc<Settings>,
+    /// Keys and their cache.
+    pub authenticator: Authenticator,
+    /// Token buckets.
+    pub limiter: Arc<Limiter>,
+    /// Every metric of the process; `/metrics` prints it.
+    pub registry: prometheus::Registry,
+    /// Metrics of HTTP, registered there.
+    pub http_metrics: HttpMetrics,
+    /// Parts that `/readyz` asks beside the database.
+    pub readiness: Vec<Arc<dyn Readiness>>,
+    /// Ingest; `None` where a process prints the document only, and in tests that need none.
+    pub engine: Option<Engine>,
+}
+
+impl App {
+    /// With this database, nothing else to ask for readiness, and metrics in `registry`.
+    #[must_use]
+    pub fn new(store: Store, settings: Settings, registry: prometheus::Registry) -> Self {
+        Self {
+            authenticator: Authenticator::new(store.clone()),
+            limiter: Arc::default(),
+            http_metrics: HttpMetrics::registered(&registry),
+            settings: Arc::new(settings),
+            readiness: Vec::new(),
+            engine: None,
+            registry,
+            store,
+        }
+    }
+
+    /// Ingest.
+    ///
+    /// # Errors
+    /// `Unavailable` in a process without it.
+    pub fn engine(&self) -> domain::Result<&Engine> {
+        self.engine.as_ref().ok_or_else(|| domain::Error::Unavailable {
+            dependency: "event_log",
+            detail: "this node has no event log".into(),
+            retry_after_secs: 5,
+        })
+    }
+}

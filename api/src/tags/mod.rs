@@ -1,0 +1,13 @@
+//! One file per tag of the reference. A new tag: write its file with `routes()`, name it here twice.
+
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::App;
+
+pub mod api_keys;
+pub mod usage;
+
+/// Every operation.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::default().merge(api_keys::routes()).merge(usage::routes())
+}

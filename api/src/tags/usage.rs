@@ -1,0 +1,494 @@
+//! Usage (usage.md): ingest, events, aggregates, running totals, rejections.
+
+use domain::error::FieldErrorCode as Code;
+use domain::wire::Word;
+use domain::{CustomerId, Error, Instant, ProductId, RejectionId, Result, SubscriptionId, UsageEventId};
+use ingest::door::{Entry, Submission, cloud_events};
+use ingest::rejection::{
+    self, DiscardRejectedEventRequest, RejectedUsageEvent, RejectedUsageEventStatus, ReplayRejectedEventRequest,
+};
+use ingest::usage::{
+    AggregateQuery, EventCursor, EventFilter, GroupBy, UsageAggregateBucketSize, UsageAggregateMetric,
+};
+use ingest::view::{self, IngestEventRequest, SubscriptionUsage, UsageAggregateResponse, UsageEventView};
+use serde::Serialize;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::problem::{Outline, Problem};
+use crate::{Answer, App, Ctx, Data, IngestCtx, PageOf, answer};
+
+const TAG: &str = "Usage";
+
+/// Routes of the tag.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::default()
+        .routes(routes!(list_usage_events, ingest_usage_events))
+        .routes(routes!(ingest_usage_events_alias))
+        .routes(routes!(aggregate_usage_events))
+        .routes(routes!(get_usage_event))
+        .routes(routes!(list_usage_event_rejections))
+        .routes(routes!(get_usage_event_rejection))
+        .routes(routes!(replay_usage_event_rejection))
+        .routes(routes!(discard_usage_event_rejection))
+        .routes(routes!(get_subscription_usage))
+}
+
+/// Up to 1,000 events; each stands alone.
+#[derive(utoipa::ToSchema)]
+#[allow(dead_code, reason = "schema of a body that ingest reads without building it")]
+pub struct IngestEventBatchRequest {
+    /// The events.
+    events: Vec<IngestEventRequest>,
+}
+
+/// Either form of the body.
+#[derive(utoipa::ToSchema)]
+#[schema(no_recursion)]
+#[allow(dead_code, reason = "schema of a body that ingest reads without building it")]
+pub enum IngestBody {
+    /// One event.
+    Single(IngestEventRequest),
+    /// A batch.
+    Batch(IngestEventBatchRequest),
+}
+
+/// What became of each event.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct IngestEventsResponse {
+    /// Durable in the log.
+    accepted: usize,
+    /// Dropped by a policy.
+    dropped: usize,
+    /// Refused with a reason.
+    rejected: usize,
+    /// One entry per event, in order.
+    results: Vec<IngestEventResult>,
+}
+
+/// What became of one event.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct IngestEventResult {
+    /// Place in the request, from 0.
+    index: usize,
+    /// What became of it.
+    status: IngestEventStatus,
+    /// Event id; new and repeated events have the same.
+    id: Option<UsageEventId>,
+    /// Why it was dropped.
+    reason: Option<String>,
+    /// Why it was refused.
+    #[schema(value_type = Option<Problem>)]
+    error: Option<Box<serde_json::value::RawValue>>,
+}
+
+domain::wire_enum! {
+    /// What became of an event at the door.
+    pub enum IngestEventStatus {
+        /// Durable, new or repeated.
+        Accepted = "ACCEPTED",
+        /// Dropped by a policy.
+        Dropped = "DROPPED",
+        /// Refused.
+        Rejected = "REJECTED",
+    }
+}
+
+/// Record usage: one event, or a batch in which each event stands alone
+///
+/// Also takes CloudEvents 1.0 (`application/cloudevents+json`, `application/cloudevents-batch+json`).
+#[utoipa::path(
+    post, path = "/v1/usage-events", operation_id = "ingest_usage_events", tag = TAG, request_body = IngestBody,
+    responses((status = 202, description = "Durable in the event log", body = Data<IngestEventsResponse>))
+)]
+async fn ingest_usage_events(ctx: IngestCtx) -> Answer {
+    ingest(ctx).await
+}
+
+/// Record usage (alias)
+#[utoipa::path(
+    post, path = "/v1/transaction/ingest", operation_id = "ingest_usage_events_alias", tag = "Transactions",
+    request_body = IngestBody,
+    responses((status = 202, description = "Durable in the event log", body = Data<IngestEventsResponse>))
+)]
+async fn ingest_usage_events_alias(ctx: IngestCtx) -> Answer {
+    ingest(ctx).await
+}
+
+async fn ingest(IngestCtx(ctx): IngestCtx) -> Answer {
+    ctx.require("usage:ingest")?;
+    let engine = ctx.app.engine()?;
+    let body = std::str::from_utf8(ctx.bytes()).map_err(|_| bad_request("the body must be UTF-8"))?;
+    let (events, is_batch) = read_events(&ctx, body)?;
+    ctx.take_ingest(events.len())?;
+    let entries = match events {
+        Events::Plain(events) => engine.door.accept(&ctx.scope, &events).await?,
+        Events::Cloud(events) => {
+            let read = |json: &str| ingest::door::NewEvent::read(&cloud_events::to_usage_event(json)?);
+            engine.door.accept_read(&ctx.scope, events.into_iter().map(read).collect()).await?
+        }
+    };
+    respond(&ctx, entries, is_batch)
+}
+
+enum Events<'a> {
+    Plain(Vec<&'a str>),
+    Cloud(Vec<&'a str>),
+}
+
+impl Events<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Plain(events) | Self::Cloud(events) => events.len(),
+        }
+    }
+}
+
+fn read_events<'a>(ctx: &Ctx, body: &'a str) -> Result<(Events<'a>, bool)> {
+    match ctx.content_type().as_deref() {
+        Some(cloud_events::SINGLE) => Ok((Events::Cloud(vec![body]), false)),
+        Some(cloud_events::BATCH) => {
+            let list: Vec<&serde_json::value::RawValue> = serde_json::from_str(body)
+                .map_err(|error| bad_request(format!("the body must be a JSON list: {error}")))?;
+            let max = ingest::door::wire::BATCH_MAX;
+            if list.is_empty() || list.len() > max {
+                return Err(bad_request(format!("a batch must have 1 to {max} events, has {}", list.len())));
+            }
+            Ok((Events::Cloud(list.into_iter().map(serde_json::value::RawValue::get).collect()), true))
+        }
+        None | Some("application/json") => match Submission::read(body)? {
+            Submission::Single(event) => Ok((Events::Plain(vec![event]), false)),
+            Submission::Batch(events) => Ok((Events::Plain(events), true)),
+        },
+        Some(other) => Err(bad_request(format!(
+            "the content type must be application/json, {} or {}, not {other}",
+            cloud_events::SINGLE,
+            cloud_events::BATCH
+        ))),
+    }
+}
+
+fn bad_request(detail: impl Into<String>) -> Error {
+    Error::BadRequest { code: "BAD_REQUEST", detail: detail.into() }
+}
+
+/// A single refused event is answered with its problem; a batch answers 202 whatever became of its members.
+fn respond(ctx: &Ctx, entries: Vec<Entry>, is_batch: bool) -> Answer {
+    let mut response =
+        IngestEventsResponse { accepted: 0, dropped: 0, rejected: 0, results: Vec::with_capacity(entries.len()) };
+    for (index, entry) in entries.into_iter().enumerate() {
+        let (status, id, reason, error) = match entry {
+            Entry::Accepted(id) => (IngestEventStatus::Accepted, Some(id), None, None),
+            Entry::Dropped { id, reason } => (IngestEventStatus::Dropped, Some(id), Some(reason), None),
+            Entry::Rejected(error) if !is_batch => return Err(error.into()),
+            Entry::Rejected(error) => (IngestEventStatus::Rejected, None, None, Some(problem(ctx, &error)?)),
+        };
+        match status {
+            IngestEventStatus::Accepted => response.accepted += 1,
+            IngestEventStatus::Dropped => response.dropped += 1,
+            IngestEventStatus::Rejected => response.rejected += 1,
+        }
+        response.results.push(IngestEventResult { index, status, id, reason, error });
+    }
+    answer::accepted(Data(response))
+}
+
+fn problem(ctx: &Ctx, error: &Error) -> Result<Box<serde_json::value::RawValue>> {
+    let document =
+        Outline::from(error).document(&ctx.app.settings.public_base_url, "/v1/usage-events", ctx.request_id());
+    let text = String::from_utf8_lossy(&document).into_owned();
+    serde_json::value::RawValue::from_string(text).map_err(|error| Error::internal("writing a problem document", error))
+}
+
+/// List usage events, newest first
+#[utoipa::path(
+    get, path = "/v1/usage-events", operation_id = "list_usage_events", tag = TAG,
+    params(
+        ("limit" = Option<u32>, Query, description = "1 to 100, default 25"),
+        ("cursor" = Option<String>, Query, description = "Of the page before"),
+        ("customer_id" = Option<CustomerId>, Query, description = "Who consumed"),
+        ("product_id" = Option<ProductId>, Query, description = "USAGE product"),
+        ("subscription_id" = Option<SubscriptionId>, Query, description = "Subscription"),
+        ("metric_key" = Option<String>, Query, description = "Repeatable or comma-separated: any of them"),
+        ("occurred_after" = Option<DateTime<Utc>>, Query, description = "Timestamp at or after"),
+        ("occurred_before" = Option<DateTime<Utc>>, Query, description = "Timestamp before"),
+    ),
+    responses((status = 200, description = "One page", body = PageOf<UsageEventView>))
+)]
+async fn list_usage_events(ctx: Ctx) -> Answer {
+    ctx.require("usage:read")?;
+    let parameters = Parameters::read(ctx.query(), &["limit", "cursor"])?;
+    let after = parameters.cursor()?;
+    let (events, has_more) =
+        ctx.app.engine()?.usage.list(&ctx.scope, &parameters.filter, after, parameters.limit).await?;
+    let last = events.last().filter(|_| has_more).map(|e| (e.counted.event.timestamp, e.counted.event.id));
+    let pagination = store::list::PageResponse {
+        cursor: last.map(|last| parameters.write_cursor(last)),
+        has_more,
+        limit: parameters.limit,
+    };
+    answer::ok(PageOf { data: events.into_iter().map(UsageEventView::from).collect(), pagination })
+}
+
+/// One usage event; 404 until it has been processed
+#[utoipa::path(
+    get, path = "/v1/usage-events/{id}", operation_id = "get_usage_event", tag = TAG,
+    params(("id" = UsageEventId, Path, description = "Event")),
+    responses((status = 200, description = "The event", body = Data<UsageEventView>))
+)]
+async fn get_usage_event(ctx: Ctx) -> Answer {
+    ctx.require("usage:read")?;
+    let id: UsageEventId = ctx.path_id("id")?;
+    let event = ctx.app.engine()?.usage.get(&ctx.scope, id).await?;
+    let event = event.ok_or_else(|| Error::not_found("usage_event", id))?;
+    answer::ok(Data(UsageEventView::from(event)))
+}
+
+/// Time-bucketed totals
+#[utoipa::path(
+    get, path = "/v1/usage-events/aggregate", operation_id = "aggregate_usage_events", tag = TAG,
+    params(
+        ("bucket" = UsageAggregateBucketSize, Query, description = "hour, day or week, in UTC; weeks start on Monday"),
+        ("since" = Option<DateTime<Utc>>, Query, description = "Default: 24 hours, 30 days or 26 weeks before `until`"),
+        ("until" = Option<DateTime<Utc>>, Query, description = "Default: now"),
+        ("metric" = Option<UsageAggregateMetric>, Query, description = "Default: count"),
+        ("group_by" = Option<String>, Query, description = "none (default), metric_key or dim:<key>"),
+        ("customer_id" = Option<CustomerId>, Query, description = "Who consumed"),
+        ("product_id" = Option<ProductId>, Query, description = "USAGE product"),
+        ("subscription_id" = Option<SubscriptionId>, Query, description = "Subscription"),
+        ("metric_key" = Option<String>, Query, description = "Repeatable or comma-separated: any of them"),
+        ("top" = Option<u32>, Query, description = "Largest series kept apart, default 8; 0 keeps all"),
+    ),
+    responses((status = 200, description = "The buckets", body = Data<UsageAggregateResponse>))
+)]
+async fn aggregate_usage_events(ctx: Ctx) -> Answer {
+    ctx.require("usage:read")?;
+    let parameters = Parameters::read(ctx.query(), &["bucket", "since", "until", "metric", "group_by", "top"])?;
+    let (query, top) = parameters.aggregate(ctx.scope.now())?;
+    let found = ctx.app.engine()?.usage.aggregate(&ctx.scope, &query).await?;
+    answer::ok(Data(UsageAggregateResponse::assemble(&query, found, top)?))
+}
+
+/// Events that were accepted and then could not be billed
+#[utoipa::path(
+    get, path = "/v1/usage-event-rejections", operation_id = "list_usage_event_rejections", tag = TAG,
+    params(
+        ("limit" = Option<u32>, Query, description = "1 to 100, default 25"),
+        ("cursor" = Option<String>, Query, description = "Of the page before"),
+        ("status" = Option<RejectedUsageEventStatus>, Query, description = "open, replayed or discarded"),
+        ("code" = Option<String>, Query, description = "Reason"),
+        ("customer_id" = Option<CustomerId>, Query, description = "Customer"),
+        ("subscription_id" = Option<SubscriptionId>, Query, description = "Subscription"),
+    ),
+    responses((status = 200, description = "One page", body = PageOf<RejectedUsageEvent>))
+)]
+async fn list_usage_event_rejections(ctx: Ctx) -> Answer {
+    ctx.require("usage:read")?;
+    let query = ctx.list(&rejection::LIST)?;
+    answer::page(query.fetch::<RejectedUsageEvent>(&mut *ctx.conn().await?, &ctx.scope).await?)
+}
+
+/// One rejected event with its reason
+#[utoipa::path(
+    get, path = "/v1/usage-event-rejections/{id}", operation_id = "get_usage_event_rejection", tag = TAG,
+    params(("id" = RejectionId, Path, description = "Rejection")),
+    responses((status = 200, description = "The rejection", body = Data<RejectedUsageEvent>))
+)]
+async fn get_usage_event_rejection(ctx: Ctx) -> Answer {
+    ctx.require("usage:read")?;
+    let id = ctx.path_id("id")?;
+    answer::ok(Data(rejection::get(&mut *ctx.conn().await?, &ctx.scope, id).await?))
+}
+
+/// Send a rejected event again, as it was or mended
+#[utoipa::path(
+    post, path = "/v1/usage-event-rejections/{id}/replay", operation_id = "replay_usage_event_rejection", tag = TAG,
+    params(("id" = RejectionId, Path, description = "Rejection")), request_body = ReplayRejectedEventRequest,
+    responses((status = 202, description = "Sent again", body = Data<RejectedUsageEvent>))
+)]
+async fn replay_usage_event_rejection(ctx: Ctx) -> Answer {
+    ctx.require("usage:ingest")?;
+    let mut write = ctx.write("replay_usage_event_rejection").await?;
+    let id = ctx.path_id("id")?;
+    let request = ctx.body_or_empty(ReplayRejectedEventRequest::read)?;
+    let replayed = rejection::resolve(&ctx.scope, write.tx(), id, RejectedUsageEventStatus::Replayed, None).await?;
+    // Appended before the commit: when the commit fails, the event is sent again under the same id, and counts once.
+    let payload = request.payload(&replayed)?;
+    let entries = ctx.app.engine()?.door.accept(&ctx.scope, &[&payload]).await?;
+    if let Some(Entry::Rejected(error)) = entries.into_iter().next() {
+        return Err(error.into());
+    }
+    write.accepted(Data(replayed)).await
+}
+
+/// Close a rejected event without billing it
+#[utoipa::path(
+    post, path = "/v1/usage-event-rejections/{id}/discard", operation_id = "discard_usage_event_rejection", tag = TAG,
+    params(("id" = RejectionId, Path, description = "Rejection")), request_body = DiscardRejectedEventRequest,
+    responses((status = 200, description = "Closed", body = Data<RejectedUsageEvent>))
+)]
+async fn discard_usage_event_rejection(ctx: Ctx) -> Answer {
+    ctx.require("usage:write")?;
+    let mut write = ctx.write("discard_usage_event_rejection").await?;
+    let id = ctx.path_id("id")?;
+    let request = ctx.body(DiscardRejectedEventRequest::read)?;
+    let status = RejectedUsageEventStatus::Discarded;
+    let discarded = rejection::resolve(&ctx.scope, write.tx(), id, status, Some(&request.reason)).await?;
+    write.ok(Data(discarded)).await
+}
+
+/// Running totals of a subscription
+#[utoipa::path(
+    get, path = "/v1/subscriptions/{id}/usage", operation_id = "get_subscription_usage", tag = TAG,
+    params(
+        ("id" = SubscriptionId, Path, description = "Subscription"),
+        ("at" = Option<DateTime<Utc>>, Query, description = "Shows the window that contains it; default now"),
+    ),
+    responses((status = 200, description = "The totals", body = Data<SubscriptionUsage>))
+)]
+async fn get_subscription_usage(ctx: Ctx) -> Answer {
+    ctx.require("usage:read")?;
+    let id = ctx.path_id("id")?;
+    let at = Parameters::instant_of(ctx.query(), "at")?;
+    let engine = ctx.app.engine()?;
+    let usage = view::subscription_usage(&ctx.app.store, &engine.snapshots, &ctx.scope, id, at).await?;
+    answer::ok(Data(usage))
+}
+
+/// Query parameters of events and aggregates.
+struct Parameters<'a> {
+    filter: EventFilter,
+    limit: u32,
+    pairs: &'a [(String, String)],
+}
+
+impl<'a> Parameters<'a> {
+    fn read(pairs: &'a [(String, String)], own: &[&str]) -> Result<Self> {
+        let mut read = Self { filter: EventFilter::default(), limit: 25, pairs };
+        let mut errors = Vec::new();
+        for (name, value) in pairs {
+            if let Err((code, message)) = read.one(name, value, own) {
+                errors.push(domain::FieldError { field: name.clone(), code, message });
+            }
+        }
+        if errors.is_empty() { Ok(read) } else { Err(Error::Validation(errors)) }
+    }
+
+    fn one(&mut self, name: &str, value: &str, own: &[&str]) -> Result<(), (Code, String)> {
+        let filter = &mut self.filter;
+        match name {
+            "customer_id" | "customer_id.eq" => filter.customer_id = Some(id(value)?.into()),
+            "product_id" | "product_id.eq" => filter.product_id = Some(id(value)?.into()),
+            "subscription_id" | "subscription_id.eq" => filter.subscription_id = Some(id(value)?.into()),
+            "metric_key" | "metric_key.eq" | "metric_key.in" => {
+                filter.metric_keys.extend(value.split(',').map(str::to_owned));
+            }
+            "occurred_after" | "timestamp.gte" => filter.occurred_after = Some(instant(value)?),
+            "occurred_before" | "timestamp.lt" => filter.occurred_before = Some(instant(value)?),
+            "limit" if own.contains(&"limit") => match value.parse() {
+                Ok(limit @ 1..=100) => self.limit = limit,
+                _ => return Err((Code::OutOfRange, "must be a whole number from 1 to 100".into())),
+            },
+            other if own.contains(&other) => {}
+            _ => {
+                let known = "customer_id, product_id, subscription_id, metric_key, occurred_after, occurred_before";
+                return Err((
+                    Code::UnknownField,
+                    format!("is not a known parameter; known are {known}, {}", own.join(", ")),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn value(&self, name: &str) -> Option<&str> {
+        self.pairs.iter().rev().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+    }
+
+    fn instant_of(pairs: &[(String, String)], name: &str) -> Result<Option<Instant>> {
+        let found = pairs.iter().rev().find(|(found, _)| found == name);
+        let read = |value: &String| instant(value).map_err(|(code, message)| Error::field(name, code, message));
+        found.map(|(_, value)| read(value)).transpose()
+    }
+
+    /// What a cursor is bound to (conventions.md, Pagination 3).
+    fn fingerprint(&self) -> String {
+        let mut parts: Vec<String> = self
+            .pairs
+            .iter()
+            .filter(|(name, _)| name != "cursor" && name != "limit")
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        parts.sort();
+        parts.join("&")
+    }
+
+    fn write_cursor(&self, (timestamp, id): EventCursor) -> String {
+        hex::encode(serde_json::json!([self.fingerprint(), timestamp.timestamp_micros(), id]).to_string())
+    }
+
+    fn cursor(&self) -> Result<Option<EventCursor>> {
+        let Some(text) = self.value("cursor") else { return Ok(None) };
+        let read = || {
+            let (fingerprint, micros, id): (String, i64, UsageEventId) =
+                serde_json::from_slice(&hex::decode(text).ok()?).ok()?;
+            let timestamp = chrono::DateTime::from_timestamp_micros(micros)?;
+            (fingerprint == self.fingerprint()).then_some((timestamp, id))
+        };
+        let detail = "the cursor belongs to another list or filter".to_owned();
+        read().map(Some).ok_or(Error::BadRequest { code: "INVALID_CURSOR", detail })
+    }
+
+    fn aggregate(self, now: Instant) -> Result<(AggregateQuery, usize)> {
+        let bucket = self.word::<UsageAggregateBucketSize>("bucket")?.ok_or_else(|| {
+            Error::field(
+                "bucket",
+                Code::Required,
+                format!("is required: one of {}", UsageAggregateBucketSize::allowed()),
+            )
+        })?;
+        let metric = self.word("metric")?.unwrap_or(UsageAggregateMetric::Count);
+        let group_by = match self.value("group_by") {
+            None | Some("none") => GroupBy::None,
+            Some("metric_key") => GroupBy::MetricKey,
+            Some(other) => match other.strip_prefix("dim:").filter(|key| is_dimension(key)) {
+                Some(key) => GroupBy::Dimension(key.to_owned()),
+                None => {
+                    return Err(Error::field("group_by", Code::InvalidEnum, "must be none, metric_key or dim:<key>"));
+                }
+            },
+        };
+        let top = match self.value("top").map(str::parse) {
+            None => view::TOP_DEFAULT,
+            Some(Ok(top)) => top,
+            Some(Err(_)) => return Err(Error::field("top", Code::OutOfRange, "must be a whole number, 0 keeps all")),
+        };
+        let until = Self::instant_of(self.pairs, "until")?.unwrap_or(now);
+        let since = Self::instant_of(self.pairs, "since")?;
+        if since.is_some_and(|since| since >= until) {
+            return Err(Error::field("since", Code::OutOfRange, "must be before `until`"));
+        }
+        let (since, until) = bucket.window(since, until);
+        Ok((AggregateQuery { filter: self.filter, bucket, metric, group_by, since, until }, top))
+    }
+
+    fn word<T: Word>(&self, name: &'static str) -> Result<Option<T>> {
+        let Some(text) = self.value(name) else { return Ok(None) };
+        let word = T::from_wire(text);
+        word.map(Some).ok_or_else(|| Error::field(name, Code::InvalidEnum, format!("must be one of {}", T::allowed())))
+    }
+}
+
+fn is_dimension(key: &str) -> bool {
+    (1..=64).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+fn id(value: &str) -> Result<uuid::Uuid, (Code, String)> {
+    uuid::Uuid::parse_str(value).map_err(|_| (Code::InvalidFormat, "must be a UUID".into()))
+}
+
+fn instant(value: &str) -> Result<Instant, (Code, String)> {
+    let instant = chrono::DateTime::parse_from_rfc3339(value);
+    instant
+        .map(|instant| instant.to_utc())
+        .map_err(|_| (Code::InvalidFormat, "must be an RFC 3339 timestamp such as 2026-01-31T00:00:00Z".into()))
+}

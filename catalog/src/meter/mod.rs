@@ -1,0 +1,340 @@
+//! Meters (meters.md): how usage events become one number.
+
+mod request;
+mod write;
+
+use chrono::{DateTime, Utc};
+use domain::error::FieldErrorCode as Code;
+use domain::input::{Field, FieldResult};
+use domain::{
+    Error, Instant, LateEventPolicy, MeterFunction, MeterId, OrganizationId, Result, Scope, VersionId, WindowKind,
+    WindowUnit, WorkspaceId,
+};
+use rating::{CompiledMeter, FilterTree, MeterDefinition, Threshold};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row};
+use store::{ListField, ListKind, ListQuery, ListSpec, Page, StoreError, Tx};
+use utoipa::ToSchema;
+
+pub use request::{CreateMeterRequest, UpdateMeterRequest};
+pub use write::{archive, create, update};
+
+domain::wire_enum! {
+    /// State of a meter.
+    pub enum MeterStatus {
+        /// Being edited.
+        Draft = "draft",
+        /// In use.
+        Active = "active",
+        /// Withdrawn.
+        Archived = "archived",
+    }
+}
+
+/// Shape of a metering window.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Window {
+    /// Kind.
+    pub kind: WindowKind,
+    /// Duration of a TUMBLING or SLIDING window, e.g. `15m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub size: Option<String>,
+    /// Unit of a CALENDAR window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub unit: Option<WindowUnit>,
+    /// IANA time zone of a CALENDAR window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub timezone: Option<String>,
+}
+
+impl Default for Window {
+    /// `DefaultWindow()`: the billing period.
+    fn default() -> Self {
+        Self { kind: WindowKind::BillingPeriod, size: None, unit: None, timezone: None }
+    }
+}
+
+impl Window {
+    /// Reads a window of a request; members that its kind does not have are refused.
+    ///
+    /// # Errors
+    /// The bad fields.
+    pub fn read(field: Field<'_>) -> FieldResult<Self> {
+        field.object(|input| {
+            let kind = input.required("kind", Field::word::<WindowKind>);
+            let size = input.optional("size", |v| v.text(1, 32));
+            let unit = input.optional("unit", Field::word);
+            let timezone = input.optional("timezone", read_timezone);
+            let kind = kind?;
+            let sized = matches!(kind, WindowKind::Tumbling | WindowKind::Sliding);
+            let calendar = kind == WindowKind::Calendar;
+            for (name, sent, needed, allowed) in [
+                ("size", size.is_some(), sized, sized),
+                ("unit", unit.is_some(), calendar, calendar),
+                ("timezone", timezone.is_some(), false, calendar),
+            ] {
+                if needed && !sent {
+                    input.error(name, Code::Required, format!("is required by {kind}"));
+                } else if sent && !allowed {
+                    input.error(name, Code::NotAllowed, format!("is not used by {kind}"));
+                }
+            }
+            Some(Self { kind, size, unit, timezone })
+        })
+    }
+}
+
+fn read_timezone(field: Field<'_>) -> FieldResult<String> {
+    match field.raw().as_str() {
+        Some(name) if name.parse::<chrono_tz::Tz>().is_ok() => Ok(name.to_owned()),
+        _ => field.refuse(Code::InvalidFormat, "must be an IANA time zone such as Europe/Berlin"),
+    }
+}
+
+/// Combination of other meters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MeterFormula {
+    /// Expression over the variables.
+    pub expression: String,
+    /// Where each variable comes from.
+    pub variables: Vec<MeterFormulaVariable>,
+}
+
+/// A variable of a meter formula.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MeterFormulaVariable {
+    /// Name in the expression.
+    pub name: String,
+    /// Meter that gives its value.
+    pub meter_key: String,
+}
+
+/// A meter.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = MeterDTO)]
+pub struct Meter {
+    /// Meter.
+    pub id: MeterId,
+    /// Owner.
+    pub organization_id: OrganizationId,
+    /// Data space.
+    pub workspace_id: WorkspaceId,
+    /// Stable identifier.
+    pub key: String,
+    /// Name.
+    pub name: String,
+    /// Metric of the events that it reads.
+    pub metric_key: String,
+    /// How events combine.
+    pub function: MeterFunction,
+    /// Path of the number to combine; null: `quantity`.
+    #[schema(required)]
+    pub value_field: Option<String>,
+    /// Path whose distinct values are counted.
+    #[schema(required)]
+    pub unique_by_field: Option<String>,
+    /// Unit for people.
+    #[schema(required)]
+    pub unit_label: Option<String>,
+    /// Path of the currency when the value is money.
+    #[schema(required)]
+    pub unit_currency_field: Option<String>,
+    /// Dimension keys to split by.
+    pub dimensions: Vec<String>,
+    /// JSON Schema of its events.
+    #[schema(required, value_type = Option<Object>)]
+    pub event_schema: Option<Value>,
+    /// Path whose value deduplicates.
+    #[schema(required)]
+    pub dedup_key_path: Option<String>,
+    /// Whether negative values are allowed.
+    pub negative_allowed: bool,
+    /// What happens to late events.
+    pub late_event_policy: LateEventPolicy,
+    /// Over which window.
+    pub window: Window,
+    /// Which events count.
+    #[schema(required)]
+    pub filter: Option<FilterTree>,
+    /// Combination of other meters, for FORMULA.
+    #[schema(required)]
+    pub formula: Option<MeterFormula>,
+    /// Limits on the observed value.
+    pub thresholds: Vec<Threshold>,
+    /// State.
+    pub status: MeterStatus,
+    /// Number of the head version.
+    pub version: i32,
+    /// The head version.
+    #[schema(required)]
+    pub head_version_id: Option<VersionId>,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it was changed.
+    pub updated_at: DateTime<Utc>,
+    /// When it was withdrawn.
+    #[schema(required)]
+    pub archived_at: Option<DateTime<Utc>>,
+}
+
+impl Meter {
+    /// The frozen state of a version.
+    fn snapshot(&self) -> Value {
+        json!({
+            "name": self.name, "function": self.function, "value_field": self.value_field,
+            "unique_by_field": self.unique_by_field, "unit_label": self.unit_label,
+            "unit_currency_field": self.unit_currency_field, "dimensions": self.dimensions,
+            "event_schema": self.event_schema, "dedup_key_path": self.dedup_key_path,
+            "negative_allowed": self.negative_allowed, "late_event_policy": self.late_event_policy,
+            "window": self.window, "filter": self.filter, "formula": self.formula, "thresholds": self.thresholds,
+        })
+    }
+
+    /// Compiles the definition, so that no stored version fails later.
+    ///
+    /// # Errors
+    /// `Validation` with field paths; `Rule` for what this version of the engine cannot evaluate.
+    pub(crate) fn compile(&self, effective_from: Instant) -> Result<CompiledMeter> {
+        self.refuse_unsupported()?;
+        Ok(CompiledMeter::compile(MeterDefinition {
+            meter_id: self.id,
+            version_id: self.head_version_id.unwrap_or_else(VersionId::generate),
+            effective_from,
+            key: self.key.clone(),
+            metric_key: self.metric_key.clone(),
+            function: self.function,
+            value_field: self.value_field.clone(),
+            unique_by_field: self.unique_by_field.clone(),
+            filter: self.filter.clone(),
+            negative_allowed: self.negative_allowed,
+            late_event_policy: self.late_event_policy,
+            thresholds: self.thresholds.clone(),
+            window: self.window.kind,
+        })?)
+    }
+
+    /// Members of the reference that nothing would evaluate: better refused than ignored.
+    fn refuse_unsupported(&self) -> Result<()> {
+        for (name, sent) in [
+            ("event_schema", self.event_schema.is_some()),
+            ("dedup_key_path", self.dedup_key_path.is_some()),
+            ("unit_currency_field", self.unit_currency_field.is_some()),
+            ("formula", self.formula.is_some()),
+        ] {
+            if sent {
+                return Err(Error::business_rule(format!("{name} is not supported yet")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromRow<'_, PgRow> for Meter {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let decode = |name: &str, errors: Vec<domain::FieldError>| sqlx::Error::ColumnDecode {
+            index: name.to_owned(),
+            source: Box::new(Error::Validation(errors)),
+        };
+        let filter: Option<Value> = row.try_get("filter")?;
+        let filter = filter.map(|json| FilterTree::from_json(&json)).transpose().map_err(|e| decode("filter", e))?;
+        let window: sqlx::types::Json<Window> = row.try_get("window")?;
+        let thresholds: sqlx::types::Json<Vec<Threshold>> = row.try_get("thresholds")?;
+        let formula: Option<sqlx::types::Json<MeterFormula>> = row.try_get("formula")?;
+        Ok(Self {
+            id: row.try_get("id")?,
+            organization_id: row.try_get("organization_id")?,
+            workspace_id: row.try_get("workspace_id")?,
+            key: row.try_get("key")?,
+            name: row.try_get("name")?,
+            metric_key: row.try_get("metric_key")?,
+            function: row.try_get("function")?,
+            value_field: row.try_get("value_field")?,
+            unique_by_field: row.try_get("unique_by_field")?,
+            unit_label: row.try_get("unit_label")?,
+            unit_currency_field: row.try_get("unit_currency_field")?,
+            dimensions: row.try_get("dimensions")?,
+            event_schema: row.try_get("event_schema")?,
+            dedup_key_path: row.try_get("dedup_key_path")?,
+            negative_allowed: row.try_get("negative_allowed")?,
+            late_event_policy: row.try_get("late_event_policy")?,
+            window: window.0,
+            filter,
+            formula: formula.map(|json| json.0),
+            thresholds: thresholds.0,
+            status: row.try_get("status")?,
+            version: row.try_get("version")?,
+            head_version_id: row.try_get("head_version_id")?,
+            created_at: row.try_get("created_at")?,
+            updated_at: row.try_get("updated_at")?,
+            archived_at: row.try_get("archived_at")?,
+        })
+    }
+}
+
+const COLUMNS: &str = "id, organization_id, workspace_id, key, name, metric_key, function, value_field, unique_by_field, \
+    unit_label, unit_currency_field, dimensions, event_schema, dedup_key_path, negative_allowed, late_event_policy, \
+    \"window\", filter, formula, thresholds, status, version, head_version_id, created_at, updated_at, archived_at";
+
+const LIST: ListSpec = ListSpec {
+    name: "meters",
+    columns: COLUMNS,
+    from: "meter",
+    workspace_column: "workspace_id",
+    condition: "true",
+    fields: &[
+        ListField::new("id", ListKind::Id),
+        ListField::new("key", ListKind::Text).sortable(),
+        ListField::new("name", ListKind::Text).sortable(),
+        ListField::new("metric_key", ListKind::Text),
+        ListField::new(
+            "function",
+            ListKind::Word(&["COUNT", "SUM", "MAX", "MIN", "AVG", "LAST", "UNIQUE_COUNT", "TIME_WEIGHTED", "FORMULA"]),
+        ),
+        ListField::new("status", ListKind::Word(&["draft", "active", "archived"])),
+        ListField::new("created_at", ListKind::Instant).sortable(),
+        ListField::new("updated_at", ListKind::Instant).sortable(),
+    ],
+    shorthands: &[],
+    order: "created_at",
+    id: "id",
+};
+
+/// Meters of the workspace.
+///
+/// # Errors
+/// As [`ListQuery::parse`].
+pub async fn list(scope: &Scope, conn: &mut PgConnection, parameters: &[(String, String)]) -> Result<Page<Meter>> {
+    ListQuery::parse(&LIST, parameters)?.fetch(conn, scope).await
+}
+
+/// One meter.
+///
+/// # Errors
+/// `NotFound`.
+pub async fn get(scope: &Scope, conn: &mut PgConnection, id: MeterId) -> Result<Meter> {
+    read(scope, conn, id, "").await
+}
+
+/// One meter, locked.
+///
+/// # Errors
+/// `NotFound`.
+pub(crate) async fn lock(scope: &Scope, tx: &mut Tx, id: MeterId) -> Result<Meter> {
+    read(scope, tx.conn(), id, "FOR NO KEY UPDATE").await
+}
+
+async fn read(scope: &Scope, conn: &mut PgConnection, id: MeterId, lock: &str) -> Result<Meter> {
+    let sql = format!("SELECT {COLUMNS} FROM meter WHERE workspace_id = $1 AND id = $2 {lock}");
+    sqlx::query_as(AssertSqlSafe(sql))
+        .bind(scope.workspace_id)
+        .bind(id)
+        .fetch_optional(conn)
+        .await
+        .context("reading a meter")?
+        .ok_or_else(|| Error::not_found("meter", id))
+}

@@ -1,0 +1,276 @@
+//! Prices (prices.md): what a product costs, in one currency, for whom, and when.
+
+mod request;
+mod write;
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use domain::{
+    BillingIntervalUnit, Currency, CustomerId, Error, Instant, JsonMap, OrganizationId, PlanId, PriceId, ProductId,
+    Quantity, Result, Scope, VersionId,
+};
+use rust_decimal::Decimal;
+use serde::{Deserialize, Serialize};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection};
+use store::{ListField, ListKind, ListQuery, ListSpec, Page, StoreError};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+pub use request::{CreatePriceRequest, CreatePriceTierRequest};
+pub use write::create;
+
+domain::wire_enum! {
+    /// What a price is for; information for tools, the resolver does not look at it.
+    pub enum PriceKind {
+        /// For everybody that its restrictions let in.
+        Base = "BASE",
+        /// For one customer.
+        CustomerOverride = "CUSTOMER_OVERRIDE",
+    }
+}
+
+domain::wire_enum! {
+    /// State of a price.
+    pub enum PriceStatus {
+        /// Being edited.
+        Draft = "draft",
+        /// In use, or to be in use from `effective_from`.
+        Active = "active",
+        /// Withdrawn.
+        Archived = "archived",
+    }
+}
+
+/// One step of a price. Under PACKAGE `unit_amount` is the size of a package and `flat_amount` its price.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PriceTier {
+    /// Position in the walk, ascending.
+    pub tier_order: u32,
+    /// Inclusive upper bound; null on the last tier: open-ended.
+    #[schema(required)]
+    pub up_to: Option<Quantity>,
+    /// Rate of a unit.
+    #[schema(value_type = String)]
+    pub unit_amount: Decimal,
+    /// Static fee.
+    #[schema(value_type = String)]
+    pub flat_amount: Decimal,
+    /// Formula in place of `unit_amount`.
+    #[schema(required)]
+    pub rate_expression: Option<String>,
+}
+
+impl From<&PriceTier> for rating::Tier {
+    fn from(tier: &PriceTier) -> Self {
+        Self {
+            tier_order: tier.tier_order,
+            up_to: tier.up_to,
+            unit_amount: tier.unit_amount,
+            flat_amount: tier.flat_amount,
+        }
+    }
+}
+
+/// A price.
+#[derive(Clone, Debug, Serialize, ToSchema, FromRow)]
+pub struct Price {
+    /// Price.
+    pub id: PriceId,
+    /// Owner.
+    pub organization_id: OrganizationId,
+    /// What is priced.
+    pub product_id: ProductId,
+    /// Restricts it to a plan.
+    #[schema(required)]
+    pub plan_id: Option<PlanId>,
+    /// Restricts it to a version of that plan.
+    #[schema(required)]
+    pub plan_version: Option<i32>,
+    /// Restricts it to a customer.
+    #[schema(required)]
+    pub customer_id: Option<CustomerId>,
+    /// Restricts it to a market.
+    #[schema(required)]
+    pub country_code: Option<String>,
+    /// Sets the scale of every amount.
+    #[schema(value_type = String)]
+    pub currency: Currency,
+    /// Key on keyed products.
+    #[schema(required)]
+    pub price_key: Option<String>,
+    /// Base or override.
+    pub kind: PriceKind,
+    /// Headline price.
+    #[schema(required, value_type = Option<String>)]
+    pub list_price: Option<Decimal>,
+    /// Label for customers.
+    #[schema(required)]
+    pub display_name: Option<String>,
+    /// State.
+    pub status: PriceStatus,
+    /// Steps of the active version.
+    #[sqlx(json)]
+    pub tiers: Vec<PriceTier>,
+    /// Formula in place of tiers.
+    #[schema(required)]
+    pub formula_id: Option<Uuid>,
+    /// Dimension → value, matched in resolution.
+    #[sqlx(json)]
+    pub custom_dimensions: BTreeMap<String, String>,
+    /// Fits only subscriptions of this interval; null: every one.
+    #[schema(required)]
+    pub billing_interval_unit: Option<BillingIntervalUnit>,
+    /// Number of units.
+    #[schema(required)]
+    pub billing_interval_count: Option<i32>,
+    /// Start of the active version; null: since ever.
+    #[schema(required)]
+    pub effective_from: Option<DateTime<Utc>>,
+    /// End of the active version, exclusive.
+    #[schema(required)]
+    pub effective_to: Option<DateTime<Utc>>,
+    /// Start of the price itself.
+    #[schema(required)]
+    pub valid_from: Option<DateTime<Utc>>,
+    /// End of the price itself, exclusive.
+    #[schema(required)]
+    pub valid_to: Option<DateTime<Utc>>,
+    /// Number of the head version.
+    pub version: i32,
+    /// The head version.
+    #[schema(required)]
+    pub head_version_id: Option<VersionId>,
+    /// Timeline flag.
+    pub requires_continuous_coverage: bool,
+    /// Free bag.
+    #[sqlx(json)]
+    #[schema(value_type = Object)]
+    pub metadata: JsonMap,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it was changed.
+    pub updated_at: DateTime<Utc>,
+    /// When it was withdrawn.
+    #[schema(required)]
+    pub archived_at: Option<DateTime<Utc>>,
+    /// When it was deleted.
+    #[schema(required)]
+    pub deleted_at: Option<DateTime<Utc>>,
+}
+
+/// A price as plans show it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlanProductPriceSummary {
+    /// Price.
+    pub price_id: PriceId,
+    /// Its currency.
+    #[schema(value_type = String)]
+    pub currency: Currency,
+    /// Interval that it fits.
+    #[schema(required)]
+    pub billing_interval_unit: Option<BillingIntervalUnit>,
+    /// Number of units.
+    #[schema(required)]
+    pub billing_interval_count: Option<i32>,
+    /// Headline price.
+    #[schema(required, value_type = Option<String>)]
+    pub list_price: Option<Decimal>,
+    /// Key on keyed products.
+    #[schema(required)]
+    pub price_key: Option<String>,
+}
+
+impl From<&Price> for PlanProductPriceSummary {
+    fn from(price: &Price) -> Self {
+        Self {
+            price_id: price.id,
+            currency: price.currency,
+            billing_interval_unit: price.billing_interval_unit,
+            billing_interval_count: price.billing_interval_count,
+            list_price: price.list_price,
+            price_key: price.price_key.clone(),
+        }
+    }
+}
+
+const COLUMNS: &str = "id, organization_id, product_id, plan_id, plan_version, customer_id, country_code, currency, \
+    price_key, kind, list_price, display_name, status, tiers, formula_id, custom_dimensions, billing_interval_unit, \
+    billing_interval_count, effective_from, effective_to, valid_from, valid_to, version, head_version_id, \
+    requires_continuous_coverage, metadata, created_at, updated_at, archived_at, deleted_at";
+
+const LIST: ListSpec = ListSpec {
+    name: "prices",
+    columns: COLUMNS,
+    from: "price",
+    workspace_column: "workspace_id",
+    condition: "deleted_at IS NULL",
+    fields: &[
+        ListField::new("id", ListKind::Id),
+        ListField::new("product_id", ListKind::Id),
+        ListField::new("plan_id", ListKind::Id),
+        ListField::new("customer_id", ListKind::Id),
+        ListField::new("status", ListKind::Word(&["draft", "active", "archived"])),
+        ListField::new("currency", ListKind::Text),
+        ListField::new("country_code", ListKind::Text),
+        ListField::new("price_key", ListKind::Text),
+        ListField::new("kind", ListKind::Word(&["BASE", "CUSTOMER_OVERRIDE"])),
+        ListField::new("created_at", ListKind::Instant).sortable(),
+        ListField::new("updated_at", ListKind::Instant).sortable(),
+    ],
+    shorthands: &[],
+    order: "created_at",
+    id: "id",
+};
+
+/// Prices of the workspace.
+///
+/// # Errors
+/// As [`ListQuery::parse`].
+pub async fn list(scope: &Scope, conn: &mut PgConnection, parameters: &[(String, String)]) -> Result<Page<Price>> {
+    ListQuery::parse(&LIST, parameters)?.fetch(conn, scope).await
+}
+
+/// One price.
+///
+/// # Errors
+/// `NotFound`.
+pub async fn get(scope: &Scope, conn: &mut PgConnection, id: PriceId) -> Result<Price> {
+    let sql = format!("SELECT {COLUMNS} FROM price WHERE workspace_id = $1 AND id = $2 AND deleted_at IS NULL");
+    sqlx::query_as(AssertSqlSafe(sql))
+        .bind(scope.workspace_id)
+        .bind(id)
+        .fetch_optional(conn)
+        .await
+        .context("reading a price")?
+        .ok_or_else(|| Error::not_found("price", id))
+}
+
+/// The prices that a plan offers for these products at an instant: active ones of no other plan and of no customer.
+///
+/// # Errors
+/// As every statement.
+pub async fn offered(
+    scope: &Scope,
+    conn: &mut PgConnection,
+    plan: PlanId,
+    products: &[ProductId],
+    at: Instant,
+) -> Result<Vec<Price>> {
+    let products: Vec<Uuid> = products.iter().map(|id| id.0).collect();
+    let sql = format!(
+        "SELECT {COLUMNS} FROM price
+         WHERE workspace_id = $1 AND product_id = ANY($2) AND status = 'active' AND deleted_at IS NULL
+           AND (plan_id IS NULL OR plan_id = $3) AND customer_id IS NULL
+           AND (effective_to IS NULL OR effective_to > $4) AND (valid_to IS NULL OR valid_to > $4)
+         ORDER BY product_id, price_key, created_at, id"
+    );
+    sqlx::query_as(AssertSqlSafe(sql))
+        .bind(scope.workspace_id)
+        .bind(products)
+        .bind(plan)
+        .bind(at)
+        .fetch_all(conn)
+        .await
+        .context("reading the prices of a plan")
+}
