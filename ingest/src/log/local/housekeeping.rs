@@ -37,9 +37,9 @@ fn wait(shared: &Shared, pause: Duration) -> Option<bool> {
         _ if is_stopped() => return None,
         Spare::Wanted => return Some(true),
         Spare::Failed(_) => shared.spare_changed.wait_for(&mut spare, RETRY_AFTER),
-        Spare::Ready(_) => shared.spare_changed.wait_for(&mut spare, pause),
+        Spare::Ready(_) | Spare::Taken => shared.spare_changed.wait_for(&mut spare, pause),
     };
-    (!is_stopped()).then(|| !matches!(*spare, Spare::Ready(_)))
+    (!is_stopped()).then(|| matches!(*spare, Spare::Wanted | Spare::Failed(_)))
 }
 
 fn make_spare(shared: &Shared) {

@@ -3,11 +3,15 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::super::LogError;
+
+/// A process that was just killed, or one that is starting another program, may hold the lock for a moment.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What makes a directory a log. Never changed after it was written.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,7 +32,13 @@ impl DirLock {
         let unusable =
             |error: &dyn std::fmt::Display| LogError::Unusable(format!("locking {}: {error}", path.display()));
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(|e| unusable(&e))?;
-        match file.try_lock() {
+        let until = Instant::now() + LOCK_PATIENCE;
+        let mut locked = file.try_lock();
+        while matches!(locked, Err(TryLockError::WouldBlock)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+            locked = file.try_lock();
+        }
+        match locked {
             Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(LogError::Unusable(format!(
                 "the event log in {} is open in another process: only one may use it; stop the other one, or use Kafka to \

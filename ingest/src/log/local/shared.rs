@@ -40,6 +40,8 @@ pub(super) struct Queue {
 pub(super) enum Spare {
     Wanted,
     Ready(File),
+    /// The writer is giving it the name of a segment: the next one must not be made in its place yet.
+    Taken,
     /// Made again in a while: the disk is full, most likely.
     Failed(String),
 }

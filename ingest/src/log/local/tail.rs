@@ -66,7 +66,7 @@ mod tests {
     fn keeps_the_newest_within_its_bound() {
         let mut tail = Tail::new(10, 10);
         assert!(matches!(tail.read(10, 5), Found::Nothing));
-        tail.push(["aaaa", "bbbb", "cccc"].map(Bytes::from_static));
+        tail.push(["aaaa", "bbbb", "cccc"].map(Bytes::from));
         assert_eq!(tail.end(), 13);
         assert!(matches!(tail.read(10, 5), Found::InFile));
         let Found::Records(records) = tail.read(11, 1) else { panic!() };

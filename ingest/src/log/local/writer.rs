@@ -225,6 +225,8 @@ impl Writer {
         };
         let segment = begin(&self.shared, &file, header);
         let (segment, view) = segment.unwrap_or_else(|error| end_process(&self.shared, &error));
+        *self.shared.spare.lock() = Spare::Wanted;
+        self.shared.spare_changed.notify_all();
         let pos = SegmentHeader::len(self.ends.len() as u32);
         self.active = Some(Active { file, view, pos });
         self.shared.segments.write().push_back(Arc::new(segment));
@@ -236,16 +238,14 @@ impl Writer {
 fn take_spare(shared: &Shared) -> Result<File, String> {
     let mut spare = shared.spare.lock();
     loop {
-        match std::mem::replace(&mut *spare, Spare::Wanted) {
-            Spare::Ready(file) => {
-                shared.spare_changed.notify_all();
-                return Ok(file);
+        match &*spare {
+            Spare::Failed(reason) => return Err(reason.clone()),
+            Spare::Ready(_) => {
+                if let Spare::Ready(file) = std::mem::replace(&mut *spare, Spare::Taken) {
+                    return Ok(file);
+                }
             }
-            Spare::Failed(reason) => {
-                *spare = Spare::Failed(reason.clone());
-                return Err(reason);
-            }
-            Spare::Wanted => shared.spare_changed.wait(&mut spare),
+            Spare::Wanted | Spare::Taken => shared.spare_changed.wait(&mut spare),
         }
     }
 }

@@ -1,0 +1,175 @@
+//! Reading one partition of the topic.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::topic_partition_list::Offset;
+
+use super::group::{Membership, Slot};
+use super::{ANSWER_TIMEOUT, kafka_error, transient, watermarks};
+use crate::log::{ForeignHeaders, LogError, LogRecord, Partition, PartitionReader};
+
+/// How long a partition that was just assigned may take until it can be sought.
+const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an end before the checkpoint may be that of a new leader that does not know its own yet.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+/// A reader looks for itself this often, in case it was not woken.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The reader in charge of a partition.
+pub(super) struct KafkaReader {
+    slot: Arc<Slot>,
+    membership: Arc<Membership>,
+    number: u64,
+    /// Offset from which on records were not handed out yet.
+    next: u64,
+    /// What came after records that were handed out.
+    trouble: Option<KafkaError>,
+}
+
+impl KafkaReader {
+    /// Takes the partition over and seeks. Blocks.
+    pub fn seek(membership: &Arc<Membership>, slot: Arc<Slot>, from: u64) -> Result<Self, LogError> {
+        let number = slot.state.replace_reader();
+        check_range(membership, &slot, from)?;
+        {
+            let queue = slot.queue.lock();
+            // What was fetched for the reader before, and its errors, which no seek would throw away.
+            while queue.poll(Duration::ZERO).is_some() {}
+            let until = Instant::now() + SEEK_TIMEOUT;
+            let offset = Offset::Offset(from.cast_signed());
+            while let Err(error) =
+                membership.consumer().seek(membership.topic(), slot.partition.cast_signed(), offset, ANSWER_TIMEOUT)
+            {
+                if !slot.state.is_in_charge(number) {
+                    return Err(LogError::Revoked(slot.partition));
+                }
+                if Instant::now() > until {
+                    return Err(kafka_error("seeking", error));
+                }
+                // The fetcher of a new assignment has not started yet.
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Ok(Self { slot, membership: membership.clone(), number, next: from, trouble: None })
+    }
+
+    fn in_charge(&self) -> Result<(), LogError> {
+        if self.slot.state.is_in_charge(self.number) { Ok(()) } else { Err(LogError::Revoked(self.slot.partition)) }
+    }
+
+    /// What is there, without waiting.
+    fn take(&mut self, max: usize) -> Result<Vec<LogRecord>, LogError> {
+        let queue = self.slot.queue.lock();
+        // Under the lock: a reader that takes over seeks under it.
+        self.in_charge()?;
+        let mut records = Vec::new();
+        while records.len() < max {
+            match queue.poll(Duration::ZERO) {
+                None => break,
+                Some(Ok(message)) => {
+                    let record = record(&message);
+                    if record.offset >= self.next {
+                        self.next = record.offset + 1;
+                        records.push(record);
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => {}
+                Some(Err(error)) => {
+                    self.trouble = Some(error);
+                    break;
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    /// An offset that is gone stops the partition (rule A6); everything else passes.
+    async fn trouble(&self, error: KafkaError) -> LogError {
+        let is_range = matches!(
+            error.rdkafka_error_code(),
+            Some(RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::NoOffset)
+        );
+        if !is_range {
+            return kafka_error("reading", error);
+        }
+        let (membership, slot, next) = (self.membership.clone(), self.slot.clone(), self.next);
+        match tokio::task::spawn_blocking(move || check_range(&membership, &slot, next)).await {
+            Ok(Ok(())) => kafka_error("reading", error),
+            Ok(Err(error)) => error,
+            Err(error) => transient("reading", error),
+        }
+    }
+}
+
+#[async_trait]
+impl PartitionReader for KafkaReader {
+    async fn next(&mut self, max: usize) -> Result<Vec<LogRecord>, LogError> {
+        loop {
+            if let Some(error) = self.trouble.take() {
+                return Err(self.trouble(error).await);
+            }
+            let slot = self.slot.clone();
+            let changed = slot.state.changed.notified();
+            tokio::pin!(changed);
+            // Before looking: what comes after the look wakes us.
+            changed.as_mut().enable();
+            let records = self.take(max.max(1))?;
+            if !records.is_empty() {
+                return Ok(records);
+            }
+            if self.trouble.is_none() {
+                // Woken or not, the next round looks.
+                let _ = tokio::time::timeout(LOOK_EVERY, changed).await;
+            }
+        }
+    }
+}
+
+/// Refuses an offset that the log does not have, with an alarm. Blocks.
+fn check_range(membership: &Membership, slot: &Slot, wanted: u64) -> Result<(), LogError> {
+    let partition: Partition = slot.partition;
+    let until = Instant::now() + END_TIMEOUT;
+    loop {
+        if !slot.is_assigned() {
+            return Err(LogError::Revoked(partition));
+        }
+        let (first, end) = watermarks(membership.consumer().client(), membership.topic(), partition)?;
+        if (first..=end).contains(&wanted) {
+            return Ok(());
+        }
+        if wanted < first || Instant::now() > until {
+            tracing::error!(log.partition = partition, wanted, first, end, "a partition stops: its offset is not in the log");
+            return Err(LogError::OutOfRange { partition, wanted, first, end });
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn record(message: &BorrowedMessage<'_>) -> LogRecord {
+    let payload = message.payload().unwrap_or_default();
+    LogRecord {
+        offset: message.offset().cast_unsigned(),
+        payload: Bytes::copy_from_slice(payload),
+        foreign: (payload.first() == Some(&b'{')).then(|| foreign(message)),
+        logged_at_ms: message.timestamp().to_millis(),
+    }
+}
+
+fn foreign(message: &BorrowedMessage<'_>) -> ForeignHeaders {
+    let mut found = ForeignHeaders::default();
+    for header in message.headers().into_iter().flat_map(|headers| headers.iter()) {
+        let value = header.value.map(Bytes::copy_from_slice);
+        match header.key {
+            "kontorion-workspace" => found.workspace = value,
+            "kontorion-signature" => found.signature = value,
+            _ => {}
+        }
+    }
+    found
+}

@@ -1,0 +1,229 @@
+//! Apache Kafka: the topic, the group, foreign records. Without a broker these tests say so and pass, except in CI.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use ingest::log::kafka::{KafkaLog, KafkaOptions};
+use ingest::log::{Append, Assignment, EventLog, LogError, LogIdentity};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::{Harness, PARTITIONS, PATIENCE, append_one, joined, record, take, text};
+
+pub struct KafkaHarness {
+    options: KafkaOptions,
+}
+
+impl KafkaHarness {
+    /// A topic and a group of its own; `None` without a broker.
+    pub async fn new() -> Option<Self> {
+        let Some(servers) = engines::testing::kafka().await else {
+            eprintln!("no Apache Kafka: not tested");
+            return None;
+        };
+        let name = format!("conformance-{}", Uuid::new_v4());
+        Some(Self { options: KafkaOptions::new(&servers, &name, &name, "node-1") })
+    }
+
+    async fn node(&self, instance: &str) -> Arc<KafkaLog> {
+        let options = KafkaOptions { instance: instance.to_owned(), ..self.options.clone() };
+        let name = KafkaLog::prepare(&options, PARTITIONS).await.unwrap();
+        assert!(name.ends_with(&format!("/{}", options.topic)), "{name}");
+        let identity = LogIdentity { id: Uuid::nil(), ordinal: 2, partitions: PARTITIONS };
+        Arc::new(KafkaLog::open(options, identity).await.unwrap())
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        ClientConfig::new().set("bootstrap.servers", &self.options.bootstrap_servers).create().unwrap()
+    }
+}
+
+#[async_trait]
+impl Harness for KafkaHarness {
+    async fn open(&self) -> Arc<dyn EventLog> {
+        self.node("node-1").await
+    }
+}
+
+#[tokio::test]
+async fn a5_a_topic_with_another_number_of_partitions_is_refused() {
+    let Some(harness) = KafkaHarness::new().await else { return };
+    let name = KafkaLog::prepare(&harness.options, PARTITIONS).await.unwrap();
+    assert_eq!(KafkaLog::prepare(&harness.options, PARTITIONS).await.unwrap(), name);
+    let refused = KafkaLog::prepare(&harness.options, PARTITIONS + 1).await.err().unwrap().to_string();
+    assert!(refused.contains("has 3 partitions and the event log is configured with 4"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_compacted_topic_is_refused() {
+    let Some(harness) = KafkaHarness::new().await else { return };
+    let topic = NewTopic::new(&harness.options.topic, PARTITIONS.cast_signed(), TopicReplication::Fixed(1))
+        .set("cleanup.policy", "compact");
+    harness.admin().create_topics([&topic], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let refused = KafkaLog::prepare(&harness.options, PARTITIONS).await.err().unwrap().to_string();
+    assert!(refused.contains("is compacted"), "{refused}");
+}
+
+/// Else: a record that the broker dropped is skipped, and nobody ever knows that it was there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a6_records_that_the_broker_dropped_stop_the_partition() {
+    let Some(harness) = KafkaHarness::new().await else { return };
+    let joined = joined(&harness).await;
+    for number in 0..10 {
+        append_one(&*joined.log, 0, &format!("r{number}")).await;
+    }
+    let mut dropped = TopicPartitionList::new();
+    dropped.add_partition_offset(&harness.options.topic, 0, Offset::Offset(6)).unwrap();
+    harness.admin().delete_records(&dropped, &AdminOptions::new()).await.unwrap();
+    match joined.log.reader(0, 5).await.err() {
+        Some(LogError::OutOfRange { partition: 0, wanted: 5, first: 6, end: 10 }) => {}
+        other => panic!("expected out of range: {other:?}"),
+    }
+    let mut reader = joined.log.reader(0, 6).await.unwrap();
+    assert_eq!(text(&take(&mut *reader, 4).await[0]), "r6");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a7_foreign_records_come_with_their_headers() {
+    let Some(harness) = KafkaHarness::new().await else { return };
+    let joined = joined(&harness).await;
+    let producer: FutureProducer =
+        ClientConfig::new().set("bootstrap.servers", &harness.options.bootstrap_servers).create().unwrap();
+    let headers = OwnedHeaders::new()
+        .insert(Header { key: "kontorion-workspace", value: Some("w") })
+        .insert(Header { key: "trace", value: Some("t") })
+        .insert(Header { key: "kontorion-signature", value: Some("s") });
+    let signed = FutureRecord::<(), str>::to(&harness.options.topic).partition(0).payload("{\"a\":1}").headers(headers);
+    producer.send(signed, PATIENCE).await.unwrap();
+    let bare = FutureRecord::<(), str>::to(&harness.options.topic).partition(0).payload("{}");
+    producer.send(bare, PATIENCE).await.unwrap();
+    append_one(&*joined.log, 0, "ours").await;
+
+    let mut reader = joined.log.reader(0, 0).await.unwrap();
+    let records = take(&mut *reader, 3).await;
+    let signed = records[0].foreign.as_ref().unwrap();
+    assert_eq!((signed.workspace.as_deref(), signed.signature.as_deref()), (Some(&b"w"[..]), Some(&b"s"[..])));
+    assert_eq!(records[0].payload, "{\"a\":1}");
+    assert_eq!(records[1].foreign, Some(Default::default()));
+    assert_eq!(records[2].foreign, None);
+    assert!(records.iter().all(|record| record.logged_at_ms.is_some()));
+}
+
+/// Else: one partition that waits for PostgreSQL stops all the others, or the group takes the node for dead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a1_a_partition_that_stands_still_stops_no_other() {
+    let Some(harness) = KafkaHarness::new().await else { return };
+    let joined = joined(&harness).await;
+    // More than is fetched ahead of a reader.
+    let large = Bytes::from(vec![1; 500_000]);
+    for _ in 0..40 {
+        joined.log.append(vec![Append { partition: 0, payload: large.clone() }]).await.remove(0).unwrap();
+    }
+    let mut still = joined.log.reader(0, 0).await.unwrap();
+    assert_eq!(still.next(1).await.unwrap().len(), 1);
+    let mut moving = joined.log.reader(1, 0).await.unwrap();
+    for number in 0..20 {
+        append_one(&*joined.log, 1, &format!("r{number}")).await;
+        assert_eq!(take(&mut *moving, 1).await[0].offset, number);
+    }
+    let rest = take(&mut *still, 39).await;
+    assert_eq!((rest[0].offset, rest[38].offset), (1, 39), "the one that stood still goes on where it was");
+}
+
+/// The partitions of a node, kept up to date as the group changes its mind.
+struct Node {
+    log: Arc<KafkaLog>,
+    assignments: mpsc::Receiver<Assignment>,
+    has: BTreeSet<u32>,
+}
+
+impl Node {
+    async fn start(harness: &KafkaHarness, instance: &str) -> Self {
+        let log = harness.node(instance).await;
+        let assignments = log.join().await.unwrap();
+        Self { log, assignments, has: BTreeSet::new() }
+    }
+
+    /// Takes in what the group says until it has been silent for a moment.
+    async fn settle(&mut self) {
+        while let Ok(Some(assignment)) = timeout(Duration::from_millis(200), self.assignments.recv()).await {
+            match assignment {
+                Assignment::Assigned(partition) => assert!(self.has.insert(partition), "taken twice"),
+                Assignment::Revoked { partition, done } => {
+                    assert!(self.has.remove(&partition), "given up without being had");
+                    drop(done);
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p3_two_nodes_share_the_partitions_and_one_takes_over_when_the_other_dies() {
+    let Some(harness) = KafkaHarness::new().await else { return };
+    let all: BTreeSet<u32> = (0..PARTITIONS).collect();
+    let mut first = Node::start(&harness, "node-1").await;
+    while first.has != all {
+        first.settle().await;
+    }
+    for partition in 0..PARTITIONS {
+        first.log.append(vec![record(partition, "one"), record(partition, "two")]).await.remove(1).unwrap();
+    }
+    let mut readers = Vec::new();
+    for partition in 0..PARTITIONS {
+        readers.push(first.log.reader(partition, 0).await.unwrap());
+    }
+
+    let mut second = Node::start(&harness, "node-2").await;
+    while second.has.is_empty() || &first.has | &second.has != all {
+        first.settle().await;
+        second.settle().await;
+    }
+    assert!(first.has.is_disjoint(&second.has), "{:?} and {:?}", first.has, second.has);
+    for (partition, reader) in (0..).zip(&mut readers) {
+        match reader.next(1).await {
+            Ok(records) => assert!(first.has.contains(&partition) && records[0].offset == 0),
+            Err(LogError::Revoked(lost)) => assert!(lost == partition && second.has.contains(&partition)),
+            Err(error) => panic!("{error}"),
+        }
+        let elsewhere = first.log.reader(partition, 0).await;
+        assert_eq!(elsewhere.is_ok(), first.has.contains(&partition));
+    }
+
+    // A static member that goes away says nothing to the group: for the others it is dead.
+    drop(readers);
+    drop(first.assignments);
+    first.log.close().await;
+    let waited = tokio::time::Instant::now();
+    while second.has != all {
+        assert!(waited.elapsed() < PATIENCE, "the second node has {:?}", second.has);
+        second.settle().await;
+    }
+    assert!(waited.elapsed() < Duration::from_secs(12), "taken over after {:?}", waited.elapsed());
+    for partition in 0..PARTITIONS {
+        let mut reader = second.log.reader(partition, 1).await.unwrap();
+        assert_eq!(text(&take(&mut *reader, 1).await[0]), "two");
+    }
+    second.log.passed(0, 2).await;
+}
+
+#[tokio::test]
+async fn a6_one_insync_replica_is_enough_for_a_topic_with_one_copy() {
+    let Some(harness) = KafkaHarness::new().await else { return };
+    // One broker cannot hold two copies; the setting alone must not be refused, as one broker acknowledges for itself.
+    KafkaLog::prepare(&harness.options, PARTITIONS).await.unwrap();
+    let settings = AlterConfig::new(ResourceSpecifier::Topic(&harness.options.topic)).set("min.insync.replicas", "1");
+    harness.admin().alter_configs([&settings], &AdminOptions::new()).await.unwrap();
+    KafkaLog::prepare(&harness.options, PARTITIONS).await.unwrap();
+}
