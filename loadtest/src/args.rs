@@ -41,9 +41,9 @@ pub struct Args {
     /// Start an own server for the run
     #[arg(long)]
     pub spawn: bool,
-    /// Program of the own server
-    #[arg(long, value_name = "FILE", default_value = "kontorion", requires = "spawn")]
-    pub server: PathBuf,
+    /// Program of the own server [default: `kontorion` beside this program, else of the PATH]
+    #[arg(long, value_name = "FILE", requires = "spawn")]
+    pub server: Option<PathBuf>,
     /// Directory of the own server, emptied never [default: a new one, removed at the end]
     #[arg(long, value_name = "DIR", requires = "spawn")]
     pub data_dir: Option<PathBuf>,
@@ -123,6 +123,14 @@ impl Args {
     #[must_use]
     pub fn bills(&self) -> bool {
         self.invoices || self.chaos > 0
+    }
+
+    /// Program of the own server.
+    #[must_use]
+    pub fn server_program(&self) -> PathBuf {
+        let beside =
+            || std::env::current_exe().ok().map(|own| own.with_file_name("kontorion")).filter(|file| file.is_file());
+        self.server.clone().or_else(beside).unwrap_or_else(|| PathBuf::from("kontorion"))
     }
 
     /// Events of one request.

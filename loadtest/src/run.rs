@@ -66,7 +66,7 @@ pub async fn run(mut args: Args) -> Result<bool, Failure> {
         args.set.push(format!("kafka_topic={topic}"));
     }
     let mut server = match args.spawn {
-        true => Some(OwnServer::start(&args.server, args.data_dir.as_deref(), &args.set).await?),
+        true => Some(OwnServer::start(&args.server_program(), args.data_dir.as_deref(), &args.set).await?),
         false => None,
     };
     let outcome = run_at(&args, &run, topic, &mut server).await;
