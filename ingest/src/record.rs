@@ -17,7 +17,7 @@ const VERSION: u8 = 1;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A usage event that the door has validated.
-    Usage(UsageEvent),
+    Usage(Box<UsageEvent>),
     /// A control record (rule C2).
     Control(Control),
 }
@@ -87,7 +87,7 @@ impl Record {
             other => return Err(RecordError::Version(other)),
         }
         let record = match reader.u8()? {
-            0 => Self::Usage(decode_usage(&mut reader)?),
+            0 => Self::Usage(Box::new(decode_usage(&mut reader)?)),
             kind @ 1..=3 => Self::Control(decode_control(&mut reader, kind)?),
             other => return Err(RecordError::Kind(other)),
         };
@@ -372,13 +372,13 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn usage_round_trips(event in any_event()) {
-            let record = Record::Usage(event);
+            let record = Record::Usage(Box::new(event));
             prop_assert_eq!(Record::decode(&record.encode()), Ok(record));
         }
 
         #[test]
         fn damaged_bytes_are_an_error_and_never_a_panic(event in any_event(), cut in 0_usize..400, flip in any::<(usize, u8)>()) {
-            let bytes = Record::Usage(event).encode();
+            let bytes = Record::Usage(Box::new(event)).encode();
             prop_assert!(Record::decode(&bytes[..cut.min(bytes.len() - 1)]).is_err());
             let mut bytes = bytes.to_vec();
             let at = flip.0 % bytes.len();

@@ -17,7 +17,7 @@ use super::{Failure, Patience, State, routing};
 use crate::checkpoint::{BreachWrite, Checkpoint, RejectionWrite, UnattributedWrite};
 use crate::door::{self, Judged, NewEvent, wire};
 use crate::log::Append;
-use crate::record::{Control, ControlKind, Record};
+use crate::record::{self, Control, ControlKind};
 use crate::subscription::{Answer, Incoming, SubscriptionMsg, Verdict};
 use crate::usage::{CountedEvent, CountedId};
 
@@ -142,7 +142,7 @@ impl State {
                 Some(terms) => {
                     let home = terms.home_partition;
                     for incoming in groups.remove(&id).unwrap_or_default() {
-                        forwarded.push(Append { partition: home, payload: Record::Usage(incoming.event).encode() });
+                        forwarded.push(Append { partition: home, payload: record::encode_usage(&incoming.event) });
                     }
                 }
                 None => {

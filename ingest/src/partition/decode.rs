@@ -80,7 +80,7 @@ pub fn decode(log: &LogIdentity, record: LogRecord) -> Decoded {
     }
     match Record::decode(&record.payload) {
         Ok(Record::Usage(event)) => {
-            Decoded::Usage { position, payload_hash: event.payload_hash(), event: Box::new(event) }
+            Decoded::Usage { position, payload_hash: event.payload_hash(), event }
         }
         Ok(Record::Control(control)) => Decoded::Control { position, control },
         Err(error) => Decoded::Bad { position, error, payload: record.payload },
