@@ -53,7 +53,8 @@ impl Bucket {
     /// [`Self::fill`] it.
     pub fn open(db: &Database, dir: &Path, days: Days, memtable_bytes: u64, capacity: u64) -> Result<Self, DedupError> {
         let is_new = !db.keyspace_exists(&days.name());
-        let keyspace = db.keyspace(&days.name(), || options(memtable_bytes)).map_err(|e| failed("opening a bucket", e))?;
+        let keyspace =
+            db.keyspace(&days.name(), || options(memtable_bytes)).map_err(|e| failed("opening a bucket", e))?;
         let bucket = Self { days, keyspace, dir: dir.to_owned(), filters: RwLock::default() };
         let filters = bucket.open_filters(is_new, capacity).map_err(|e| failed("opening a filter", e))?;
         *bucket.filters.write() = filters;
@@ -175,7 +176,9 @@ impl Bucket {
 fn options(memtable_bytes: u64) -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default()
         .max_memtable_size(memtable_bytes)
-        .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(INDEX_FILTER_BITS))))
+        .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(
+            INDEX_FILTER_BITS,
+        ))))
         .filter_block_pinning_policy(PinningPolicy::all(true))
         .index_block_pinning_policy(PinningPolicy::all(true))
         .filter_block_partitioning_policy(PartitioningPolicy::all(false))
@@ -194,7 +197,8 @@ pub(super) fn encode(counted: CountedId) -> [u8; 16] {
 
 fn decode(value: &[u8]) -> Result<CountedId, DedupError> {
     let (position, hash) = value.split_at_checked(8).ok_or_else(|| failed("reading an id", "a value is cut"))?;
-    let number = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).map_err(|error| failed("reading an id", error));
+    let number =
+        |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).map_err(|error| failed("reading an id", error));
     Ok(CountedId { position: Position::from_i64(number(position)?.cast_signed()), payload_hash: number(hash)? })
 }
 

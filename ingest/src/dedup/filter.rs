@@ -180,9 +180,8 @@ impl Filter {
     /// Whether an id may have been added; without a branch between the words, so that the probes of a batch overlap.
     pub fn may_contain(&self, id: Hashed) -> bool {
         let first = self.block(id);
-        let missing = (0..WORDS).fold(0, |missing, word| {
-            missing | (id.mask(word) & !self.word(first + word).load(Ordering::Relaxed))
-        });
+        let missing = (0..WORDS)
+            .fold(0, |missing, word| missing | (id.mask(word) & !self.word(first + word).load(Ordering::Relaxed)));
         missing == 0
     }
 

@@ -316,7 +316,9 @@ fn read_high_water(meta: &Keyspace) -> Result<Option<Position>, DedupError> {
         return Ok(None);
     };
     let number = value[..].try_into().map(i64::from_le_bytes);
-    number.map(|number| Some(Position::from_i64(number))).map_err(|error| failed("reading the high-water position", error))
+    number
+        .map(|number| Some(Position::from_i64(number)))
+        .map_err(|error| failed("reading the high-water position", error))
 }
 
 fn day(instant: Instant) -> i64 {

@@ -213,6 +213,8 @@ async fn child_appends_until_it_is_killed() {
     let dir = PathBuf::from(std::env::var_os("KONTORION_TEST_LOG").expect("a directory"));
     let log = Arc::new(open(&dir, small()).unwrap());
     if let Ok(limit) = std::env::var("KONTORION_TEST_FILE_LIMIT") {
+        // The first segment is there, of its full length.
+        append_one(&*log, 0, "before").await;
         limit_files(limit.parse().unwrap());
     }
     let appenders = (0..4).map(|appender| {

@@ -80,19 +80,21 @@ impl Membership {
         let states: Vec<Arc<SlotState>> = (0..partitions).map(|_| Arc::default()).collect();
         // Room for a whole rebalance, so that the polling thread need not wait for a busy reader of it.
         let (sender, assignments) = mpsc::channel(2 * partitions as usize + 8);
+        let stop = Arc::new(AtomicBool::new(false));
         let context = Rebalances {
             topic: options.topic.clone(),
             states: states.clone(),
             assignments: sender,
             patience: options.session_timeout,
+            stop: stop.clone(),
         };
         let consumer = BaseConsumer::from_config_and_context(&config(options), context)
             .map_err(|error| kafka_error("making the consumer", error))?;
         let consumer = Arc::new(consumer);
-        let slots = states.into_iter().zip(0..).map(|(state, partition)| slot(&consumer, &options.topic, partition, state));
+        let slots =
+            states.into_iter().zip(0..).map(|(state, partition)| slot(&consumer, &options.topic, partition, state));
         let slots = slots.collect::<Result<Vec<_>, _>>()?;
         consumer.subscribe(&[&options.topic]).map_err(|error| kafka_error("joining the group", error))?;
-        let stop = Arc::new(AtomicBool::new(false));
         let poller = {
             let (consumer, stop) = (consumer.clone(), stop.clone());
             std::thread::Builder::new().name("log-group".to_owned()).spawn(move || poll(&consumer, &stop))
@@ -190,7 +192,11 @@ fn serve(consumer: &BaseConsumer<Rebalances>) {
         None => {}
         Some(Ok(message)) => {
             // It would be lost here and not noticed: the reader of its partition finds the gap by its offset.
-            tracing::error!(log.partition = message.partition(), log.offset = message.offset(), "a record came the wrong way");
+            tracing::error!(
+                log.partition = message.partition(),
+                log.offset = message.offset(),
+                "a record came the wrong way"
+            );
         }
         Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
             tracing::error!(error = %error, "this node cannot be in the consumer group any more: restart it");
@@ -207,6 +213,8 @@ pub(super) struct Rebalances {
     assignments: mpsc::Sender<Assignment>,
     /// How long a revocation waits for its answer.
     patience: Duration,
+    /// Set when the log is closed.
+    stop: Arc<AtomicBool>,
 }
 
 impl ClientContext for Rebalances {
@@ -229,8 +237,12 @@ impl ConsumerContext for Rebalances {
 
 impl Rebalances {
     fn assign(&self, consumer: &BaseConsumer<Self>, changed: &mut TopicPartitionList, partitions: &[Partition]) {
-        // The end is an offset that is always there; each reader seeks to its checkpoint.
-        let assigned = changed.set_all_offsets(Offset::End).and_then(|()| consumer.incremental_assign(changed));
+        // The end is an offset that is always there. Nothing is fetched before a reader has sought its checkpoint: records
+        // that the broker drops meanwhile would otherwise stop the fetcher for good.
+        let assigned = changed
+            .set_all_offsets(Offset::End)
+            .and_then(|()| consumer.incremental_assign(changed))
+            .and_then(|()| consumer.pause(changed));
         if let Err(error) = assigned {
             tracing::error!(error = %error, "taking partitions");
         }
@@ -254,8 +266,9 @@ impl Rebalances {
                 waiting.push((*partition, gone));
             }
         }
-        // Partitions that were lost belong to others already: their fence stops us (rule A1), waiting helps nobody.
-        if !consumer.assignment_lost() {
+        // Partitions that were lost belong to others already: their fence stops us (rule A1), waiting helps nobody. Those of
+        // a node that closes stay its own until its session ends.
+        if !consumer.assignment_lost() && !self.stop.load(Ordering::Acquire) {
             for (partition, gone) in waiting {
                 await_answer(partition, gone, until);
             }
@@ -275,7 +288,10 @@ fn await_answer(partition: Partition, mut gone: oneshot::Receiver<()>, until: In
     use oneshot::error::TryRecvError;
     while gone.try_recv() == Err(TryRecvError::Empty) {
         if Instant::now() > until {
-            tracing::error!(log.partition = partition, "a partition's actors did not end in time: its fence will stop them");
+            tracing::error!(
+                log.partition = partition,
+                "a partition's actors did not end in time: its fence will stop them"
+            );
             return;
         }
         std::thread::sleep(Duration::from_millis(2));

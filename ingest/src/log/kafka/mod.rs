@@ -78,7 +78,9 @@ impl KafkaOptions {
     /// What producer, consumer and administration have in common.
     fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", &self.bootstrap_servers).set("client.id", format!("kontorion-{}", self.instance));
+        config
+            .set("bootstrap.servers", &self.bootstrap_servers)
+            .set("client.id", format!("kontorion-{}", self.instance));
         config.set("socket.nagle.disable", "true");
         for (key, value) in &self.properties {
             config.set(key, value);

@@ -150,7 +150,8 @@ impl LogProducer {
     fn reserve(&self, count: usize, bytes: usize) -> bool {
         let records_before = self.in_flight.records.fetch_add(count, Ordering::AcqRel);
         let bytes_before = self.in_flight.bytes.fetch_add(bytes, Ordering::AcqRel);
-        if records_before == 0 || (records_before + count <= self.records_max && bytes_before + bytes <= self.bytes_max) {
+        if records_before == 0 || (records_before + count <= self.records_max && bytes_before + bytes <= self.bytes_max)
+        {
             return true;
         }
         self.in_flight.records.fetch_sub(count, Ordering::AcqRel);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
-use rdkafka::topic_partition_list::Offset;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::group::{Membership, Slot};
 use super::{ANSWER_TIMEOUT, kafka_error, transient, watermarks};
@@ -37,26 +37,31 @@ impl KafkaReader {
     pub fn seek(membership: &Arc<Membership>, slot: Arc<Slot>, from: u64) -> Result<Self, LogError> {
         let number = slot.state.replace_reader();
         check_range(membership, &slot, from)?;
+        let reader = Self { slot, membership: membership.clone(), number, next: from, trouble: None };
         {
-            let queue = slot.queue.lock();
+            let queue = reader.slot.queue.lock();
             // What was fetched for the reader before, and its errors, which no seek would throw away.
             while queue.poll(Duration::ZERO).is_some() {}
-            let until = Instant::now() + SEEK_TIMEOUT;
-            let offset = Offset::Offset(from.cast_signed());
-            while let Err(error) =
-                membership.consumer().seek(membership.topic(), slot.partition.cast_signed(), offset, ANSWER_TIMEOUT)
-            {
-                if !slot.state.is_in_charge(number) {
-                    return Err(LogError::Revoked(slot.partition));
-                }
-                if Instant::now() > until {
-                    return Err(kafka_error("seeking", error));
-                }
-                // The fetcher of a new assignment has not started yet.
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            reader.move_to(from)?;
         }
-        Ok(Self { slot, membership: membership.clone(), number, next: from, trouble: None })
+        Ok(reader)
+    }
+
+    fn move_to(&self, from: u64) -> Result<(), LogError> {
+        let (consumer, topic) = (self.membership.consumer(), self.membership.topic());
+        let partition = self.slot.partition.cast_signed();
+        let until = Instant::now() + SEEK_TIMEOUT;
+        // The fetcher of a new assignment may not have started yet.
+        while let Err(error) = consumer.seek(topic, partition, Offset::Offset(from.cast_signed()), ANSWER_TIMEOUT) {
+            self.in_charge()?;
+            if Instant::now() > until {
+                return Err(kafka_error("seeking", error));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut paused = TopicPartitionList::new();
+        paused.add_partition(topic, partition);
+        consumer.resume(&paused).map_err(|error| kafka_error("seeking", error))
     }
 
     fn in_charge(&self) -> Result<(), LogError> {
@@ -144,7 +149,13 @@ fn check_range(membership: &Membership, slot: &Slot, wanted: u64) -> Result<(), 
             return Ok(());
         }
         if wanted < first || Instant::now() > until {
-            tracing::error!(log.partition = partition, wanted, first, end, "a partition stops: its offset is not in the log");
+            tracing::error!(
+                log.partition = partition,
+                wanted,
+                first,
+                end,
+                "a partition stops: its offset is not in the log"
+            );
             return Err(LogError::OutOfRange { partition, wanted, first, end });
         }
         std::thread::sleep(Duration::from_millis(100));

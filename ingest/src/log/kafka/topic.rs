@@ -50,7 +50,8 @@ async fn describe(admin: &std::sync::Arc<AdminClient<DefaultClientContext>>, top
     let asked = tokio::task::spawn_blocking(move || {
         let client = admin.inner();
         // Of all topics: to ask for one by name may make it.
-        let metadata = client.fetch_metadata(None, ANSWER_TIMEOUT).map_err(|e| kafka_error("asking for the topic", e))?;
+        let metadata =
+            client.fetch_metadata(None, ANSWER_TIMEOUT).map_err(|e| kafka_error("asking for the topic", e))?;
         let cluster = client
             .fetch_cluster_id(ANSWER_TIMEOUT)
             .ok_or_else(|| LogError::Unusable("the Kafka cluster has no id".to_owned()))?;

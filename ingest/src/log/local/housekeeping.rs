@@ -15,7 +15,7 @@ use super::shared::{Shared, Spare};
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// When a segment that could not be made is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-const ZEROS: [u8; 1 << 18] = [0; 1 << 18];
+static ZEROS: [u8; 1 << 18] = [0; 1 << 18];
 
 /// Runs until the log is closed.
 pub(super) fn run(shared: &Shared) {
