@@ -97,11 +97,10 @@ async fn cpu_micros(bed: &Bed) -> (f64, f64) {
         let sql = "SELECT value FROM system.events WHERE event = 'OSCPUVirtualTimeMicroseconds'";
         bed.clickhouse_number(sql).await as f64
     } else {
-        let pids: Vec<i32> =
-            sqlx::query_scalar("SELECT pid FROM pg_stat_activity WHERE datname = current_database()")
-                .fetch_all(bed.store.pool())
-                .await
-                .unwrap();
+        let pids: Vec<i32> = sqlx::query_scalar("SELECT pid FROM pg_stat_activity WHERE datname = current_database()")
+            .fetch_all(bed.store.pool())
+            .await
+            .unwrap();
         pids.iter().map(|pid| process_micros(&pid.to_string())).sum()
     };
     (engine, process_micros("self"))

@@ -36,8 +36,8 @@ const ROWS_WANTED: usize = 50_000;
 const ROWS_MAX: usize = 250_000;
 /// Time between batches under load.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// Batches that an idle node may start without waiting.
-const BURST: u32 = 16;
+/// Batches that a rested node may start without waiting: forced checkpoints come in rows (rule E4).
+const BURST: u32 = 64;
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -97,7 +97,7 @@ impl Writer {
             rows += append.rows.heads.len();
             batch.push(append);
         }
-        self.pace.started();
+        self.pace.started(Instant::now());
         Some(batch)
     }
 }
@@ -113,8 +113,9 @@ impl Pace {
         self.next.checked_sub(INTERVAL * BURST).unwrap_or(self.next)
     }
 
-    fn started(&mut self) {
-        self.next = self.next.max(Instant::now()) + INTERVAL;
+    fn started(&mut self, now: Instant) {
+        // Full batches may come faster. They use up the burst, but nobody waits longer than an interval for them.
+        self.next = (self.next.max(now) + INTERVAL).min(now + INTERVAL * (BURST + 1));
     }
 }
 
@@ -227,5 +228,28 @@ pub(super) async fn insert(client: &Client, table: &str, columns: &str, body: By
         // The server hung up: its answer, if there is one, says why.
         Err(error @ ClickHouseError::Network(_)) => insert.end().await.and(Err(error)),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rested_writer_starts_at_once_and_a_busy_one_keeps_the_interval() {
+        let now = Instant::now();
+        let mut pace = Pace { next: now };
+        for _ in 0..=BURST {
+            assert!(pace.start() <= now);
+            pace.started(now);
+        }
+        // However many full batches follow each other, the next one waits for one interval at most.
+        for _ in 0..1_000 {
+            assert_eq!(pace.start(), now + INTERVAL);
+            pace.started(now);
+        }
+        let rested = now + INTERVAL * (BURST + 1);
+        pace.started(rested);
+        assert!(pace.start() <= now + INTERVAL * 2);
     }
 }
