@@ -1,0 +1,98 @@
+//! Invoices as booked facts: the receivable at finalization, and the wallet money that is applied to it (rule D4).
+//!
+//! Their transfers have ids derived from the invoice, so that a finalization that is repeated after a lost answer cannot
+//! book twice (rule D5).
+
+use domain::{Currency, InvoiceId, Money, Result, Scope, TransferId, WalletId};
+use store::{StoreError, Tx};
+use uuid::Uuid;
+
+use crate::account::{Account, WorkspaceAccount};
+use crate::transfer::{Transfer, TransferKind, post};
+use crate::wallet::lock_wallets;
+
+/// Id of the transfer that books an invoice.
+#[must_use]
+pub fn invoice_transfer_id(invoice: InvoiceId) -> TransferId {
+    TransferId(Uuid::new_v5(&invoice.0, b"invoice"))
+}
+
+/// Id of the transfer that draws an invoice from a wallet.
+#[must_use]
+pub fn charge_transfer_id(invoice: InvoiceId, wallet: WalletId) -> TransferId {
+    TransferId(Uuid::new_v5(&invoice.0, wallet.0.as_bytes()))
+}
+
+/// The booking of a finalized invoice: receivable against revenue and tax. `None` for an invoice over nothing.
+///
+/// # Errors
+/// `CURRENCY_MISMATCH` between net and tax.
+pub fn invoice_transfer(scope: &Scope, invoice: InvoiceId, net: Money, tax: Money) -> Result<Option<Transfer>> {
+    let total = net.add(tax)?;
+    if net.is_zero() && tax.is_zero() {
+        return Ok(None);
+    }
+    let transfer = Transfer::draft(invoice_transfer_id(invoice), TransferKind::Invoice, scope.now())
+        .reference("invoice", invoice)
+        .debit(Account::Workspace(WorkspaceAccount::Receivable), total)
+        .credit(Account::Workspace(WorkspaceAccount::Revenue), net)
+        .credit(Account::Workspace(WorkspaceAccount::TaxPayable), tax)
+        .balanced()?;
+    Ok(Some(transfer))
+}
+
+/// Books a finalized invoice. A repeat changes nothing.
+///
+/// # Errors
+/// `CURRENCY_MISMATCH` when an amount is not in `currency`, and as every statement.
+pub async fn book_invoice(
+    tx: &mut Tx,
+    scope: &Scope,
+    invoice: InvoiceId,
+    currency: Currency,
+    net: Money,
+    tax: Money,
+) -> Result<()> {
+    Money::zero(currency).add(net)?;
+    let transfer = invoice_transfer(scope, invoice, net, tax)?;
+    post(tx, scope, transfer.as_slice()).await?;
+    Ok(())
+}
+
+/// Draws at most `amount_max` for an invoice from a wallet and answers what was drawn: promotional credit first, then
+/// cash, down to zero (PREPAID) or minus the credit limit (POSTPAID), and never what is held. A repeat answers what the
+/// first call drew.
+///
+/// For many invoices in one transaction use [`crate::WalletBatch::charge_for_invoice`].
+///
+/// # Errors
+/// `NotFound`, `CURRENCY_MISMATCH`, and as every statement.
+pub async fn charge_for_invoice(
+    tx: &mut Tx,
+    scope: &Scope,
+    wallet: WalletId,
+    amount_max: Money,
+    invoice: InvoiceId,
+) -> Result<Money> {
+    let mut batch = lock_wallets(tx, scope, &[wallet]).await?;
+    let transfer_id = charge_transfer_id(invoice, wallet);
+    let drawn = match drawn_before(tx, scope, transfer_id, amount_max.currency()).await? {
+        Some(drawn) => drawn,
+        None => batch.charge_for_invoice(wallet, transfer_id, amount_max, invoice)?,
+    };
+    batch.write(tx, scope).await?;
+    Ok(drawn)
+}
+
+/// What an earlier attempt drew.
+async fn drawn_before(tx: &mut Tx, scope: &Scope, id: TransferId, currency: Currency) -> Result<Option<Money>> {
+    let drawn: Option<rust_decimal::Decimal> = sqlx::query_scalar(
+        "SELECT sum(amount) FROM ledger_entry WHERE transfer_id = $1 AND workspace_id = $2 AND amount > 0",
+    )
+    .bind(id)
+    .bind(scope.workspace_id)
+    .fetch_one(tx.conn())
+    .await
+    .context("looking for an earlier charge of an invoice")?;
+    Ok(drawn.map(|drawn| Money::new(drawn, currency)).transpose()?)
+}

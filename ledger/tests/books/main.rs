@@ -1,0 +1,13 @@
+//! The books on a real PostgreSQL. What could go wrong costs money: a balance that is not the sum of its entries, a
+//! wallet spent twice, a retry booked twice, an entry that changed.
+
+mod concurrency;
+mod fixture;
+mod immutability;
+mod invoices;
+mod lapsing;
+mod model;
+mod replays;
+mod vectors;
+mod verifying;
+mod wallets;
