@@ -2,6 +2,7 @@
 
 pub mod billing;
 pub mod control;
+pub mod customer;
 pub mod cycle;
 pub mod due;
 pub(crate) mod events;

@@ -5,9 +5,15 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::App;
 
 pub mod api_keys;
+pub mod customers;
 pub mod usage;
+pub mod wallets;
 
 /// Every operation.
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::default().merge(api_keys::routes()).merge(usage::routes())
+    OpenApiRouter::default()
+        .merge(api_keys::routes())
+        .merge(customers::routes())
+        .merge(usage::routes())
+        .merge(wallets::routes())
 }
