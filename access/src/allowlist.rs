@@ -40,7 +40,9 @@ impl FromStr for Network {
     fn from_str(text: &str) -> Result<Self, NetworkError> {
         let (address, bits) = match text.split_once('/') {
             None => (text, None),
-            Some((address, bits)) if !bits.starts_with('+') => (address, Some(bits.parse::<u8>().map_err(|_| NetworkError)?)),
+            Some((address, bits)) if !bits.starts_with('+') => {
+                (address, Some(bits.parse::<u8>().map_err(|_| NetworkError)?))
+            }
             Some(_) => return Err(NetworkError),
         };
         let given: IpAddr = address.parse().map_err(|_| NetworkError)?;
@@ -80,7 +82,8 @@ mod tests {
             let parsed: Network = network.parse().expect("a network");
             assert_eq!(parsed.contains(address.parse().expect("an address")), inside, "{address} in {network}");
         }
-        for wrong in ["", "example.com", "10.0.0.0/33", "10.0.0.0/", "10.0.0/8", "::/129", "10.0.0.0/+8", "10.0.0.0/-1"] {
+        for wrong in ["", "example.com", "10.0.0.0/33", "10.0.0.0/", "10.0.0/8", "::/129", "10.0.0.0/+8", "10.0.0.0/-1"]
+        {
             assert_eq!(wrong.parse::<Network>(), Err(NetworkError), "{wrong}");
         }
     }

@@ -241,12 +241,8 @@ pub async fn rotate(
     }
     check_scopes(granter, &old.scopes)?;
     revoke_row(scope, tx, old_id).await?;
-    let terms = KeyTerms {
-        name: old.name,
-        scopes: old.scopes,
-        allowed_ips: old.allowed_ips,
-        expires_at: old.expires_at,
-    };
+    let terms =
+        KeyTerms { name: old.name, scopes: old.scopes, allowed_ips: old.allowed_ips, expires_at: old.expires_at };
     let (id, token) =
         insert(tx, (scope.organization_id, scope.workspace_id), old.key_type, &terms, scope.now()).await?;
     announce(scope, tx, "api_key.rotated", id, &token.prefix()).await?;

@@ -207,7 +207,8 @@ impl TryFrom<CredentialRow> for Credential {
             workspace_id: row.workspace_id,
             mode: row.mode,
             scopes: row.scopes,
-            allowed_networks: networks.map_err(|error| Error::internal(format!("allowlist of key {}", row.id), error))?,
+            allowed_networks: networks
+                .map_err(|error| Error::internal(format!("allowlist of key {}", row.id), error))?,
             expires_at: row.expires_at,
             organization_suspended: row.suspended,
         })

@@ -14,5 +14,5 @@ pub mod token;
 
 pub use allowlist::Network;
 pub use authenticator::{Authenticator, Credential};
-pub use organization::{NewOrganization, NewTenant, bootstrap};
+pub use organization::{NewOrganization, NewTenant, NewWorkspace, bootstrap};
 pub use token::{ApiKeyType, Token};

@@ -104,7 +104,6 @@ async fn workspace(
     .await
     .context("creating the workspace")?;
     let terms = KeyTerms { name: "Initial key".into(), scopes: vec![], allowed_ips: vec![], expires_at: None };
-    let (api_key_id, token) =
-        api_key::insert(tx, (organization_id, id), ApiKeyType::of(mode), &terms, now).await?;
+    let (api_key_id, token) = api_key::insert(tx, (organization_id, id), ApiKeyType::of(mode), &terms, now).await?;
     Ok(NewWorkspace { id, mode, api_key_id, token })
 }

@@ -2,18 +2,59 @@
 
 /// Resources with the actions `read`, `write` and `delete`.
 const RESOURCES: &[&str] = &[
-    "customers", "subscriptions", "invoices", "credit_notes", "payments", "wallets", "products", "plans", "prices",
-    "promotions", "meters", "usage", "committed_use_plans", "rate_tables", "costs", "taxes", "fx", "dunning",
-    "milestones", "approvals", "webhooks", "audit", "analytics", "search", "tags", "custom_fields", "templates",
-    "accounting", "einvoicing", "settlements", "segments", "portal", "notifications", "test_tools", "members", "roles",
-    "api_keys", "identity_providers", "organization", "organization_settings", "workspaces",
+    "customers",
+    "subscriptions",
+    "invoices",
+    "credit_notes",
+    "payments",
+    "wallets",
+    "products",
+    "plans",
+    "prices",
+    "promotions",
+    "meters",
+    "usage",
+    "committed_use_plans",
+    "rate_tables",
+    "costs",
+    "taxes",
+    "fx",
+    "dunning",
+    "milestones",
+    "approvals",
+    "webhooks",
+    "audit",
+    "analytics",
+    "search",
+    "tags",
+    "custom_fields",
+    "templates",
+    "accounting",
+    "einvoicing",
+    "settlements",
+    "segments",
+    "portal",
+    "notifications",
+    "test_tools",
+    "members",
+    "roles",
+    "api_keys",
+    "identity_providers",
+    "organization",
+    "organization_settings",
+    "workspaces",
 ];
 
 const ACTIONS: &[&str] = &["read", "write", "delete"];
 
 /// Special actions beside them.
 const SPECIAL: &[&str] = &[
-    "invoices:finalize", "invoices:void", "payments:refund", "wallets:adjust", "plans:publish", "usage:ingest",
+    "invoices:finalize",
+    "invoices:void",
+    "payments:refund",
+    "wallets:adjust",
+    "plans:publish",
+    "usage:ingest",
     "approvals:decide",
 ];
 
@@ -24,7 +65,9 @@ const SYSTEM_ONLY: &[&str] = &["organizations:create", "organizations:suspend", 
 #[must_use]
 pub fn is_assignable(name: &str) -> bool {
     SPECIAL.contains(&name)
-        || name.split_once(':').is_some_and(|(resource, action)| RESOURCES.contains(&resource) && ACTIONS.contains(&action))
+        || name
+            .split_once(':')
+            .is_some_and(|(resource, action)| RESOURCES.contains(&resource) && ACTIONS.contains(&action))
 }
 
 /// Whether a name is in the catalog at all.

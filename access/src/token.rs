@@ -96,7 +96,13 @@ mod tests {
     #[test]
     fn other_text_is_no_token() {
         let hex = "a".repeat(64);
-        for wrong in ["", "sk_live_", &format!("sk_prod_{hex}"), &format!("sk_live_{}", "A".repeat(64)), &format!("sk_live_{hex}0")] {
+        for wrong in [
+            "",
+            "sk_live_",
+            &format!("sk_prod_{hex}"),
+            &format!("sk_live_{}", "A".repeat(64)),
+            &format!("sk_live_{hex}0"),
+        ] {
             assert_eq!(hash_presented(wrong), None, "{wrong}");
         }
     }

@@ -3,8 +3,13 @@
 //! Every resource has a file with its types (as on the wire) and its operations. Reads take a connection, writes a
 //! transaction; every write marks the workspace's compiled catalog as changed.
 
+pub mod binding;
+pub mod breach;
 pub mod compiled;
 pub mod cost;
+pub mod meter;
+pub mod plan;
+pub mod price;
 pub mod product;
 pub mod texts;
 pub mod version;

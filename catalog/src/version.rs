@@ -412,7 +412,9 @@ impl EditControls {
     pub fn check(&self, current_version: i32, is_draft: bool, now: Instant) -> Result<()> {
         check_expected(self.expected_version, current_version)?;
         if !is_draft && self.save_as_draft {
-            return Err(Error::business_rule("a draft beside the active version is not supported yet; leave out save_as_draft"));
+            return Err(Error::business_rule(
+                "a draft beside the active version is not supported yet; leave out save_as_draft",
+            ));
         }
         check_effective_now(self.effective_at, now)
     }
@@ -444,20 +446,26 @@ pub fn check_effective_now(effective_at: Option<Instant>, now: Instant) -> Resul
         Some(at) if at > now => Err(Error::business_rule(
             "a change of an existing entity takes effect at once; scheduling it with effective_at is not supported yet",
         )),
-        Some(at) if now - at > chrono::TimeDelta::minutes(1) => {
-            Err(Error::business_rule("a change cannot take effect in the past: usage was rated by the version of its time"))
-        }
+        Some(at) if now - at > chrono::TimeDelta::minutes(1) => Err(Error::business_rule(
+            "a change cannot take effect in the past: usage was rated by the version of its time",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a draft of an entity that no operation could publish yet.
+///
+/// # Errors
+/// `Rule`.
+pub(crate) fn refuse_draft(save_as_draft: Option<bool>) -> Result<()> {
+    match save_as_draft {
+        Some(true) => Err(Error::business_rule("drafts of this entity are not supported yet; leave out save_as_draft")),
         _ => Ok(()),
     }
 }
 
 /// An end that does not lie behind its start is refused.
-pub(crate) fn check_span(
-    input: &mut Input<'_>,
-    end_name: &str,
-    start: Option<Instant>,
-    end: Option<Instant>,
-) {
+pub(crate) fn check_span(input: &mut Input<'_>, end_name: &str, start: Option<Instant>, end: Option<Instant>) {
     if let (Some(start), Some(end)) = (start, end)
         && end <= start
     {

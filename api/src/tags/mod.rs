@@ -5,7 +5,12 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::App;
 
 pub mod api_keys;
+pub mod bindings;
 pub mod customers;
+pub mod meters;
+pub mod plans;
+pub mod prices;
+pub mod products;
 pub mod usage;
 pub mod wallets;
 
@@ -13,7 +18,12 @@ pub mod wallets;
 pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::default()
         .merge(api_keys::routes())
+        .merge(bindings::routes())
         .merge(customers::routes())
+        .merge(meters::routes())
+        .merge(plans::routes())
+        .merge(prices::routes())
+        .merge(products::routes())
         .merge(usage::routes())
         .merge(wallets::routes())
 }

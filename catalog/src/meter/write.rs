@@ -5,33 +5,29 @@ use serde_json::{Value, json};
 use sqlx::types::Json;
 use store::{StoreError, Tx, on_constraint};
 
-use super::{CreateMeterRequest, Meter, MeterStatus, UpdateMeterRequest, Window};
+use super::{CreateMeterRequest, Meter, MeterStatus, UpdateMeterRequest};
 use crate::version::{self, Entity, NewVersion};
 
-/// Creates a meter: active with version 1, or a draft. It is compiled here once.
+/// Creates a meter: active with version 1. It is compiled here once.
 ///
 /// # Errors
 /// `Conflict` with `DUPLICATE` on `key`; `Validation` for paths, filter and thresholds; `Rule` for functions and windows
 /// that cannot be evaluated.
 pub async fn create(scope: &Scope, tx: &mut Tx, request: CreateMeterRequest) -> Result<Meter> {
+    version::refuse_draft(request.save_as_draft)?;
     let mut meter = new_meter(scope, request);
     meter.compile(scope.now())?;
     if let Some(id) = find_by_key(scope, tx, &meter.key).await? {
         return Err(Error::duplicate("key", Some(id.to_string())));
     }
     insert(scope, tx, &meter).await?;
-    let published = meter.status == MeterStatus::Active;
-    let version_id = version::insert(scope, tx, new_version(&meter, 1, None, published)).await?;
-    if published {
-        meter.head_version_id = Some(version_id);
-        save(scope, tx, &meter).await?;
-    }
+    meter.head_version_id = Some(version::insert(scope, tx, new_version(&meter, None)).await?);
+    save(scope, tx, &meter).await?;
     changed(scope, tx, "meter.created", &meter).await?;
     Ok(meter)
 }
 
 fn new_meter(scope: &Scope, request: CreateMeterRequest) -> Meter {
-    let draft = request.save_as_draft.unwrap_or_default();
     Meter {
         id: MeterId::generate(),
         organization_id: scope.organization_id,
@@ -53,8 +49,8 @@ fn new_meter(scope: &Scope, request: CreateMeterRequest) -> Meter {
         filter: request.filter,
         formula: request.formula,
         thresholds: request.thresholds.unwrap_or_default(),
-        status: if draft { MeterStatus::Draft } else { MeterStatus::Active },
-        version: i32::from(!draft),
+        status: MeterStatus::Active,
+        version: 1,
         head_version_id: None,
         created_at: scope.now(),
         updated_at: scope.now(),
@@ -62,45 +58,37 @@ fn new_meter(scope: &Scope, request: CreateMeterRequest) -> Meter {
     }
 }
 
-fn new_version(meter: &Meter, version: i32, effective_from: Option<Instant>, published: bool) -> NewVersion {
+/// The first version holds since ever, so that backfilled usage finds it.
+fn new_version(meter: &Meter, effective_from: Option<Instant>) -> NewVersion {
     NewVersion {
         entity: Entity::Meter,
         entity_id: meter.id.0,
-        version,
-        status: if published { VersionStatus::Active } else { VersionStatus::Draft },
+        version: meter.version,
+        status: VersionStatus::Active,
         effective_from,
         effective_to: None,
         snapshot: meter.snapshot(),
     }
 }
 
-/// Changes a meter: a draft in place, an active one by publishing the next version at once. Events are rated by the
-/// version of their timestamp, so what was counted stays as it is.
+/// Changes a meter by publishing its next version at once. Events are rated by the version of their timestamp, so what
+/// was counted stays as it is.
 ///
 /// # Errors
 /// `NotFound`, `VersionConflict`, `Conflict` for an archived meter, and as [`create`].
 pub async fn update(scope: &Scope, tx: &mut Tx, id: MeterId, request: UpdateMeterRequest) -> Result<Meter> {
     let current = super::lock(scope, tx, id).await?;
-    let is_draft = current.status == MeterStatus::Draft;
-    request.controls.check(current.version, is_draft, scope.now())?;
+    request.controls.check(current.version, false, scope.now())?;
     if current.status == MeterStatus::Archived {
         return Err(Error::conflict("CONFLICT", "an archived meter cannot be changed"));
     }
-    let publish_draft = is_draft && request.save_as_draft == Some(false) && request.effective_at.is_some();
     let mut meter = merged(current, request);
     meter.compile(scope.now())?;
     meter.updated_at = scope.now();
-    if is_draft {
-        let head = version::rewrite_draft(scope, tx, id.0, meter.snapshot(), publish_draft).await?;
-        if publish_draft {
-            (meter.status, meter.version, meter.head_version_id) = (MeterStatus::Active, 1, head);
-        }
-    } else {
-        version::supersede(scope, tx, id.0, scope.now()).await?;
-        meter.version += 1;
-        let next = new_version(&meter, meter.version, Some(scope.now()), true);
-        meter.head_version_id = Some(version::insert(scope, tx, next).await?);
-    }
+    version::supersede(scope, tx, id.0, meter.updated_at).await?;
+    meter.version += 1;
+    let next = new_version(&meter, Some(meter.updated_at));
+    meter.head_version_id = Some(version::insert(scope, tx, next).await?);
     save(scope, tx, &meter).await?;
     changed(scope, tx, "meter.updated", &meter).await?;
     Ok(meter)

@@ -14,7 +14,7 @@ use super::{CreatePriceRequest, Price, PriceKind, PriceStatus, PriceTier};
 use crate::product::{self, Product, ProductStatus};
 use crate::version::{self, Entity, NewVersion};
 
-/// Creates a price: active with version 1, scheduled when `effective_from` lies ahead, or a draft.
+/// Creates a price: active with version 1, which is scheduled when `effective_from` lies ahead.
 ///
 /// # Errors
 /// `NotFound` for product, plan or customer; `Validation` for tiers and for a `price_key` that does not fit the product;
@@ -22,6 +22,7 @@ use crate::version::{self, Entity, NewVersion};
 /// products.
 pub async fn create(scope: &Scope, tx: &mut Tx, request: CreatePriceRequest) -> Result<Price> {
     refuse_formulas(&request)?;
+    version::refuse_draft(request.save_as_draft)?;
     // Locked: two calls cannot both find no duplicate.
     let product = product::lock(scope, tx, request.product_id).await?;
     check_price_key(&product, &request)?;
@@ -34,10 +35,8 @@ pub async fn create(scope: &Scope, tx: &mut Tx, request: CreatePriceRequest) -> 
     check_duplicate(scope, tx, &price).await?;
     insert(scope, tx, &price).await?;
     let version_id = version::insert(scope, tx, first_version(&price, scope.now())).await?;
-    if price.status == PriceStatus::Active {
-        set_head(tx, price.id, version_id).await?;
-        price.head_version_id = Some(version_id);
-    }
+    set_head(tx, price.id, version_id).await?;
+    price.head_version_id = Some(version_id);
     tx.catalog_changed(scope.workspace_id);
     let mut payload = JsonMap::new();
     payload.insert("id".into(), json!(price.id));
@@ -65,7 +64,7 @@ fn check_price_key(product: &Product, request: &CreatePriceRequest) -> Result<()
 }
 
 fn new_price(scope: &Scope, product: &Product, request: CreatePriceRequest) -> Result<Price> {
-    let (now, draft) = (scope.now(), request.save_as_draft.unwrap_or_default());
+    let now = scope.now();
     let tiers = tiers(product, &request)?;
     let default_kind = if request.customer_id.is_some() { PriceKind::CustomerOverride } else { PriceKind::Base };
     let count = request.billing_interval_unit.map(|_| request.billing_interval_count.unwrap_or(1));
@@ -82,7 +81,7 @@ fn new_price(scope: &Scope, product: &Product, request: CreatePriceRequest) -> R
         kind: request.kind.unwrap_or(default_kind),
         list_price: request.list_price,
         display_name: request.display_name,
-        status: if draft { PriceStatus::Draft } else { PriceStatus::Active },
+        status: PriceStatus::Active,
         tiers,
         formula_id: None,
         custom_dimensions: request.custom_dimensions.unwrap_or_default(),
@@ -92,7 +91,7 @@ fn new_price(scope: &Scope, product: &Product, request: CreatePriceRequest) -> R
         effective_to: request.effective_to,
         valid_from: request.valid_from,
         valid_to: request.valid_to,
-        version: i32::from(!draft),
+        version: 1,
         head_version_id: None,
         requires_continuous_coverage: request.requires_continuous_coverage.unwrap_or_default(),
         metadata: request.metadata.unwrap_or_default(),
@@ -210,16 +209,12 @@ fn window_end(price: &Price) -> Result<Option<Instant>> {
 }
 
 fn first_version(price: &Price, now: Instant) -> NewVersion {
-    let status = match price.status {
-        PriceStatus::Draft => VersionStatus::Draft,
-        _ if price.effective_from.is_some_and(|from| from > now) => VersionStatus::Scheduled,
-        _ => VersionStatus::Active,
-    };
+    let ahead = price.effective_from.is_some_and(|from| from > now);
     NewVersion {
         entity: Entity::Price,
         entity_id: price.id.0,
         version: 1,
-        status,
+        status: if ahead { VersionStatus::Scheduled } else { VersionStatus::Active },
         effective_from: price.effective_from,
         effective_to: price.effective_to,
         snapshot: json!({"list_price": price.list_price, "tiers": price.tiers, "formula_version_id": null}),

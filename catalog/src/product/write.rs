@@ -25,6 +25,7 @@ pub async fn create(scope: &Scope, tx: &mut Tx, request: CreateProductRequest) -
         return Err(Error::business_rule("costs are not supported yet; create the product without them"));
     }
     let mut product = new_product(scope, request);
+    check_external_id(scope, tx, &product).await?;
     check_requirements(scope, tx, product.id, &product.requires_product_ids).await?;
     let published = product.status == ProductStatus::Published;
     insert(scope, tx, &product).await?;
@@ -103,6 +104,7 @@ pub async fn update(scope: &Scope, tx: &mut Tx, id: ProductId, request: UpdatePr
     check_with_prices(scope, tx, &current, &request).await?;
     let live_edit = request.is_live_edit;
     let mut product = merged(current, request)?;
+    check_external_id(scope, tx, &product).await?;
     check_requirements(scope, tx, product.id, &product.requires_product_ids).await?;
     product.updated_at = scope.now();
     if is_draft {
@@ -151,7 +153,8 @@ fn merged(mut product: Product, request: UpdateProductRequest) -> Result<Product
     if !pair_is_allowed(product.r#type, product.pricing_model) {
         return Err(Error::field("pricing_model", Code::NotAllowed, pair_message(product.r#type)));
     }
-    if product.unmatched_price_key_policy == UnmatchedPriceKeyPolicy::UseDefault && product.default_price_key.is_none() {
+    if product.unmatched_price_key_policy == UnmatchedPriceKeyPolicy::UseDefault && product.default_price_key.is_none()
+    {
         return Err(Error::field("default_price_key", Code::Required, "is required by the policy use_default"));
     }
     Ok(product)
@@ -191,6 +194,19 @@ async fn check_with_prices(
     } else {
         "price_key_label cannot be cleared once the product has prices"
     }))
+}
+
+async fn check_external_id(scope: &Scope, tx: &mut Tx, product: &Product) -> Result<()> {
+    let existing: Option<ProductId> = sqlx::query_scalar(
+        "SELECT id FROM product WHERE workspace_id = $1 AND external_id = $2 AND id <> $3 AND deleted_at IS NULL",
+    )
+    .bind(scope.workspace_id)
+    .bind(&product.external_id)
+    .bind(product.id)
+    .fetch_optional(tx.conn())
+    .await
+    .context("looking for a product by external id")?;
+    existing.map_or(Ok(()), |id| Err(Error::duplicate("external_id", Some(id.to_string()))))
 }
 
 async fn check_requirements(scope: &Scope, tx: &mut Tx, own: ProductId, required: &[ProductId]) -> Result<()> {
