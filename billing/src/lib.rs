@@ -7,6 +7,7 @@ pub mod cycle;
 pub mod due;
 pub(crate) mod events;
 pub mod invoice;
+pub(crate) mod pages;
 pub mod settings;
 pub mod subscription;
 pub mod windows;

@@ -7,6 +7,7 @@ use store::{ListKind, ListQuery, ListSpec, Page, StoreError};
 
 use super::line::{self, InvoiceLineAtom, InvoiceLineDTO, StoredLine};
 use super::model::{self, Invoice, InvoiceDTO};
+use crate::pages;
 
 /// How invoices are listed.
 pub const LIST: ListSpec = ListSpec {
@@ -83,15 +84,16 @@ pub(crate) async fn head(scope: &Scope, conn: &mut PgConnection, id: InvoiceId, 
     head.ok_or_else(|| Error::not_found("invoice", id))
 }
 
-/// All atoms of a line, in full.
+/// One page of the atoms of a line, in full. Parameters are `limit` and `cursor`.
 ///
 /// # Errors
-/// `NotFound`.
+/// `NotFound`, `Validation`, `INVALID_CURSOR`.
 pub async fn atoms(
     scope: &Scope,
     conn: &mut PgConnection,
     invoice_id: InvoiceId,
     line_id: InvoiceLineId,
+    parameters: &[(String, String)],
 ) -> Result<Page<InvoiceLineAtom>> {
     let sql = format!(
         "SELECT {} FROM invoice_line line JOIN invoice ON invoice.id = line.invoice_id
@@ -105,5 +107,6 @@ pub async fn atoms(
         .fetch_optional(conn)
         .await
         .context("reading the line")?;
-    line.map(|line| Page::complete(line.atoms)).ok_or_else(|| Error::not_found("invoice_line", line_id))
+    let line = line.ok_or_else(|| Error::not_found("invoice_line", line_id))?;
+    pages::cut("atom", line.atoms, parameters)
 }

@@ -3,7 +3,7 @@
 use domain::period::Period;
 use domain::{BillingTiming, Error, Money, Result, Scope, SubscriptionId};
 use serde_json::json;
-use store::Tx;
+use store::{StoreError, Tx};
 
 use super::lifecycle::{Closing, Consequences, PeriodClosePayload};
 use super::model::{Subscription, SubscriptionDTO};
@@ -141,6 +141,32 @@ impl Billing {
         subscription.cancellation_reason = None;
         store_state(tx.conn(), scope.workspace_id, scope.now(), &[&subscription]).await?;
         read::get(&scope, tx.conn(), id).await
+    }
+}
+
+impl Billing {
+    /// Deletes a subscription softly.
+    ///
+    /// # Errors
+    /// `NotFound`; `CONFLICT` unless PENDING, TRIALING, CANCELLED or EXPIRED.
+    pub async fn delete_subscription(&self, scope: &Scope, tx: &mut Tx, id: SubscriptionId) -> Result<()> {
+        use SubscriptionStatus::{Active, Dunning, Paused};
+        let subscription = read::lock(tx.conn(), scope.workspace_id, id).await?;
+        if matches!(subscription.status, Active | Dunning | Paused) {
+            let detail = format!("a subscription that is {} cannot be deleted; cancel it first", subscription.status);
+            return Err(Error::conflict("CONFLICT", detail));
+        }
+        let scope = clocked(scope, tx.conn(), subscription.test_clock_id).await?;
+        withdraw(tx.conn(), scope.workspace_id, id.0, &[DueKind::SubscriptionStart, DueKind::TrialEnd]).await?;
+        sqlx::query("UPDATE subscription SET deleted_at = $3, updated_at = $3 WHERE workspace_id = $1 AND id = $2")
+            .bind(scope.workspace_id)
+            .bind(id)
+            .bind(scope.now())
+            .execute(tx.conn())
+            .await
+            .context("deleting the subscription")?;
+        tx.subscription_changed(scope.workspace_id, id);
+        Ok(())
     }
 }
 

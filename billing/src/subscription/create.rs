@@ -76,7 +76,7 @@ impl Billing {
         insert(tx.conn(), &subscription).await?;
         insert_items(tx.conn(), &context, &subscription, &items).await?;
         let now = context.scope.now();
-        let mut consequences = if subscription.status == SubscriptionStatus::Pending {
+        let mut consequences = if subscription.started_at > now {
             let kind = due::DueKind::SubscriptionStart;
             let work = vec![due::NewWork::on(&subscription, kind, subscription.started_at, due::Nothing {})];
             super::lifecycle::Consequences { work, ..Default::default() }

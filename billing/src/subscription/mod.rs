@@ -2,6 +2,7 @@
 
 mod cancel;
 mod create;
+pub mod drift;
 pub(crate) mod lifecycle;
 pub mod model;
 mod pause;
@@ -13,7 +14,11 @@ pub(crate) mod write;
 
 pub use model::{Subscription, SubscriptionDTO, SubscriptionItem, SubscriptionItemDTO};
 pub use periods::BillingPeriod;
-pub use request::{CancelSubscriptionRequest, CreateSubscriptionRequest, PauseSubscriptionRequest, SubscriptionItemInput};
+pub use drift::SubscriptionDriftSummary;
+pub use request::{
+    CancelSubscriptionRequest, CreateSubscriptionRequest, PauseSubscriptionRequest, ResumeSubscriptionRequest,
+    SubscriptionItemInput,
+};
 pub use words::{
     BillingPeriodStatus, CancellationReason, DunningStage, ProrationType, SubscriptionStatus, VersionTrackMode,
 };

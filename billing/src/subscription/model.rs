@@ -14,6 +14,7 @@ use sqlx::FromRow;
 use sqlx::types::Json;
 use utoipa::ToSchema;
 
+use super::drift::SubscriptionDriftSummary;
 use super::words::{CancellationReason, DunningStage, SubscriptionStatus, VersionTrackMode};
 use crate::control::WindowRef;
 
@@ -221,8 +222,7 @@ impl Subscription {
 pub(crate) const ITEM_COLUMNS: &str = "item.id, item.workspace_id, item.subscription_id, item.product_id, \
      item.product_version_id, item.price_id, item.price_version_id, item.price_key, item.quantity, item.unit_amount, \
      item.included_quantity, item.charge_kind, item.billing_timing, item.added_at, item.removed_at, item.metadata, \
-     item.created_at, item.updated_at, product.name AS product_name, product.type AS product_type, product.pricing_model, \
-     product.supply_type";
+     item.created_at, item.updated_at, product.name AS product_name, product.type AS product_type, product.pricing_model";
 
 /// What of a subscription is charged.
 #[derive(Clone, Debug, FromRow, Serialize, ToSchema)]
@@ -295,4 +295,7 @@ pub struct SubscriptionDTO {
     pub subscription: Subscription,
     /// What is charged, in the order of creation.
     pub items: Vec<SubscriptionItemDTO>,
+    /// Only when it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drift: Option<SubscriptionDriftSummary>,
 }

@@ -3,12 +3,10 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use domain::error::FieldErrorCode as Code;
 use domain::period::Period;
-use domain::{Error, Instant, InvoiceId, Result, Scope, SubscriptionId};
+use domain::{Instant, InvoiceId, Result, Scope, SubscriptionId};
 use serde::Serialize;
 use sqlx::PgConnection;
-use store::list::PageResponse;
 use store::{Page, StoreError};
 use utoipa::ToSchema;
 
@@ -16,9 +14,7 @@ use super::model::Subscription;
 use super::read;
 use super::words::{BillingPeriodStatus, SubscriptionStatus};
 use crate::invoice::run::is_open_ended;
-
-/// Marks cursors of this list.
-const CURSOR_PREFIX: &str = "period-";
+use crate::pages;
 
 /// One charged period.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -44,44 +40,17 @@ pub async fn list(
     id: SubscriptionId,
     parameters: &[(String, String)],
 ) -> Result<Page<BillingPeriod>> {
-    let (limit, before) = read_parameters(parameters)?;
     let subscription = read::get(scope, conn, id).await?.subscription;
-    let periods = periods(&subscription)?;
-    let newest = before.unwrap_or(periods.len()).min(periods.len());
-    let oldest = newest.saturating_sub(limit as usize);
-    let page = &periods[oldest..newest];
-    let invoices = invoices(scope, conn, id, page).await?;
-    let data = page.iter().rev().map(|(period, status)| BillingPeriod {
+    let mut periods = periods(&subscription)?;
+    periods.reverse();
+    let page = pages::cut("period", periods, parameters)?;
+    let invoices = invoices(scope, conn, id, &page.data).await?;
+    Ok(page.map(|(period, status)| BillingPeriod {
         period_start: period.start,
         period_end: period.end,
-        status: *status,
+        status,
         invoice_id: invoices.get(&period.start).copied(),
-    });
-    let has_more = oldest > 0;
-    let cursor = has_more.then(|| format!("{CURSOR_PREFIX}{oldest}"));
-    Ok(Page { data: data.collect(), pagination: PageResponse { cursor, has_more, limit } })
-}
-
-fn read_parameters(parameters: &[(String, String)]) -> Result<(u32, Option<usize>)> {
-    let (mut limit, mut before) = (25, None);
-    for (name, value) in parameters {
-        match name.as_str() {
-            "limit" => match value.parse() {
-                Ok(asked @ 1..=100) => limit = asked,
-                _ => return Err(Error::field("limit", Code::OutOfRange, "must be a whole number from 1 to 100")),
-            },
-            "cursor" => {
-                let index = value.strip_prefix(CURSOR_PREFIX).and_then(|index| index.parse().ok());
-                let detail = "the cursor belongs to another list".to_owned();
-                before = Some(index.ok_or(Error::BadRequest { code: "INVALID_CURSOR", detail })?);
-            }
-            _ => {
-                let message = "is not a known parameter; known are limit, cursor";
-                return Err(Error::field(name.clone(), Code::UnknownField, message));
-            }
-        }
-    }
-    Ok((limit, before))
+    }))
 }
 
 /// Every period from the first to the next one, oldest first.

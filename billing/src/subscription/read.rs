@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use domain::error::FieldErrorCode as Code;
 use domain::{Error, Result, Scope, SubscriptionId, WorkspaceId};
 use sqlx::{AssertSqlSafe, PgConnection};
 use store::list::ListField;
@@ -40,6 +41,32 @@ pub const LIST: ListSpec = ListSpec {
     id: "id",
 };
 
+/// Reads the parameters of the list: filters, order and page, and whether drift was asked for.
+///
+/// # Errors
+/// `Validation`, `INVALID_CURSOR`.
+pub fn query(parameters: &[(String, String)]) -> Result<(ListQuery, bool)> {
+    let included: Vec<_> = parameters.iter().filter(|(name, _)| name == "include").cloned().collect();
+    Ok((ListQuery::parse_with(&LIST, parameters, &["include"])?, include_drift(&included)?))
+}
+
+/// Reads the parameters of one subscription: only `include=drift`.
+///
+/// # Errors
+/// `Validation`.
+pub fn include_drift(parameters: &[(String, String)]) -> Result<bool> {
+    for (name, value) in parameters {
+        if name != "include" {
+            let message = "is not a known parameter; known is include";
+            return Err(Error::field(name.clone(), Code::UnknownField, message));
+        }
+        if value != "drift" {
+            return Err(Error::field("include", Code::InvalidEnum, "must be drift"));
+        }
+    }
+    Ok(!parameters.is_empty())
+}
+
 /// One page of subscriptions with their items, in two statements.
 ///
 /// # Errors
@@ -50,7 +77,7 @@ pub async fn list(scope: &Scope, conn: &mut PgConnection, query: &ListQuery) -> 
     let mut items = items_of(conn, scope.workspace_id, &ids).await?;
     Ok(page.map(|subscription| {
         let items = items.remove(&subscription.id).unwrap_or_default();
-        SubscriptionDTO { subscription: subscription.ready(), items }
+        SubscriptionDTO { subscription: subscription.ready(), items, drift: None }
     }))
 }
 
@@ -68,7 +95,7 @@ pub async fn get(scope: &Scope, conn: &mut PgConnection, id: SubscriptionId) -> 
 pub(crate) async fn with_items(conn: &mut PgConnection, subscription: Subscription) -> Result<SubscriptionDTO> {
     let mut items = items_of(conn, subscription.workspace_id, &[subscription.id]).await?;
     let items = items.remove(&subscription.id).unwrap_or_default();
-    Ok(SubscriptionDTO { subscription, items })
+    Ok(SubscriptionDTO { subscription, items, drift: None })
 }
 
 /// Subscriptions of a workspace by id, locked in id order when they will be changed.

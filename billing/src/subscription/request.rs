@@ -286,3 +286,31 @@ impl PauseSubscriptionRequest {
         Ok(Self { reason, resume_at: (), proration_type: () })
     }
 }
+
+/// `ResumeSubscriptionRequest`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, ToSchema)]
+pub struct ResumeSubscriptionRequest {
+    /// Planned return; not available yet.
+    #[schema(value_type = Option<DateTime<Utc>>)]
+    pub resume_at: (),
+    /// Whether the anchor moves to the present day; only false is available yet.
+    #[schema(value_type = Option<bool>)]
+    pub reset_anchor: (),
+}
+
+impl ResumeSubscriptionRequest {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// `Validation` with every field that is wrong.
+    pub fn read(body: &Value) -> Result<Self> {
+        let mut input = Input::new(body)?;
+        input.optional("resume_at", |v| v.refuse::<()>(Code::NotAllowed, "is not available yet; resuming is at once"));
+        input.optional("reset_anchor", |v| match v.raw() {
+            Value::Bool(true) => v.refuse(Code::NotAllowed, "only false is available yet"),
+            _ => v.boolean().map(drop),
+        });
+        input.finish()?;
+        Ok(Self::default())
+    }
+}

@@ -1,0 +1,10 @@
+//! Billing from the subscription to the numbered invoice, driven by test clocks. What would be broken without these
+//! tests: a period billed twice or not at all, a missing number, a stub that costs a month, an advance that stops half-way.
+
+mod books;
+mod clocks;
+mod cycles;
+mod fixture;
+mod lifecycle;
+mod numbers;
+mod usage;
