@@ -252,7 +252,8 @@ fn close(
     let payload: PeriodClosePayload = payload(work)?;
     if let Some(closing) = payload.closing {
         let mut consequences = Consequences::default();
-        let settings = BillingSettings { auto_finalize: settings.auto_finalize && closing.invoice_now, ..settings.clone() };
+        let settings =
+            BillingSettings { auto_finalize: settings.auto_finalize && closing.invoice_now, ..settings.clone() };
         subscription.plan_invoice(closing.run, work.due_at, &settings, has_usage, &mut consequences);
         return Ok(Some((closing.run.start, consequences)));
     }

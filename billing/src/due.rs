@@ -158,7 +158,12 @@ pub async fn plan(conn: &mut PgConnection, now: Instant, work: &[NewWork]) -> Re
 ///
 /// # Errors
 /// As every statement.
-pub async fn withdraw(conn: &mut PgConnection, workspace_id: WorkspaceId, subject_id: Uuid, kinds: &[DueKind]) -> Result<()> {
+pub async fn withdraw(
+    conn: &mut PgConnection,
+    workspace_id: WorkspaceId,
+    subject_id: Uuid,
+    kinds: &[DueKind],
+) -> Result<()> {
     let kinds: Vec<_> = kinds.iter().map(|kind| kind.as_str()).collect();
     sqlx::query("DELETE FROM due_work WHERE workspace_id = $1 AND subject_id = $2 AND kind = ANY($3)")
         .bind(workspace_id)
@@ -175,6 +180,10 @@ pub async fn withdraw(conn: &mut PgConnection, workspace_id: WorkspaceId, subjec
 /// # Errors
 /// As every statement.
 pub async fn done(conn: &mut PgConnection, ids: &[Uuid]) -> Result<()> {
-    sqlx::query("DELETE FROM due_work WHERE id = ANY($1)").bind(ids).execute(conn).await.context("finishing due work")?;
+    sqlx::query("DELETE FROM due_work WHERE id = ANY($1)")
+        .bind(ids)
+        .execute(conn)
+        .await
+        .context("finishing due work")?;
     Ok(())
 }

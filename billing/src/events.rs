@@ -33,7 +33,15 @@ impl Event {
             serde_json::Value::Object(map) => map,
             _ => JsonMap::new(),
         };
-        Self { id: Uuid::now_v7(), workspace_id, event_type, entity_type, entity_id: entity_id.into(), payload, created_at: now }
+        Self {
+            id: Uuid::now_v7(),
+            workspace_id,
+            event_type,
+            entity_type,
+            entity_id: entity_id.into(),
+            payload,
+            created_at: now,
+        }
     }
 
     /// Adds a member to the payload.

@@ -18,7 +18,8 @@ pub(crate) fn cut<T>(name: &str, items: Vec<T>, parameters: &[(String, String)])
                 _ => return Err(Error::field("limit", Code::OutOfRange, "must be a whole number from 1 to 100")),
             },
             "cursor" => {
-                let place = value.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')).and_then(|n| n.parse().ok());
+                let place =
+                    value.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')).and_then(|n| n.parse().ok());
                 let detail = "the cursor belongs to another list".to_owned();
                 start = place.ok_or(Error::BadRequest { code: "INVALID_CURSOR", detail })?;
             }

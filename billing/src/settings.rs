@@ -54,7 +54,9 @@ impl BillingSettings {
         Ok(Self {
             invoice_prefix: text("invoice_prefix").unwrap_or_else(|| "INV-".to_owned()),
             invoice_number_padding: usize::try_from(parse("invoice_number_padding", 6)?).unwrap_or(0),
-            usage_grace: grace.map_or(Some(TimeDelta::hours(1)), |text| duration(&text)).ok_or(wrong("usage_grace_period"))?,
+            usage_grace: grace
+                .map_or(Some(TimeDelta::hours(1)), |text| duration(&text))
+                .ok_or(wrong("usage_grace_period"))?,
             auto_finalize: text("auto_finalize_invoices").is_none_or(|text| text != "false"),
             payment_terms_days: parse("payment_terms_days", terms)?,
             timezone,
@@ -101,7 +103,9 @@ mod tests {
 
     #[test]
     fn durations_are_read_in_go_syntax() {
-        for (text, seconds) in [("1h", Some(3600)), ("1h30m", Some(5400)), ("90s", Some(90)), ("0", Some(0)), ("24h", Some(86_400))] {
+        for (text, seconds) in
+            [("1h", Some(3600)), ("1h30m", Some(5400)), ("90s", Some(90)), ("0", Some(0)), ("24h", Some(86_400))]
+        {
             assert_eq!(duration(text).map(|d| d.num_seconds()), seconds, "{text}");
         }
         for wrong in ["", "h", "1", "1d", "-1h", "1h x"] {
@@ -115,8 +119,13 @@ mod tests {
         let defaults = read(json!({}));
         assert_eq!((defaults.invoice_number(1).as_str(), defaults.auto_finalize), ("INV-000001", true));
         assert_eq!((defaults.usage_grace, defaults.payment_terms_days), (TimeDelta::hours(1), 30));
-        let own = read(json!({"invoice_prefix": "R", "invoice_number_padding": "3", "usage_grace_period": "0", "auto_finalize_invoices": "false"}));
-        assert_eq!((own.invoice_number(1234).as_str(), own.auto_finalize, own.usage_grace), ("R1234", false, TimeDelta::zero()));
+        let own = read(
+            json!({"invoice_prefix": "R", "invoice_number_padding": "3", "usage_grace_period": "0", "auto_finalize_invoices": "false"}),
+        );
+        assert_eq!(
+            (own.invoice_number(1234).as_str(), own.auto_finalize, own.usage_grace),
+            ("R1234", false, TimeDelta::zero())
+        );
         assert!(BillingSettings::read(&json!({"usage_grace_period": "soon"}), 30, "UTC".into()).is_err());
     }
 }

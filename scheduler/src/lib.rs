@@ -13,4 +13,6 @@ mod run;
 pub mod test_clock;
 
 pub use run::{Report, Scheduler, SchedulerOptions};
-pub use test_clock::{AdvanceTestClockRequest, CreateTestClockRequest, TestClock, TestClockListResponse, TestClockStatus};
+pub use test_clock::{
+    AdvanceTestClockRequest, CreateTestClockRequest, TestClock, TestClockListResponse, TestClockStatus,
+};

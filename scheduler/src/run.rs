@@ -81,7 +81,11 @@ impl Scheduler {
         while !*shutdown.borrow() {
             match self.tick(&mut drifting).await {
                 Ok(report) if report.failed > 0 => {
-                    tracing::warn!(done = report.done, failed = report.failed, "due work failed; see due_work.last_error");
+                    tracing::warn!(
+                        done = report.done,
+                        failed = report.failed,
+                        "due work failed; see due_work.last_error"
+                    );
                 }
                 Ok(_) => {}
                 Err(error) => tracing::warn!(error = %error, "the scheduler could not look for due work"),
@@ -97,7 +101,10 @@ impl Scheduler {
         let drift = self.drift().await?;
         if drift > DRIFT_MAX {
             if !*drifting {
-                tracing::error!(drift_ms = drift.num_milliseconds(), "this node's clock differs from PostgreSQL's: it claims no due work");
+                tracing::error!(
+                    drift_ms = drift.num_milliseconds(),
+                    "this node's clock differs from PostgreSQL's: it claims no due work"
+                );
             }
             *drifting = true;
             return Ok(Report::default());
@@ -125,7 +132,8 @@ impl Scheduler {
     pub async fn run_due_once(&self) -> Result<Report> {
         let mut report = self.drain(Agenda::RealTime).await?;
         for (id, until, advancing) in self.clocks_with_work().await? {
-            let more = if advancing { self.run_clock(id).await? } else { self.drain(Agenda::Clock { id, until }).await? };
+            let more =
+                if advancing { self.run_clock(id).await? } else { self.drain(Agenda::Clock { id, until }).await? };
             report.done += more.done;
             report.failed += more.failed;
         }

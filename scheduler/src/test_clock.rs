@@ -203,7 +203,14 @@ pub async fn begin_advance(
     if furthest.is_none_or(|furthest| request.frozen_at > furthest) {
         return Err(Error::business_rule("a clock is advanced by at most two years in one call"));
     }
-    set(scope, tx, id, "UPDATE test_clock SET status = 'advancing', target = $4, updated_at = $3 WHERE workspace_id = $1 AND id = $2", Some(request.frozen_at)).await?;
+    set(
+        scope,
+        tx,
+        id,
+        "UPDATE test_clock SET status = 'advancing', target = $4, updated_at = $3 WHERE workspace_id = $1 AND id = $2",
+        Some(request.frozen_at),
+    )
+    .await?;
     get(scope, tx.conn(), id).await
 }
 
@@ -217,7 +224,14 @@ pub async fn delete(scope: &Scope, tx: &mut Tx, id: TestClockId) -> Result<()> {
         TestClockStatus::Completed => Ok(()),
         TestClockStatus::Advancing => refuse(&clock, TestClockStatus::Completed),
         TestClockStatus::Active => {
-            set(scope, tx, id, "UPDATE test_clock SET status = 'completed', updated_at = $3 WHERE workspace_id = $1 AND id = $2", None).await
+            set(
+                scope,
+                tx,
+                id,
+                "UPDATE test_clock SET status = 'completed', updated_at = $3 WHERE workspace_id = $1 AND id = $2",
+                None,
+            )
+            .await
         }
     }
 }

@@ -7,10 +7,13 @@ use crate::App;
 pub mod api_keys;
 pub mod bindings;
 pub mod customers;
+pub mod invoices;
 pub mod meters;
 pub mod plans;
 pub mod prices;
 pub mod products;
+pub mod subscriptions;
+pub mod test_clocks;
 pub mod usage;
 pub mod wallets;
 
@@ -20,10 +23,13 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(api_keys::routes())
         .merge(bindings::routes())
         .merge(customers::routes())
+        .merge(invoices::routes())
         .merge(meters::routes())
         .merge(plans::routes())
         .merge(prices::routes())
         .merge(products::routes())
+        .merge(subscriptions::routes())
+        .merge(test_clocks::routes())
         .merge(usage::routes())
         .merge(wallets::routes())
 }

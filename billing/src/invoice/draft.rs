@@ -12,11 +12,11 @@ mod usage;
 use catalog::compiled::{StoredWindow, SubscriptionTerms, WorkspaceCatalog};
 use domain::period::Period;
 use domain::{
-    BillingTiming, ChargeKind, Currency, Money, PriceId, PricingModel, ProductId, Result, SubscriptionItemId, SupplyType,
-    TaxCategoryCode, VersionId,
+    BillingTiming, ChargeKind, Currency, Money, PriceId, PricingModel, ProductId, Result, SubscriptionItemId,
+    SupplyType, TaxCategoryCode, VersionId,
 };
 use rating::Walk;
-use rust_decimal::Decimal;
+use rust_decimal::{Decimal, RoundingStrategy};
 use uuid::Uuid;
 
 use super::line::{InvoiceLineAtom, InvoiceLineAtomTier};
@@ -174,8 +174,14 @@ const RATE_DIGITS: u32 = 12;
 fn unit_rate(model: PricingModel, walk: &Walk, amount: Money, quantity: Decimal) -> Decimal {
     match walk.tiers.as_slice() {
         [tier] if tier.flat_amount.is_zero() && model != PricingModel::Package => tier.unit_amount,
-        _ => amount.amount().checked_div(quantity).map_or(Decimal::ZERO, |rate| rate.round_dp(RATE_DIGITS).normalize()),
+        _ => rate_of(amount, quantity),
     }
+}
+
+/// Amount over quantity; nothing for a quantity of nothing. Shown only: no amount is computed from it.
+fn rate_of(amount: Money, quantity: Decimal) -> Decimal {
+    let rounded = |rate: Decimal| rate.round_dp_with_strategy(RATE_DIGITS, RoundingStrategy::MidpointAwayFromZero);
+    amount.amount().checked_div(quantity).map_or(Decimal::ZERO, |rate| rounded(rate).normalize())
 }
 
 /// Ids that are given when a draft is written.

@@ -247,7 +247,11 @@ async fn finalize_saved(scope: &Scope, tx: &mut Tx, saved: &[Saved<'_>], options
     events::emit(tx.conn(), &events).await
 }
 
-async fn customers(scope: &Scope, conn: &mut PgConnection, saved: &[Saved<'_>]) -> Result<HashMap<CustomerId, Customer>> {
+async fn customers(
+    scope: &Scope,
+    conn: &mut PgConnection,
+    saved: &[Saved<'_>],
+) -> Result<HashMap<CustomerId, Customer>> {
     let rows: Vec<Customer> = sqlx::query_as(
         "SELECT id, name, email, customer_type, billing_address, tax_identifiers, payment_terms_days, locale
          FROM customer WHERE workspace_id = $1 AND id = ANY($2)",
@@ -272,14 +276,16 @@ async fn seller(scope: &Scope, conn: &mut PgConnection) -> Result<Value> {
 /// Draws each invoice from the customer's wallet in its currency; answers what was drawn, in order. Usage that is pinned
 /// to a wallet of another currency is not drawn: amounts are never routed across currencies (wallets.md 4).
 async fn apply_wallets(scope: &Scope, tx: &mut Tx, saved: &[Saved<'_>]) -> Result<Vec<Money>> {
-    let wallets: Vec<(WalletId, CustomerId, Currency)> =
-        sqlx::query_as("SELECT id, customer_id, currency FROM wallet WHERE workspace_id = $1 AND customer_id = ANY($2)")
-            .bind(scope.workspace_id)
-            .bind(saved.iter().map(|one| one.subscription.customer_id.0).collect::<Vec<_>>())
-            .fetch_all(tx.conn())
-            .await
-            .context("looking for wallets")?;
-    let wallets: HashMap<_, _> = wallets.into_iter().map(|(id, customer, currency)| ((customer, currency), id)).collect();
+    let wallets: Vec<(WalletId, CustomerId, Currency)> = sqlx::query_as(
+        "SELECT id, customer_id, currency FROM wallet WHERE workspace_id = $1 AND customer_id = ANY($2)",
+    )
+    .bind(scope.workspace_id)
+    .bind(saved.iter().map(|one| one.subscription.customer_id.0).collect::<Vec<_>>())
+    .fetch_all(tx.conn())
+    .await
+    .context("looking for wallets")?;
+    let wallets: HashMap<_, _> =
+        wallets.into_iter().map(|(id, customer, currency)| ((customer, currency), id)).collect();
     let wallet_of = |one: &Saved<'_>| {
         let currency = one.draft.totals.total.currency();
         let pinned_elsewhere = one.draft.wallet_currency.is_some_and(|pin| pin != currency);
@@ -295,7 +301,9 @@ async fn apply_wallets(scope: &Scope, tx: &mut Tx, saved: &[Saved<'_>]) -> Resul
     }
     let mut batch = ledger::lock_wallets(tx, scope, &ids).await?;
     let draw = |one: &Saved<'_>| match wallet_of(one) {
-        Some(wallet) => batch.charge_for_invoice(wallet, charge_transfer_id(one.id, wallet), one.draft.totals.total, one.id),
+        Some(wallet) => {
+            batch.charge_for_invoice(wallet, charge_transfer_id(one.id, wallet), one.draft.totals.total, one.id)
+        }
         None => Ok(zero(one)),
     };
     let drawn = saved.iter().map(draw).collect::<Result<Vec<_>>>()?;
@@ -328,13 +336,12 @@ fn final_row(
     seller: &Value,
 ) -> Result<FinalRow> {
     let now = scope.now();
-    let timezone: Tz = settings
-        .timezone
-        .parse()
-        .map_err(|_| Error::invariant(format!("unknown time zone {}", settings.timezone)))?;
+    let timezone: Tz =
+        settings.timezone.parse().map_err(|_| Error::invariant(format!("unknown time zone {}", settings.timezone)))?;
     let issued = options.issue_date.unwrap_or_else(|| now.with_timezone(&timezone).date_naive());
     // The first that is set of subscription, customer, organization (invoices.md 4).
-    let terms = one.subscription.payment_terms_days.or(customer.payment_terms_days).unwrap_or(settings.payment_terms_days);
+    let terms =
+        one.subscription.payment_terms_days.or(customer.payment_terms_days).unwrap_or(settings.payment_terms_days);
     let due = issued.checked_add_days(Days::new(u64::from(terms.unsigned_abs())));
     let open = one.draft.totals.total.sub(paid)?;
     let is_paid = open.is_zero();
@@ -374,7 +381,8 @@ fn finalized_events(scope: &Scope, one: &Saved<'_>, row: &FinalRow) -> Vec<Event
     });
     let kinds = ["invoice.finalized", "invoice.paid"];
     let kinds = if row.status == InvoiceStatus::Paid { &kinds[..] } else { &kinds[..1] };
-    let event = |kind: &&'static str| Event::new(scope.workspace_id, kind, "invoice", one.id, payload.clone(), scope.now());
+    let event =
+        |kind: &&'static str| Event::new(scope.workspace_id, kind, "invoice", one.id, payload.clone(), scope.now());
     kinds.iter().map(event).collect()
 }
 

@@ -35,7 +35,12 @@ impl Loaded {
     }
 
     /// Adds the windows of these runs, with their totals as they are checkpointed now.
-    pub(crate) async fn add_windows(&mut self, conn: &mut PgConnection, snapshots: &Snapshots, runs: &[Run]) -> Result<()> {
+    pub(crate) async fn add_windows(
+        &mut self,
+        conn: &mut PgConnection,
+        snapshots: &Snapshots,
+        runs: &[Run],
+    ) -> Result<()> {
         let wanted = runs.iter().filter(|run| self.has_usage(run.subscription_id));
         let wanted: Vec<_> = wanted.filter_map(|run| Some((run.subscription_id, run.usage?.start))).collect();
         if wanted.is_empty() {

@@ -167,11 +167,7 @@ impl Billing {
     }
 }
 
-async fn clock_of(
-    scope: &Scope,
-    conn: &mut PgConnection,
-    id: SubscriptionId,
-) -> Result<Option<domain::TestClockId>> {
+async fn clock_of(scope: &Scope, conn: &mut PgConnection, id: SubscriptionId) -> Result<Option<domain::TestClockId>> {
     sqlx::query_scalar("SELECT test_clock_id FROM subscription WHERE workspace_id = $1 AND id = $2")
         .bind(scope.workspace_id)
         .bind(id)
@@ -219,12 +215,18 @@ fn period_of(subscription: &Subscription, request: &GenerateInvoiceRequest) -> R
     let schedule = subscription.schedule()?;
     let current = subscription.current_period_start.filter(|_| subscription.activated_at.is_some());
     let (Some(start), end) = (request.billing_period_start.or(current), request.billing_period_end) else {
-        return Err(Error::business_rule(format!("a subscription that is {} has no billing period", subscription.status)));
+        return Err(Error::business_rule(format!(
+            "a subscription that is {} has no billing period",
+            subscription.status
+        )));
     };
     let scheduled = schedule.containing(start).map(|(_, period)| period);
     let cut = subscription.current_period_end.filter(|_| current == Some(start));
-    let period = scheduled.filter(|period| period.start == start).map(|period| Period { start, end: cut.unwrap_or(period.end) });
+    let period =
+        scheduled.filter(|period| period.start == start).map(|period| Period { start, end: cut.unwrap_or(period.end) });
     period.filter(|period| end.is_none_or(|end| end == period.end)).ok_or_else(|| {
-        Error::business_rule("billing_period_start and billing_period_end must be those of a billing period of the subscription")
+        Error::business_rule(
+            "billing_period_start and billing_period_end must be those of a billing period of the subscription",
+        )
     })
 }

@@ -146,7 +146,8 @@ pub struct Invoice {
 /// An amount column in its row's currency.
 pub(crate) fn money(row: &PgRow, column: &str, currency: Currency) -> sqlx::Result<Money> {
     let amount: Decimal = row.try_get(column)?;
-    Money::new(amount, currency).map_err(|error| sqlx::Error::ColumnDecode { index: column.to_owned(), source: error.into() })
+    Money::new(amount, currency)
+        .map_err(|error| sqlx::Error::ColumnDecode { index: column.to_owned(), source: error.into() })
 }
 
 impl FromRow<'_, PgRow> for Invoice {

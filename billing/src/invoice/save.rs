@@ -156,7 +156,8 @@ pub(crate) async fn save<'a>(
 }
 
 fn generated(workspace_id: WorkspaceId, id: InvoiceId, subscription: &Subscription, now: Instant) -> Event {
-    let payload = json!({"invoice_id": id, "subscription_id": subscription.id, "customer_id": subscription.customer_id});
+    let payload =
+        json!({"invoice_id": id, "subscription_id": subscription.id, "customer_id": subscription.customer_id});
     Event::new(workspace_id, "invoice.generated", "invoice", id, payload, now)
 }
 
@@ -196,7 +197,12 @@ async fn existing(conn: &mut PgConnection, workspace_id: WorkspaceId, computed: 
 }
 
 /// Deletes drafts softly.
-pub(crate) async fn remove(conn: &mut PgConnection, workspace_id: WorkspaceId, ids: &[InvoiceId], now: Instant) -> Result<()> {
+pub(crate) async fn remove(
+    conn: &mut PgConnection,
+    workspace_id: WorkspaceId,
+    ids: &[InvoiceId],
+    now: Instant,
+) -> Result<()> {
     if ids.is_empty() {
         return Ok(());
     }
@@ -213,7 +219,13 @@ pub(crate) async fn remove(conn: &mut PgConnection, workspace_id: WorkspaceId, i
     Ok(())
 }
 
-fn head_row<'a>(id: InvoiceId, subscription: &Subscription, key: &RunKey, draft: &'a Draft, now: Instant) -> HeadRow<'a> {
+fn head_row<'a>(
+    id: InvoiceId,
+    subscription: &Subscription,
+    key: &RunKey,
+    draft: &'a Draft,
+    now: Instant,
+) -> HeadRow<'a> {
     HeadRow {
         id,
         organization_id: subscription.organization_id,
@@ -302,7 +314,12 @@ async fn write_lines(
     Ok(())
 }
 
-fn line_row<'a>(invoice_id: InvoiceId, subscription: &Subscription, position: usize, line: &'a DraftLine) -> Result<LineRow<'a>> {
+fn line_row<'a>(
+    invoice_id: InvoiceId,
+    subscription: &Subscription,
+    position: usize,
+    line: &'a DraftLine,
+) -> Result<LineRow<'a>> {
     let id = InvoiceLineId::generate();
     let with_ids = |atom: &InvoiceLineAtom| InvoiceLineAtom { id: Uuid::now_v7(), line_id: id, ..atom.clone() };
     let total = line.amount.add(line.tax.amount)?;

@@ -41,11 +41,14 @@ impl Billing {
             return subscription.refuse_transition(SubscriptionStatus::Cancelled);
         }
         if request.effective_at.is_some_and(|at| at != scope.now()) {
-            return Err(Error::business_rule("effective_at other than now is not available yet; use cancel_at_period_end"));
+            return Err(Error::business_rule(
+                "effective_at other than now is not available yet; use cancel_at_period_end",
+            ));
         }
         let consequences = if request.cancel_at_period_end && waits_for_period_end(&subscription) {
             subscription.cancel_at_period_end = true;
-            subscription.cancellation_reason = request.cancellation_reason.or(Some(CancellationReason::CustomerRequest));
+            subscription.cancellation_reason =
+                request.cancellation_reason.or(Some(CancellationReason::CustomerRequest));
             Consequences::default()
         } else {
             self.cancel_now(&scope, tx, &mut subscription, request).await?
@@ -79,11 +82,12 @@ impl Billing {
             (SubscriptionStatus::Cancelled, CancellationReason::CustomerRequest)
         };
         let cut = Period { start: open.start, end: now.min(open.end) };
-        let refund = if was_charged && to == SubscriptionStatus::Cancelled && request.proration_type == ProrationType::Prorate {
-            self.unused_prepaid(scope, tx, subscription, open, cut).await?
-        } else {
-            None
-        };
+        let refund =
+            if was_charged && to == SubscriptionStatus::Cancelled && request.proration_type == ProrationType::Prorate {
+                self.unused_prepaid(scope, tx, subscription, open, cut).await?
+            } else {
+                None
+            };
         let mut consequences = subscription.close(to, now, Some(request.cancellation_reason.unwrap_or(default)));
         consequences.events.extend(refund);
         if let (Some(event), Some(comment)) = (consequences.events.first_mut(), &request.comment) {
@@ -118,11 +122,13 @@ impl Billing {
         let rest = Share::of(cut, open).rest();
         let lines = drafts.iter().flat_map(|draft| &draft.lines);
         let zero = Money::zero(subscription.currency);
-        let credit = lines.map(|line| rest.apply(line.amount)).try_fold(zero, |sum, part| Ok::<_, Error>(sum.add(part?)?))?;
+        let credit =
+            lines.map(|line| rest.apply(line.amount)).try_fold(zero, |sum, part| Ok::<_, Error>(sum.add(part?)?))?;
         if credit.is_zero() {
             return Ok(None);
         }
-        let payload = json!({"subscription_id": subscription.id, "customer_id": subscription.customer_id, "amount": credit});
+        let payload =
+            json!({"subscription_id": subscription.id, "customer_id": subscription.customer_id, "amount": credit});
         let kind = "subscription.refund_required";
         Ok(Some(Event::new(scope.workspace_id, kind, "subscription", subscription.id, payload, scope.now())))
     }
@@ -131,7 +137,12 @@ impl Billing {
     ///
     /// # Errors
     /// `NotFound`; `INVALID_TRANSITION` on a closed subscription.
-    pub async fn reactivate_subscription(&self, scope: &Scope, tx: &mut Tx, id: SubscriptionId) -> Result<SubscriptionDTO> {
+    pub async fn reactivate_subscription(
+        &self,
+        scope: &Scope,
+        tx: &mut Tx,
+        id: SubscriptionId,
+    ) -> Result<SubscriptionDTO> {
         let mut subscription = read::lock(tx.conn(), scope.workspace_id, id).await?;
         if subscription.status.is_terminal() {
             return subscription.refuse_transition(SubscriptionStatus::Active);

@@ -6,8 +6,8 @@ use chrono_tz::Tz;
 use domain::error::FieldErrorCode as Code;
 use domain::period::default_anchor_day;
 use domain::{
-    BillingIntervalUnit, BillingTiming, ChargeKind, CustomerId, Error, Instant, JsonMap, PhaseId, ProductId, ProductType,
-    Result, Scope, SubscriptionId, SubscriptionItemId, TestClockId, VersionId,
+    BillingIntervalUnit, BillingTiming, ChargeKind, CustomerId, Error, Instant, JsonMap, PhaseId, ProductId,
+    ProductType, Result, Scope, SubscriptionId, SubscriptionItemId, TestClockId, VersionId,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -112,8 +112,9 @@ impl<'a> Context<'a> {
             .fetch_one(conn)
             .await
             .context("reading the organization's time zone")?;
-        let timezone: Tz =
-            timezone.parse().map_err(|_| Error::invariant(format!("unknown time zone {timezone} of the organization")))?;
+        let timezone: Tz = timezone
+            .parse()
+            .map_err(|_| Error::invariant(format!("unknown time zone {timezone} of the organization")))?;
         let started_at = request.started_at.unwrap_or_else(|| scope.now());
         let trial = request.trial_duration_days.filter(|days| *days > 0);
         let trial_ends_at = trial.map(|days| add_days(started_at, days, timezone)).transpose()?;
@@ -149,16 +150,17 @@ impl<'a> Context<'a> {
         };
         let mut items: Vec<(SubscriptionItemInput, ProductType)> = Vec::with_capacity(inputs.len());
         for (index, input) in inputs.into_iter().enumerate() {
-            let product = self
-                .catalog
-                .product(input.product_id)
-                .ok_or_else(|| Error::not_found("product", input.product_id))?;
+            let product =
+                self.catalog.product(input.product_id).ok_or_else(|| Error::not_found("product", input.product_id))?;
             let field = |name: &str| format!("items[{index}].{name}");
             if !planned.contains(&input.product_id) {
                 let detail = format!("product {} is not a product of the plan {}", input.product_id, self.plan_name);
                 return Err(Error::business_rule(detail));
             }
-            if items.iter().any(|(known, _)| (known.product_id, &known.price_key) == (input.product_id, &input.price_key)) {
+            if items
+                .iter()
+                .any(|(known, _)| (known.product_id, &known.price_key) == (input.product_id, &input.price_key))
+            {
                 return Err(Error::field(field("product_id"), Code::NotAllowed, "stands twice among the items"));
             }
             if product.kind == ProductType::Usage && input.unit_amount.is_some() {
@@ -280,7 +282,11 @@ async fn customer(scope: &Scope, conn: &mut PgConnection, id: CustomerId) -> Res
 }
 
 /// The plan's name, and id and number of the version that is pinned.
-async fn plan(scope: &Scope, conn: &mut PgConnection, request: &CreateSubscriptionRequest) -> Result<(String, VersionId, i32)> {
+async fn plan(
+    scope: &Scope,
+    conn: &mut PgConnection,
+    request: &CreateSubscriptionRequest,
+) -> Result<(String, VersionId, i32)> {
     let plan: Option<Plan> = sqlx::query_as(
         "SELECT plan.name, plan.status, version.id AS version_id, version.version
          FROM plan LEFT JOIN entity_version version
@@ -296,7 +302,8 @@ async fn plan(scope: &Scope, conn: &mut PgConnection, request: &CreateSubscripti
     .context("reading the plan")?;
     let plan = plan.ok_or_else(|| Error::not_found("plan", request.plan_id))?;
     if !matches!(plan.status.as_str(), "published" | "deprecated") {
-        let detail = format!("the plan {} is {}; only a published plan takes new subscriptions", plan.name, plan.status);
+        let detail =
+            format!("the plan {} is {}; only a published plan takes new subscriptions", plan.name, plan.status);
         return Err(Error::business_rule(detail));
     }
     match (plan.version_id, plan.version) {

@@ -100,7 +100,12 @@ impl Subscription {
     }
 
     /// The trial is over: its window is sealed after the grace, and the first charged period begins (3.4 rule 6).
-    pub(crate) fn end_trial(&mut self, now: Instant, settings: &BillingSettings, has_usage: bool) -> Result<Consequences> {
+    pub(crate) fn end_trial(
+        &mut self,
+        now: Instant,
+        settings: &BillingSettings,
+        has_usage: bool,
+    ) -> Result<Consequences> {
         let trial = Period { start: self.started_at, end: now };
         let mut consequences = if self.cancel_at_period_end {
             self.close(SubscriptionStatus::Cancelled, now, self.cancellation_reason)

@@ -12,9 +12,9 @@ pub mod request;
 pub mod words;
 pub(crate) mod write;
 
+pub use drift::SubscriptionDriftSummary;
 pub use model::{Subscription, SubscriptionDTO, SubscriptionItem, SubscriptionItemDTO};
 pub use periods::BillingPeriod;
-pub use drift::SubscriptionDriftSummary;
 pub use request::{
     CancelSubscriptionRequest, CreateSubscriptionRequest, PauseSubscriptionRequest, ResumeSubscriptionRequest,
     SubscriptionItemInput,

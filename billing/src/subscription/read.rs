@@ -26,10 +26,7 @@ pub const LIST: ListSpec = ListSpec {
         ListField::new("customer_id", ListKind::Id),
         ListField::new("plan_id", ListKind::Id),
         ListField::new("currency", ListKind::Text),
-        ListField::new(
-            "billing_interval_unit",
-            ListKind::Word(&["daily", "weekly", "monthly", "yearly", "one_time"]),
-        ),
+        ListField::new("billing_interval_unit", ListKind::Word(&["daily", "weekly", "monthly", "yearly", "one_time"])),
         ListField::new("current_period_end", ListKind::Instant),
         ListField::new("next_billing_date", ListKind::Instant),
         ListField::new("dunning_stage", ListKind::Word(&["WARNED", "GRACED", "SUSPENDED"])),
@@ -119,7 +116,11 @@ pub(crate) async fn load(
 }
 
 /// One subscription, locked.
-pub(crate) async fn lock(conn: &mut PgConnection, workspace_id: WorkspaceId, id: SubscriptionId) -> Result<Subscription> {
+pub(crate) async fn lock(
+    conn: &mut PgConnection,
+    workspace_id: WorkspaceId,
+    id: SubscriptionId,
+) -> Result<Subscription> {
     load(conn, workspace_id, &[id], true).await?.remove(&id).ok_or_else(|| Error::not_found("subscription", id))
 }
 

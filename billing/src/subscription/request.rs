@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use domain::error::FieldErrorCode as Code;
 use domain::input::Field;
 use domain::{
-    BillingIntervalUnit, BillingTiming, Currency, CustomerId, Input, Instant, JsonMap, PlanId, PriceId, ProductId, Quantity,
-    Result, TestClockId,
+    BillingIntervalUnit, BillingTiming, Currency, CustomerId, Input, Instant, JsonMap, PlanId, PriceId, ProductId,
+    Quantity, Result, TestClockId,
 };
 use rust_decimal::Decimal;
 use serde_json::Value;

@@ -64,7 +64,10 @@ async fn e1_a_customers_agenda_keeps_its_order() {
     let good = world.plan(&[(world.product("FIXED_CHARGE", "1.00").await, "0")]).await;
     let usage = world.plan(&[(world.product("USAGE", "1").await, "0")]).await;
     let customer = world.customer().await;
-    let first = world.try_subscribe(customer, usage, json!({"started_at": "2025-12-31T00:00:00Z", "billing_anchor_day": 31 - 30})).await.unwrap();
+    let first = world
+        .try_subscribe(customer, usage, json!({"started_at": "2025-12-31T00:00:00Z", "billing_anchor_day": 31 - 30}))
+        .await
+        .unwrap();
     let second = world.try_subscribe(customer, good, json!({})).await.unwrap().subscription.id;
     let other = world.subscribe(good, json!({})).await.subscription.id;
     *world.log.down.lock().unwrap() = true; // the first subscription's period cannot be closed
@@ -75,7 +78,10 @@ async fn e1_a_customers_agenda_keeps_its_order() {
     sqlx::query("UPDATE due_work SET retry_at = NULL").execute(world.store.pool()).await.unwrap();
     world.settle().await;
     assert_eq!(world.bills(second).await.len(), 1);
-    assert_eq!(world.subscription(first.subscription.id).await.subscription.current_period_start, Some(at("2026-01-01")));
+    assert_eq!(
+        world.subscription(first.subscription.id).await.subscription.current_period_start,
+        Some(at("2026-01-01"))
+    );
 }
 
 /// test-clocks.md 4: only forward, at most two years, only while active.

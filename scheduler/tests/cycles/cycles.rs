@@ -5,7 +5,12 @@ use serde_json::{Value, json};
 use crate::fixture::{World, at};
 
 /// Start of the period and total of each invoice, after advancing the clock.
-async fn life(start: &str, timezone: &str, body: Value, advances: &[&str]) -> Vec<(chrono::DateTime<chrono::Utc>, String)> {
+async fn life(
+    start: &str,
+    timezone: &str,
+    body: Value,
+    advances: &[&str],
+) -> Vec<(chrono::DateTime<chrono::Utc>, String)> {
     let world = World::with(start, timezone, json!({})).await;
     let fee = world.product("FIXED_CHARGE", "31.00").await;
     let plan = world.plan(&[(fee, "0")]).await;
@@ -22,34 +27,116 @@ async fn life(start: &str, timezone: &str, body: Value, advances: &[&str]) -> Ve
 #[tokio::test]
 async fn periods_are_billed_as_the_vectors_say() {
     for (name, start, timezone, body, advances, expected) in [
-        ("C1", "2026-01-15", "UTC", json!({"billing_anchor_day": 15}), vec!["2026-03-16"],
-            vec![("2026-01-15", "31.00"), ("2026-02-15", "31.00"), ("2026-03-15", "31.00")]),
-        ("C2", "2026-01-20", "UTC", json!({"billing_anchor_day": 1}), vec!["2026-03-02"],
-            vec![("2026-01-20", "12.00"), ("2026-02-01", "31.00"), ("2026-03-01", "31.00")]),
-        ("C3, S4", "2026-01-01", "UTC", json!({"billing_anchor_day": 1, "billing_interval_count": 3}), vec!["2027-01-01"],
-            vec![("2026-01-01", "31.00"), ("2026-04-01", "31.00"), ("2026-07-01", "31.00"), ("2026-10-01", "31.00"),
-                 ("2027-01-01", "31.00")]),
-        ("C4", "2028-02-29", "UTC", json!({"billing_interval_unit": "yearly"}), vec!["2029-03-01"],
-            vec![("2028-02-29", "31.00"), ("2029-02-28", "31.00")]),
-        ("C5", "2026-01-31", "UTC", json!({}), vec!["2026-03-01"],
-            vec![("2026-01-31", "31.00"), ("2026-02-28", "31.00")]),
-        ("C7", "2026-03-01", "UTC", json!({"trial_duration_days": 14}), vec!["2026-03-14", "2026-03-15"],
-            vec![("2026-03-15", "31.00")]),
-        ("C7b", "2026-03-01", "UTC", json!({"trial_duration_days": 14, "billing_anchor_day": 1}), vec!["2026-04-01"],
-            vec![("2026-03-15", "17.00"), ("2026-04-01", "31.00")]),
-        ("C8", "2026-01-01", "UTC", json!({}), vec!["2026-04-01"],
-            vec![("2026-01-01", "31.00"), ("2026-02-01", "31.00"), ("2026-03-01", "31.00"), ("2026-04-01", "31.00")]),
-        ("C9", "2026-02-28T23:00:00Z", "Europe/Berlin", json!({"billing_anchor_day": 1}), vec!["2026-03-31T22:00:00Z"],
-            vec![("2026-02-28T23:00:00Z", "31.00"), ("2026-03-31T22:00:00Z", "31.00")]),
-        ("C11", "2025-01-31", "UTC", json!({"billing_anchor_day": 28}), vec!["2025-03-01"],
-            vec![("2025-01-31", "31.00"), ("2025-02-28", "31.00")]),
-        ("weekly", "2026-01-01", "UTC", json!({"billing_interval_unit": "weekly"}), vec!["2026-01-15"],
-            vec![("2026-01-01", "31.00"), ("2026-01-08", "31.00"), ("2026-01-15", "31.00")]),
-        ("arrears", "2026-01-20", "UTC", json!({"billing_anchor_day": 1, "billing_timing": "IN_ARREARS"}),
+        (
+            "C1",
+            "2026-01-15",
+            "UTC",
+            json!({"billing_anchor_day": 15}),
+            vec!["2026-03-16"],
+            vec![("2026-01-15", "31.00"), ("2026-02-15", "31.00"), ("2026-03-15", "31.00")],
+        ),
+        (
+            "C2",
+            "2026-01-20",
+            "UTC",
+            json!({"billing_anchor_day": 1}),
+            vec!["2026-03-02"],
+            vec![("2026-01-20", "12.00"), ("2026-02-01", "31.00"), ("2026-03-01", "31.00")],
+        ),
+        (
+            "C3, S4",
+            "2026-01-01",
+            "UTC",
+            json!({"billing_anchor_day": 1, "billing_interval_count": 3}),
+            vec!["2027-01-01"],
+            vec![
+                ("2026-01-01", "31.00"),
+                ("2026-04-01", "31.00"),
+                ("2026-07-01", "31.00"),
+                ("2026-10-01", "31.00"),
+                ("2027-01-01", "31.00"),
+            ],
+        ),
+        (
+            "C4",
+            "2028-02-29",
+            "UTC",
+            json!({"billing_interval_unit": "yearly"}),
+            vec!["2029-03-01"],
+            vec![("2028-02-29", "31.00"), ("2029-02-28", "31.00")],
+        ),
+        (
+            "C5",
+            "2026-01-31",
+            "UTC",
+            json!({}),
+            vec!["2026-03-01"],
+            vec![("2026-01-31", "31.00"), ("2026-02-28", "31.00")],
+        ),
+        (
+            "C7",
+            "2026-03-01",
+            "UTC",
+            json!({"trial_duration_days": 14}),
+            vec!["2026-03-14", "2026-03-15"],
+            vec![("2026-03-15", "31.00")],
+        ),
+        (
+            "C7b",
+            "2026-03-01",
+            "UTC",
+            json!({"trial_duration_days": 14, "billing_anchor_day": 1}),
+            vec!["2026-04-01"],
+            vec![("2026-03-15", "17.00"), ("2026-04-01", "31.00")],
+        ),
+        (
+            "C8",
+            "2026-01-01",
+            "UTC",
+            json!({}),
+            vec!["2026-04-01"],
+            vec![("2026-01-01", "31.00"), ("2026-02-01", "31.00"), ("2026-03-01", "31.00"), ("2026-04-01", "31.00")],
+        ),
+        (
+            "C9",
+            "2026-02-28T23:00:00Z",
+            "Europe/Berlin",
+            json!({"billing_anchor_day": 1}),
+            vec!["2026-03-31T22:00:00Z"],
+            vec![("2026-02-28T23:00:00Z", "31.00"), ("2026-03-31T22:00:00Z", "31.00")],
+        ),
+        (
+            "C11",
+            "2025-01-31",
+            "UTC",
+            json!({"billing_anchor_day": 28}),
+            vec!["2025-03-01"],
+            vec![("2025-01-31", "31.00"), ("2025-02-28", "31.00")],
+        ),
+        (
+            "weekly",
+            "2026-01-01",
+            "UTC",
+            json!({"billing_interval_unit": "weekly"}),
+            vec!["2026-01-15"],
+            vec![("2026-01-01", "31.00"), ("2026-01-08", "31.00"), ("2026-01-15", "31.00")],
+        ),
+        (
+            "arrears",
+            "2026-01-20",
+            "UTC",
+            json!({"billing_anchor_day": 1, "billing_timing": "IN_ARREARS"}),
             vec!["2026-01-31", "2026-03-01"],
-            vec![("2026-01-20", "12.00"), ("2026-02-01", "31.00")]),
-        ("once", "2026-01-20", "UTC", json!({"billing_interval_unit": "one_time"}), vec!["2027-01-01"],
-            vec![("2026-01-20", "31.00")]),
+            vec![("2026-01-20", "12.00"), ("2026-02-01", "31.00")],
+        ),
+        (
+            "once",
+            "2026-01-20",
+            "UTC",
+            json!({"billing_interval_unit": "one_time"}),
+            vec!["2027-01-01"],
+            vec![("2026-01-20", "31.00")],
+        ),
     ] {
         let found = life(start, timezone, body, &advances).await;
         let expected: Vec<_> = expected.into_iter().map(|(start, total)| (at(start), format!("{total} EUR"))).collect();
@@ -101,7 +188,8 @@ async fn billing_periods_are_listed() {
     let mut conn = world.store.pool().acquire().await.unwrap();
     let parameters = [("limit".to_owned(), "3".to_owned())];
     let first = billing::subscription::periods::list(&world.scope, &mut conn, id, &parameters).await.unwrap();
-    let found: Vec<_> = first.data.iter().map(|p| (p.period_start, p.status.as_str(), p.invoice_id.is_some())).collect();
+    let found: Vec<_> =
+        first.data.iter().map(|p| (p.period_start, p.status.as_str(), p.invoice_id.is_some())).collect();
     assert_eq!(
         found,
         [(at("2026-04-01"), "next", false), (at("2026-03-01"), "current", true), (at("2026-02-01"), "past", true)]

@@ -10,8 +10,9 @@ use billing::invoice::InvoiceDTO;
 use billing::subscription::{CancelSubscriptionRequest, CreateSubscriptionRequest, SubscriptionDTO};
 use catalog::compiled::{Snapshots, SubscriptionTerms};
 use domain::{
-    Actor, Clock, Currency, CustomerId, Error, Instant, InvoiceId, OrganizationId, PlanId, PriceId, ProductId, Quantity,
-    Result, Scope, SubscriptionId, TestClockId, UsageEvent, UsageEventId, VersionId, WalletId, WorkspaceId, WorkspaceMode,
+    Actor, Clock, Currency, CustomerId, Error, Instant, InvoiceId, OrganizationId, PlanId, PriceId, ProductId,
+    Quantity, Result, Scope, SubscriptionId, TestClockId, UsageEvent, UsageEventId, VersionId, WalletId, WorkspaceId,
+    WorkspaceMode,
 };
 use engines::testing::TestDatabase;
 use rating::{Target, WindowState};
@@ -74,13 +75,14 @@ impl WindowControl for PromptLog {
 }
 
 pub struct World {
-    pub database: TestDatabase,
     pub store: Store,
     pub scope: Scope,
     pub clock: TestClockId,
     pub log: Arc<PromptLog>,
     pub billing: Billing,
     pub scheduler: Scheduler,
+    // Dropped last: the database goes with it.
+    _database: TestDatabase,
 }
 
 pub fn at(text: &str) -> Instant {
@@ -106,7 +108,7 @@ impl World {
         let request = test_clock::CreateTestClockRequest { frozen_at: at(frozen_at), name: None };
         let clock = test_clock::create(&scope, &mut tx, &request).await.unwrap().id;
         tx.commit().await.unwrap();
-        Self { database, store, scope, clock, log, billing, scheduler }
+        Self { store, scope, clock, log, billing, scheduler, _database: database }
     }
 
     /// Moves the clock, running everything in between; nothing may fail.
@@ -247,9 +249,7 @@ impl World {
     /// A published plan of these products, with what each includes.
     pub async fn plan(&self, products: &[(ProductId, &str)]) -> PlanId {
         let id = PlanId::generate();
-        let product = |(product_id, included): &(ProductId, &str)| {
-            json!({"product_id": product_id, "included_quantity": included, "overage_policy": "CHARGE"})
-        };
+        let product = |(product_id, included): &(ProductId, &str)| json!({"product_id": product_id, "included_quantity": included, "overage_policy": "CHARGE"});
         let snapshot = json!({"products": products.iter().map(product).collect::<Vec<_>>()});
         let version = self.db_version("plan", id.0, snapshot).await;
         sqlx::query(
@@ -290,7 +290,8 @@ impl World {
     /// Their wallet with cash in it.
     pub async fn wallet(&self, customer_id: CustomerId, cash: &str) -> WalletId {
         let mut tx = self.store.begin("make a wallet").await.unwrap();
-        let new = ledger::NewWallet { customer_id, currency: Currency::EUR, defaults: ledger::WalletDefaults::default() };
+        let new =
+            ledger::NewWallet { customer_id, currency: Currency::EUR, defaults: ledger::WalletDefaults::default() };
         let wallet = ledger::wallet::create_primary(&self.scope, &mut tx, new).await.unwrap().wallet.id;
         let body = json!({"amount": {"value": cash, "currency": "EUR"}, "source": "MANUAL"});
         let request = ledger::wallet::CreditRequest::read(&body).unwrap();

@@ -23,7 +23,11 @@ async fn d6_no_number_is_missing() {
     for number in 0..40 {
         world.subscribe(if number % 8 == 3 { broken } else { plan }, json!({})).await;
     }
-    sqlx::query("UPDATE price SET status = 'draft' WHERE product_id = $1").bind(bad).execute(world.store.pool()).await.unwrap();
+    sqlx::query("UPDATE price SET status = 'draft' WHERE product_id = $1")
+        .bind(bad)
+        .execute(world.store.pool())
+        .await
+        .unwrap();
     let mut tx = world.store.begin("change the catalog").await.unwrap();
     tx.catalog_changed(world.scope.workspace_id);
     tx.commit().await.unwrap();

@@ -23,7 +23,17 @@ async fn usage_is_billed_from_the_sealed_window_after_the_grace() {
     let plan = world.plan(&[(staircase, "0"), (volume, "0"), (included, "1000")]).await;
     let id = world.subscribe(plan, json!({})).await.subscription.id;
     let day = "2026-01-10";
-    world.db_usage(id, &[(day, staircase, "4000", None), (day, volume, "5000", None), (day, included, "2500", None), (day, staircase, "1000", None)]).await;
+    world
+        .db_usage(
+            id,
+            &[
+                (day, staircase, "4000", None),
+                (day, volume, "5000", None),
+                (day, included, "2500", None),
+                (day, staircase, "1000", None),
+            ],
+        )
+        .await;
     world.advance("2026-02-01T00:30:00Z").await;
     let draft = world.invoices(id).await;
     assert_eq!((draft.len(), draft[0].invoice.status.as_str()), (1, "draft"), "within the grace");
@@ -31,16 +41,23 @@ async fn usage_is_billed_from_the_sealed_window_after_the_grace() {
     let invoices = world.invoices(id).await;
     assert_eq!((invoices.len(), invoices[0].invoice.status.as_str()), (1, "finalized"));
     assert_eq!(invoices[0].invoice.id, draft[0].invoice.id, "the draft itself is finalized");
-    let amounts: Vec<_> = invoices[0].lines.iter().map(|line| (line.line.product_id, line.line.amount.to_string())).collect();
+    let amounts: Vec<_> =
+        invoices[0].lines.iter().map(|line| (line.line.product_id, line.line.amount.to_string())).collect();
     assert_eq!(amounts.len(), 3);
     for expected in [(staircase, "420.00 EUR"), (volume, "400.00 EUR"), (included, "140.00 EUR")] {
         assert!(amounts.contains(&(Some(expected.0), expected.1.to_owned())), "{expected:?} in {amounts:?}");
     }
     let line = invoices[0].lines.iter().find(|line| line.line.product_id == Some(staircase)).unwrap();
     let mut conn = world.store.pool().acquire().await.unwrap();
-    let atoms = billing::invoice::read::atoms(&world.scope, &mut conn, line.line.invoice_id, line.line.id, &[]).await.unwrap().data;
+    let atoms = billing::invoice::read::atoms(&world.scope, &mut conn, line.line.invoice_id, line.line.id, &[])
+        .await
+        .unwrap()
+        .data;
     let tiers: Vec<_> = atoms[0].tiers.iter().map(|tier| tier.amount.to_string()).collect();
-    assert_eq!((atoms.len(), tiers, atoms[0].event_count), (1, vec!["100.00 EUR".into(), "320.00 EUR".into()], Some(2)));
+    assert_eq!(
+        (atoms.len(), tiers, atoms[0].event_count),
+        (1, vec!["100.00 EUR".into(), "320.00 EUR".into()], Some(2))
+    );
     assert_eq!(atoms[0].price_version_id, line.line.price_version_id);
 }
 
@@ -57,7 +74,9 @@ async fn a_renewal_in_advance_carries_the_usage_that_ended() {
     let invoices = world.invoices(id).await;
     let lines: Vec<Vec<_>> = invoices
         .iter()
-        .map(|invoice| invoice.lines.iter().map(|l| (l.line.period_start.unwrap(), l.line.amount.to_string())).collect())
+        .map(|invoice| {
+            invoice.lines.iter().map(|l| (l.line.period_start.unwrap(), l.line.amount.to_string())).collect()
+        })
         .collect();
     assert_eq!(
         lines,
@@ -71,7 +90,11 @@ async fn a_renewal_in_advance_carries_the_usage_that_ended() {
     world.db_usage(id, &[("2026-02-01", units, "300", None)]).await;
     world.advance("2026-03-01").await;
     let last = world.invoices(id).await.pop().unwrap();
-    assert_eq!((last.lines.len(), last.invoice.total.to_string().as_str()), (1, "3.00 EUR"), "after cancellation: usage only");
+    assert_eq!(
+        (last.lines.len(), last.invoice.total.to_string().as_str()),
+        (1, "3.00 EUR"),
+        "after cancellation: usage only"
+    );
 }
 
 /// usage.md R8: pinned usage has an invoice of its own.
@@ -163,9 +186,15 @@ async fn finalizing_by_hand_seals_the_window() {
     assert_eq!(finalize().await.unwrap_err().code(), "SERVICE_UNAVAILABLE");
     *world.log.down.lock().unwrap() = false;
     // The organization is away for the moment of the booking.
-    sqlx::query("ALTER TABLE document_series RENAME TO document_series_away").execute(world.store.pool()).await.unwrap();
+    sqlx::query("ALTER TABLE document_series RENAME TO document_series_away")
+        .execute(world.store.pool())
+        .await
+        .unwrap();
     assert_eq!(finalize().await.unwrap_err().code(), "INTERNAL_ERROR");
-    sqlx::query("ALTER TABLE document_series_away RENAME TO document_series").execute(world.store.pool()).await.unwrap();
+    sqlx::query("ALTER TABLE document_series_away RENAME TO document_series")
+        .execute(world.store.pool())
+        .await
+        .unwrap();
     let calls: Vec<_> = world.log.calls.lock().unwrap().iter().map(|(call, _)| *call).collect();
     assert_eq!(calls, ["period_end", "seal", "reopen"]);
     let done = finalize().await.unwrap();

@@ -22,7 +22,8 @@ pub(super) fn lines(job: &Job<'_>) -> Result<Vec<DraftLine>> {
             .catalog
             .product(item.product_id)
             .ok_or_else(|| Error::invariant(format!("product {} is not in the catalog", item.product_id)))?;
-        let in_period = item.added_at < charge.period.end && item.removed_at.is_none_or(|end| end > charge.period.start);
+        let in_period =
+            item.added_at < charge.period.end && item.removed_at.is_none_or(|end| end > charge.period.start);
         if in_period && product.kind != ProductType::Usage {
             lines.push(line(job, charge, item, product)?);
         }
@@ -84,7 +85,11 @@ fn line(job: &Job<'_>, charge: RecurringCharge, item: &ItemTerms, product: &Prod
         amount: walk.total,
         period: charge.period,
         supply_type: product.supply_type,
-        tax: LineTax { category: TaxCategoryCode::O, rate: Decimal::ZERO, amount: domain::Money::zero(walk.total.currency()) },
+        tax: LineTax {
+            category: TaxCategoryCode::O,
+            rate: Decimal::ZERO,
+            amount: domain::Money::zero(walk.total.currency()),
+        },
         atoms: vec![atom],
     })
 }

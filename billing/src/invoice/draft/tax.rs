@@ -47,7 +47,9 @@ fn group_tax(nets: &[Money], rate: Decimal, currency: Currency) -> Result<(Money
     let tax = Money::round(net.amount() * percent, currency)?;
     let unit = Decimal::new(1, currency.exponent());
     let exact: Vec<_> = nets.iter().map(|net| net.amount() * percent).collect();
-    let floor = |amount: &Decimal| amount.round_dp_with_strategy(currency.exponent(), rust_decimal::RoundingStrategy::ToNegativeInfinity);
+    let floor = |amount: &Decimal| {
+        amount.round_dp_with_strategy(currency.exponent(), rust_decimal::RoundingStrategy::ToNegativeInfinity)
+    };
     let mut shares: Vec<_> = exact.iter().map(floor).collect();
     let mut order: Vec<_> = (0..nets.len()).collect();
     order.sort_by_key(|index| std::cmp::Reverse((exact[*index] - shares[*index], std::cmp::Reverse(*index))));
@@ -69,7 +71,10 @@ mod tests {
     use domain::money::parse_decimal;
 
     fn euros(texts: &[&str]) -> Vec<Money> {
-        texts.iter().map(|text| Money::round(parse_decimal(text).expect("a decimal"), Currency::EUR).expect("small")).collect()
+        texts
+            .iter()
+            .map(|text| Money::round(parse_decimal(text).expect("a decimal"), Currency::EUR).expect("small"))
+            .collect()
     }
 
     /// invoices.md 4, test vectors: tax is rounded once per group and shared out without losing a cent.

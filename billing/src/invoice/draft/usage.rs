@@ -4,7 +4,7 @@ use domain::{BillingTiming, ChargeKind, Error, Instant, Money, Result, TaxCatego
 use rating::{Atom, RatedLine, RatingInput};
 use rust_decimal::Decimal;
 
-use super::{DraftLine, Job, LineTax, no_id, tiers_of, unit_rate};
+use super::{DraftLine, Job, LineTax, no_id, rate_of, tiers_of, unit_rate};
 use crate::invoice::line::InvoiceLineAtom;
 use crate::invoice::run::RunReason;
 use crate::invoice::words::{AppliesAt, InvoiceLineType};
@@ -30,11 +30,7 @@ fn usage_line(job: &Job<'_>, rated: &RatedLine, start: Instant, end: Instant) ->
     let quantity = rated.quantity.to_decimal()?;
     let unit_amount = match rated.atoms.as_slice() {
         [only] => unit_rate(only.price.model, &only.walk, only.amount, only.billable_quantity.to_decimal()?),
-        _ => {
-            let billable = rated.billable_quantity.to_decimal()?;
-            let rate = rated.amount.amount().checked_div(billable);
-            rate.map_or(Decimal::ZERO, |rate| rate.round_dp(super::RATE_DIGITS).normalize())
-        }
+        _ => rate_of(rated.amount, rated.billable_quantity.to_decimal()?),
     };
     let starts: Vec<_> = rated.atoms.iter().map(|atom| atom.segment_start).collect();
     let atoms = rated.atoms.iter().map(|atom| {
@@ -45,7 +41,11 @@ fn usage_line(job: &Job<'_>, rated: &RatedLine, start: Instant, end: Instant) ->
     Ok(DraftLine {
         line_type: InvoiceLineType::Usage,
         charge_kind: ChargeKind::Usage,
-        applies_at: if job.run.key.reason == RunReason::Closing { AppliesAt::Cancellation } else { AppliesAt::PeriodEnd },
+        applies_at: if job.run.key.reason == RunReason::Closing {
+            AppliesAt::Cancellation
+        } else {
+            AppliesAt::PeriodEnd
+        },
         billing_timing: BillingTiming::InArrears,
         product_id: rated.product_id,
         price_id: latest.price.price_id,
@@ -60,7 +60,11 @@ fn usage_line(job: &Job<'_>, rated: &RatedLine, start: Instant, end: Instant) ->
         amount: rated.amount,
         period: domain::period::Period { start, end },
         supply_type: product.supply_type,
-        tax: LineTax { category: TaxCategoryCode::O, rate: Decimal::ZERO, amount: Money::zero(rated.amount.currency()) },
+        tax: LineTax {
+            category: TaxCategoryCode::O,
+            rate: Decimal::ZERO,
+            amount: Money::zero(rated.amount.currency()),
+        },
         atoms: atoms.collect::<Result<_>>()?,
     })
 }
