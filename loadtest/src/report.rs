@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, presets};
 
 use crate::plan::Plan;
 use crate::tally::Sent;
@@ -65,7 +65,7 @@ pub fn print(outcome: &Outcome, plan: &Plan) {
     }
     rows.push(("totals exact".into(), if outcome.exact { "yes" } else { "NO" }.into()));
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     for (name, value) in rows {
         table.add_row([name, value]);
     }

@@ -2,7 +2,7 @@
 //! replay passes the same door as every event.
 
 use client::Api;
-use comfy_table::{Table, presets};
+use comfy_table::{LineStyle, Table, presets};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -40,7 +40,7 @@ async fn fetch(api: &Api, status: &str, code: Option<&str>) -> Result<Vec<Reject
 pub async fn list(access: &Access, status: &str, code: Option<&str>) -> Result<(), Failure> {
     let rejections = fetch(&api(access)?, status, code).await?;
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     table.set_header(["id", "rejected at", "status", "code", "metric", "customer", "reason"]);
     for row in &rejections {
         table.add_row([

@@ -8,7 +8,7 @@ mod used;
 mod world;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use client::Api;
 use client::views::{Breach, Invoice};
@@ -112,7 +112,7 @@ async fn empty(dir: &Path) -> Result<(), Failure> {
     std::fs::write(dir.join(MARKER), "Emptied by the next `kontorion demo`.\n").map_err(failed("writing to"))
 }
 
-async fn stop_left_over(postgres: &PathBuf) -> Result<(), Failure> {
+async fn stop_left_over(postgres: &Path) -> Result<(), Failure> {
     let failed = |error| Failure::work("stopping the PostgreSQL of an earlier demo", error);
     let engine = EmbeddedPostgres::start(postgres, PostgresOptions::default()).await.map_err(failed)?;
     match engine.stop().await.map_err(failed)? {

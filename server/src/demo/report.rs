@@ -3,7 +3,7 @@
 use client::plain_sum::invoice_cents;
 use client::sample::{METRICS, title};
 use client::views::{Breach, Invoice};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use rust_decimal::Decimal;
 
 use super::feed::Fed;
@@ -18,7 +18,7 @@ const ROWS_SHOWN: usize = 20;
 
 fn table(header: &[&str], numbers_from: usize) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     table.set_header(header);
     for column in table.column_iter_mut().skip(numbers_from) {
         column.set_cell_alignment(CellAlignment::Right);
