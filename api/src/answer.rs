@@ -1,17 +1,22 @@
 //! Envelopes and the small ways to answer (conventions.md, Envelopes).
 
+use std::borrow::Cow;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use domain::Error;
 use serde::Serialize;
 use store::Page;
 use store::list::PageResponse;
-use utoipa::ToSchema;
+use utoipa::__dev::ComposeSchema;
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::Answer;
 
 /// `{"data": {...}}`: a single resource or result.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Data<T> {
     /// The resource.
     pub data: T,
@@ -24,12 +29,56 @@ pub fn Data<T>(data: T) -> Data<T> {
 }
 
 /// `{"data": [...], "pagination": {...}}`: one page of a list.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct PageOf<T> {
     /// Rows in order.
     pub data: Vec<T>,
     /// How to go on.
     pub pagination: PageResponse,
+}
+
+// By hand: the derived schemas of generic types repeat the resource in place, and clients then see a type per envelope
+// and not the component of the reference.
+impl<T: ToSchema> ComposeSchema for Data<T> {
+    fn compose(_: Vec<RefOr<Schema>>) -> RefOr<Schema> {
+        let data = Ref::from_schema_name(T::name());
+        ObjectBuilder::new().property("data", data).required("data").into()
+    }
+}
+
+impl<T: ToSchema> ToSchema for Data<T> {
+    fn name() -> Cow<'static, str> {
+        "Data".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((T::name().into_owned(), T::schema()));
+        T::schemas(schemas);
+    }
+}
+
+impl<T: ToSchema> ComposeSchema for PageOf<T> {
+    fn compose(_: Vec<RefOr<Schema>>) -> RefOr<Schema> {
+        let rows = ArrayBuilder::new().items(Ref::from_schema_name(T::name()));
+        ObjectBuilder::new()
+            .property("data", rows)
+            .required("data")
+            .property("pagination", Ref::from_schema_name(PageResponse::name()))
+            .required("pagination")
+            .into()
+    }
+}
+
+impl<T: ToSchema> ToSchema for PageOf<T> {
+    fn name() -> Cow<'static, str> {
+        "PageOf".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((T::name().into_owned(), T::schema()));
+        schemas.push((PageResponse::name().into_owned(), PageResponse::schema()));
+        T::schemas(schemas);
+    }
 }
 
 impl<T> From<Page<T>> for PageOf<T> {
