@@ -1,8 +1,6 @@
 //! Invoices (invoices.md).
 
-use billing::invoice::{
-    self, FinalizeInvoiceRequest, GenerateInvoiceRequest, Invoice, InvoiceDTO, InvoiceLineAtom,
-};
+use billing::invoice::{self, FinalizeInvoiceRequest, GenerateInvoiceRequest, Invoice, InvoiceDTO, InvoiceLineAtom};
 use domain::{InvoiceId, InvoiceLineId};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
