@@ -1,13 +1,10 @@
 //! The router and the OpenAPI document, built from one list of handlers.
 
-use std::collections::BTreeMap;
-
 use axum::Router;
 use axum::middleware;
 use bytes::Bytes;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::path::{Operation, PathItem};
-use utoipa::openapi::schema::{ArrayItems, Schema};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     ComponentsBuilder, ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, ResponseBuilder,
@@ -16,6 +13,7 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::problem::{CONTENT_TYPE, Problem, ProblemField};
+use crate::tags::usage::IngestEventBatchRequest;
 use crate::{App, health, observe, tags};
 
 /// Every route of the process, around this state.
@@ -51,32 +49,7 @@ fn assembled() -> (Router<App>, OpenApi) {
     for item in document.paths.paths.values_mut() {
         operations(item).for_each(document_refusals);
     }
-    if let Some(components) = &mut document.components {
-        name_envelopes(&mut components.schemas);
-    }
     (routes, document)
-}
-
-/// Envelopes refer to the component that they hold. A generic type arrives here with its argument written out, so that
-/// generated clients would get a second, nameless type for every resource.
-fn name_envelopes(schemas: &mut BTreeMap<String, RefOr<Schema>>) {
-    let envelopes: Vec<String> =
-        schemas.keys().filter(|name| name.starts_with("Data_") || name.starts_with("PageOf_")).cloned().collect();
-    for envelope in envelopes {
-        let Some((_, inner)) = envelope.split_once('_') else { continue };
-        let Some(RefOr::T(Schema::Object(object))) = schemas.get_mut(&envelope) else { continue };
-        let Some(held) = object.properties.get_mut("data") else { continue };
-        let written_out = match held {
-            RefOr::T(Schema::Array(list)) => match &mut list.items {
-                ArrayItems::RefOrSchema(item) => std::mem::replace(&mut **item, Ref::from_schema_name(inner).into()),
-                ArrayItems::False => continue,
-            },
-            single => std::mem::replace(single, Ref::from_schema_name(inner).into()),
-        };
-        if matches!(written_out, RefOr::T(_)) {
-            schemas.entry(inner.to_owned()).or_insert(written_out);
-        }
-    }
 }
 
 fn frame() -> OpenApi {
@@ -88,6 +61,8 @@ fn frame() -> OpenApi {
     let components = ComponentsBuilder::new()
         .schema(Problem::name(), Problem::schema())
         .schema(ProblemField::name(), ProblemField::schema())
+        // Named by one branch of a body only, where utoipa does not collect it.
+        .schema(IngestEventBatchRequest::name(), IngestEventBatchRequest::schema())
         .security_scheme("api_key", SecurityScheme::Http(key))
         .build();
     let info = InfoBuilder::new()

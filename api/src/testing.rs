@@ -33,6 +33,8 @@ pub struct TestApi {
     pub sandbox: Client,
     /// Client of another tenant's live workspace.
     pub other: Client,
+    /// Client of that other tenant's sandbox.
+    pub other_sandbox: Client,
     /// The first tenant.
     pub tenant: NewTenant,
     // Dropped last: the database goes with it.
@@ -64,6 +66,7 @@ impl TestApi {
             live: client(&tenant.live),
             sandbox: client(&tenant.sandbox),
             other: client(&other.live),
+            other_sandbox: client(&other.sandbox),
             app,
             tenant,
             _database: database,

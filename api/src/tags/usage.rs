@@ -12,6 +12,9 @@ use ingest::usage::{
 };
 use ingest::view::{self, IngestEventRequest, SubscriptionUsage, UsageAggregateResponse, UsageEventView};
 use serde::Serialize;
+use utoipa::openapi::schema::{OneOfBuilder, Schema};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::problem::{Outline, Problem};
@@ -41,15 +44,29 @@ pub struct IngestEventBatchRequest {
     events: Vec<IngestEventRequest>,
 }
 
-/// Either form of the body.
-#[derive(utoipa::ToSchema)]
-#[schema(no_recursion)]
-#[allow(dead_code, reason = "schema of a body that ingest reads without building it")]
-pub enum IngestBody {
-    /// One event.
-    Single(IngestEventRequest),
-    /// A batch.
-    Batch(IngestEventBatchRequest),
+/// Either form of the body. Written by hand: ingest reads it without building it, so there is no enum to derive from.
+pub struct IngestBody;
+
+impl PartialSchema for IngestBody {
+    fn schema() -> RefOr<Schema> {
+        let form = |name: String| Ref::from_schema_name(name);
+        OneOfBuilder::new()
+            .item(form(IngestEventRequest::name().into_owned()))
+            .item(form(IngestEventBatchRequest::name().into_owned()))
+            .into()
+    }
+}
+
+impl ToSchema for IngestBody {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "IngestBody".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((IngestEventRequest::name().into_owned(), IngestEventRequest::schema()));
+        schemas.push((IngestEventBatchRequest::name().into_owned(), IngestEventBatchRequest::schema()));
+        IngestEventRequest::schemas(schemas);
+    }
 }
 
 /// What became of each event.
