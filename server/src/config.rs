@@ -217,7 +217,8 @@ impl Default for Config {
             trusted_proxies: Vec::new(),
             public_url: None,
             log_format: LogFormat::Auto,
-            log_filter: "info".to_owned(),
+            // PostgreSQL tells at every start that the table of migrations exists.
+            log_filter: "info,sqlx::postgres::notice=warn".to_owned(),
             stop_timeout_seconds: 60,
         }
     }

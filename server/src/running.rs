@@ -88,7 +88,7 @@ impl Running {
                 warn!(part = part.name, "did not stop in time");
                 late.push(part.name);
             } else {
-                info!(part = part.name, elapsed_ms = begun.elapsed().as_millis(), "stopped");
+                info!(part = part.name, elapsed_ms = begun.elapsed().as_secs_f64() * 1e3, "stopped");
             }
         }
         late
