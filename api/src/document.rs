@@ -13,7 +13,6 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::problem::{CONTENT_TYPE, Problem, ProblemField};
-use crate::tags::usage::IngestEventBatchRequest;
 use crate::{App, health, observe, tags};
 
 /// Every route of the process, around this state.
@@ -61,8 +60,6 @@ fn frame() -> OpenApi {
     let components = ComponentsBuilder::new()
         .schema(Problem::name(), Problem::schema())
         .schema(ProblemField::name(), ProblemField::schema())
-        // Named by one branch of a body only, where utoipa does not collect it.
-        .schema(IngestEventBatchRequest::name(), IngestEventBatchRequest::schema())
         .security_scheme("api_key", SecurityScheme::Http(key))
         .build();
     let info = InfoBuilder::new()

@@ -1,0 +1,9 @@
+//! The mechanisms of the API, its keys and its catalog, through the router on a real database.
+
+mod catalog;
+mod document;
+mod keys;
+mod lists;
+mod mechanisms;
+mod repeats;
+mod tenancy;
