@@ -244,7 +244,9 @@ mod tests {
     /// C2 and C7b are stubs; C5 is shorter than the interval before it and nevertheless full.
     #[test]
     fn only_a_stub_has_another_interval_as_its_whole() {
-        for (start, anchor, days) in [("2026-01-20", 1, (12, 31)), ("2026-03-15", 1, (17, 31)), ("2026-01-31", 28, (28, 28))] {
+        for (start, anchor, days) in
+            [("2026-01-20", 1, (12, 31)), ("2026-03-15", 1, (17, 31)), ("2026-01-31", 28, (28, 28))]
+        {
             let schedule = schedule(start, Monthly, 1, Some(anchor), Tz::UTC);
             let first = schedule.period(0);
             assert_eq!((first.seconds() / 86_400, schedule.whole(first).seconds() / 86_400), days, "{start}");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use domain::{Position, UsageEventId};
+use fjall::compaction::Leveled;
 use fjall::config::{
     BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry, PartitioningPolicy, PinningPolicy,
 };
@@ -20,9 +21,14 @@ const INDEX_FILTER_BITS: f32 = 10.0;
 /// The smallest filter: one page.
 const FILTER_CAPACITY_MIN: u64 = 2_500;
 
-/// Days, counted from 1970, whose ids a bucket takes; the end is exclusive.
+/// Tables that gather before they are merged: the index slows writers down at twenty.
+pub(super) const L0_TABLES: u8 = 16;
+
+/// Days, counted from 1970, whose ids a bucket takes; the end is exclusive. Several buckets may share days.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Days {
+    /// Order of creation.
+    pub number: u64,
     pub start: i64,
     pub end: i64,
 }
@@ -30,13 +36,14 @@ pub(super) struct Days {
 impl Days {
     /// As the keyspace is called.
     fn name(self) -> String {
-        format!("ids-{}-{}", self.start, self.end)
+        format!("ids-{}-{}-{}", self.number, self.start, self.end)
     }
 
     /// From the name of a keyspace; `None` for another one.
     pub fn parse(name: &str) -> Option<Self> {
-        let (start, end) = name.strip_prefix("ids-")?.split_once('-')?;
-        Some(Self { start: start.parse().ok()?, end: end.parse().ok()? })
+        let (number, days) = name.strip_prefix("ids-")?.split_once('-')?;
+        let (start, end) = days.split_once('-')?;
+        Some(Self { number: number.parse().ok()?, start: start.parse().ok()?, end: end.parse().ok()? })
     }
 }
 
@@ -176,6 +183,7 @@ impl Bucket {
 fn options(memtable_bytes: u64) -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default()
         .max_memtable_size(memtable_bytes)
+        .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(L0_TABLES)))
         .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(
             INDEX_FILTER_BITS,
         ))))

@@ -79,9 +79,7 @@ pub fn decode(log: &LogIdentity, record: LogRecord) -> Decoded {
         return Decoded::Foreign { position, accepted_at, headers, payload: record.payload };
     }
     match Record::decode(&record.payload) {
-        Ok(Record::Usage(event)) => {
-            Decoded::Usage { position, payload_hash: event.payload_hash(), event }
-        }
+        Ok(Record::Usage(event)) => Decoded::Usage { position, payload_hash: event.payload_hash(), event },
         Ok(Record::Control(control)) => Decoded::Control { position, control },
         Err(error) => Decoded::Bad { position, error, payload: record.payload },
     }

@@ -27,8 +27,8 @@ use crate::dedup::DedupIndex;
 use crate::log::{EventLog, LogError, Partition};
 use crate::metrics::Metrics;
 use crate::usage::UsageStore;
-pub use decode::Secrets;
 use decode::Decoded;
+pub use decode::Secrets;
 use durable::Fill;
 use routing::Routed;
 

@@ -11,7 +11,7 @@ use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -46,6 +46,10 @@ pub(super) struct SlotState {
     assigned: AtomicBool,
     /// Number of the reader that is in charge; a rebalance or a new reader raises it.
     reader: AtomicU64,
+    /// Records did not come through the partition's own queue: the reader must seek again.
+    astray: AtomicBool,
+    /// Offsets that the reader before did not get: from the first to the one that came in its place.
+    gap: Mutex<Option<(u64, u64)>>,
     /// Something came, or the reader was replaced.
     pub changed: Notify,
 }
@@ -60,6 +64,22 @@ impl SlotState {
 
     pub fn is_in_charge(&self, number: u64) -> bool {
         self.assigned.load(Ordering::Acquire) && self.reader.load(Ordering::Acquire) == number
+    }
+
+    /// Whether records were missed since the last seek.
+    pub fn is_astray(&self) -> bool {
+        self.astray.load(Ordering::Acquire)
+    }
+
+    /// Records come the right way again, from the seek on that follows.
+    pub fn set_right(&self) {
+        self.astray.store(false, Ordering::Release);
+    }
+
+    /// Whether offsets that are missing are missing in the topic, too: a gap is believed when a second reader, after a seek
+    /// of its own, meets the same one. A fetch that was under way while a partition was sought may answer from elsewhere.
+    pub fn is_known_gap(&self, from: u64, to: u64) -> bool {
+        self.gap.lock().replace((from, to)) == Some((from, to))
     }
 
     fn assign(&self, assigned: bool) {
@@ -96,8 +116,13 @@ impl Membership {
         let slots = slots.collect::<Result<Vec<_>, _>>()?;
         consumer.subscribe(&[&options.topic]).map_err(|error| kafka_error("joining the group", error))?;
         let poller = {
-            let (consumer, stop) = (consumer.clone(), stop.clone());
-            std::thread::Builder::new().name("log-group".to_owned()).spawn(move || poll(&consumer, &stop))
+            let poller = Poller {
+                consumer: consumer.clone(),
+                topic: options.topic.clone(),
+                slots: slots.clone(),
+                stop: stop.clone(),
+            };
+            std::thread::Builder::new().name("log-group".to_owned()).spawn(move || poller.run())
         };
         let poller = poller.map_err(|error| LogError::Unusable(format!("starting the group's thread: {error}")))?;
         let topic = options.topic.clone();
@@ -156,53 +181,83 @@ fn config(options: &KafkaOptions) -> rdkafka::ClientConfig {
     config
 }
 
-/// The partition's own queue. Split off before the group assigns anything, it stays split: librdkafka respects what the
-/// application forwarded.
 fn slot(
     consumer: &Arc<BaseConsumer<Rebalances>>,
     topic: &str,
     partition: Partition,
     state: Arc<SlotState>,
 ) -> Result<Arc<Slot>, LogError> {
+    let queue = split(consumer, topic, partition, &state)?;
+    Ok(Arc::new(Slot { partition, state, queue: Mutex::new(queue) }))
+}
+
+/// The partition's own queue. Split off before the group assigns anything, it stays split: librdkafka respects what the
+/// application forwarded.
+fn split(
+    consumer: &Arc<BaseConsumer<Rebalances>>,
+    topic: &str,
+    partition: Partition,
+    state: &Arc<SlotState>,
+) -> Result<PartitionQueue<Rebalances>, LogError> {
     let mut queue = consumer
         .split_partition_queue(topic, partition.cast_signed())
         .ok_or_else(|| LogError::Unusable(format!("{topic} is not a name for a topic")))?;
     let woken = state.clone();
     queue.set_nonempty_callback(move || woken.changed.notify_waiters());
-    Ok(Arc::new(Slot { partition, state, queue: Mutex::new(queue) }))
+    Ok(queue)
 }
 
-/// Serves the group until the log is closed. Records never come this way.
-fn poll(consumer: &BaseConsumer<Rebalances>, stop: &AtomicBool) {
-    while !stop.load(Ordering::Acquire) {
-        serve(consumer);
-    }
-    // Closing gives the partitions up, by the same messages as a rebalance.
-    if let Err(error) = consumer.close_queue() {
-        tracing::warn!(error = %error, "leaving the consumer group");
-        return;
-    }
-    while !consumer.closed() {
-        serve(consumer);
-    }
+/// The thread that serves the group until the log is closed.
+struct Poller {
+    consumer: Arc<BaseConsumer<Rebalances>>,
+    topic: String,
+    slots: Vec<Arc<Slot>>,
+    stop: Arc<AtomicBool>,
 }
 
-fn serve(consumer: &BaseConsumer<Rebalances>) {
-    match consumer.poll(POLL) {
-        None => {}
-        Some(Ok(message)) => {
-            // It would be lost here and not noticed: the reader of its partition finds the gap by its offset.
-            tracing::error!(
-                log.partition = message.partition(),
-                log.offset = message.offset(),
-                "a record came the wrong way"
-            );
+impl Poller {
+    fn run(&self) {
+        while !self.stop.load(Ordering::Acquire) {
+            self.serve();
         }
-        Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
-            tracing::error!(error = %error, "this node cannot be in the consumer group any more: restart it");
-            std::thread::sleep(POLL);
+        // Closing gives the partitions up, by the same messages as a rebalance.
+        if let Err(error) = self.consumer.close_queue() {
+            tracing::warn!(error = %error, "leaving the consumer group");
+            return;
         }
-        Some(Err(error)) => tracing::warn!(error = %error, "consumer group"),
+        while !self.consumer.closed() {
+            self.serve();
+        }
+    }
+
+    fn serve(&self) {
+        match self.consumer.poll(POLL) {
+            None => {}
+            Some(Ok(message)) => self.astray(&message),
+            Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
+                tracing::error!(error = %error, "this node cannot be in the consumer group any more: restart it");
+                std::thread::sleep(POLL);
+            }
+            Some(Err(error)) => tracing::warn!(error = %error, "consumer group"),
+        }
+    }
+
+    /// A record that did not come through its partition's queue: librdkafka forgot the partition (its topic was reported
+    /// as missing for a moment) and made it anew. Its reader must seek again, or the record would be lost.
+    fn astray(&self, message: &BorrowedMessage<'_>) {
+        let Some(slot) = self.slots.get(message.partition() as usize) else { return };
+        if slot.state.is_astray() {
+            return;
+        }
+        tracing::warn!(log.partition = slot.partition, log.offset = message.offset(), "seeking a partition again");
+        let mut queue = slot.queue.lock();
+        slot.state.astray.store(true, Ordering::Release);
+        match split(&self.consumer, &self.topic, slot.partition, &slot.state) {
+            Ok(split) => *queue = split,
+            Err(error) => tracing::error!(error = %error, log.partition = slot.partition, "a partition cannot be read"),
+        }
+        drop(queue);
+        slot.state.changed.notify_waiters();
     }
 }
 

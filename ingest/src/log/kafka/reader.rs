@@ -42,6 +42,7 @@ impl KafkaReader {
             let queue = reader.slot.queue.lock();
             // What was fetched for the reader before, and its errors, which no seek would throw away.
             while queue.poll(Duration::ZERO).is_some() {}
+            reader.slot.state.set_right();
             reader.move_to(from)?;
         }
         Ok(reader)
@@ -73,12 +74,26 @@ impl KafkaReader {
         let queue = self.slot.queue.lock();
         // Under the lock: a reader that takes over seeks under it.
         self.in_charge()?;
+        if self.slot.state.is_astray() {
+            return Err(transient("reading", "records were missed: seek again"));
+        }
         let mut records = Vec::new();
         while records.len() < max {
             match queue.poll(Duration::ZERO) {
                 None => break,
                 Some(Ok(message)) => {
                     let record = record(&message);
+                    if record.offset > self.next && !self.slot.state.is_known_gap(self.next, record.offset) {
+                        tracing::warn!(
+                            log.partition = self.slot.partition,
+                            wanted = self.next,
+                            found = record.offset,
+                            "offsets are missing: seeking again"
+                        );
+                        self.trouble =
+                            Some(KafkaError::Seek(format!("offset {} came for {}", record.offset, self.next)));
+                        break;
+                    }
                     if record.offset >= self.next {
                         self.next = record.offset + 1;
                         records.push(record);

@@ -22,6 +22,8 @@ pub(super) struct LocalReader {
     next: u64,
     /// Records from `next` on that were read from a file with those before.
     ahead: VecDeque<Bytes>,
+    /// The segment that was read last stays in memory: to map it again and find its chunks is dear.
+    view: Option<Arc<View>>,
     /// Ends when another reader took over.
     number: u64,
     grown: watch::Receiver<u64>,
@@ -34,7 +36,7 @@ impl LocalReader {
         let grown = state.grown.subscribe();
         // The reader before it is waiting, perhaps: it must see that it was replaced.
         state.grown.send_modify(|_| ());
-        Ok(Self { shared, partition, next: from, ahead: VecDeque::new(), number, grown })
+        Ok(Self { shared, partition, next: from, ahead: VecDeque::new(), view: None, number, grown })
     }
 
     fn state(&self) -> &PartitionState {
@@ -73,15 +75,20 @@ impl PartitionReader for LocalReader {
             self.grown.mark_unchanged();
             let found = self.state().tail.lock().read(self.next, max);
             match found {
-                Found::Records(records) => return Ok(self.hand_out(records)),
+                Found::Records(records) => {
+                    self.view = None;
+                    return Ok(self.hand_out(records));
+                }
                 Found::InFile => {
                     let (shared, partition, next) = (self.shared.clone(), self.partition, self.next);
                     // Pages that are not in memory block the thread.
                     let read = tokio::task::spawn_blocking(move || read_file(&shared, partition, next, max));
-                    self.ahead = read.await.map_err(|error| LogError::Transient {
+                    let read = read.await.map_err(|error| LogError::Transient {
                         operation: "reading the event log".to_owned(),
                         source: error.into(),
                     })??;
+                    self.ahead = read.records;
+                    self.view = Some(read.view);
                 }
                 // The sender lives as long as the log that this reader holds.
                 Found::Nothing => drop(self.grown.changed().await),
@@ -90,8 +97,13 @@ impl PartitionReader for LocalReader {
     }
 }
 
+struct Read {
+    records: VecDeque<Bytes>,
+    view: Arc<View>,
+}
+
 /// The records of one segment from an offset on: whole chunks, until there are `wanted`.
-fn read_file(shared: &Shared, partition: Partition, from: u64, wanted: usize) -> Result<VecDeque<Bytes>, LogError> {
+fn read_file(shared: &Shared, partition: Partition, from: u64, wanted: usize) -> Result<Read, LogError> {
     let gone = || {
         let (first, end) = (shared.first(partition), shared.partitions[partition as usize].tail.lock().end());
         LogError::OutOfRange { partition, wanted: from, first, end }
@@ -112,7 +124,7 @@ fn read_file(shared: &Shared, partition: Partition, from: u64, wanted: usize) ->
     if records.is_empty() {
         return Err(damaged(&segment.path, 0));
     }
-    Ok(records)
+    Ok(Read { records, view })
 }
 
 /// The chunks from the one that holds `from` until `wanted` records are there, as far as the segment goes.

@@ -1,0 +1,404 @@
+//! A workspace with a catalog, and ingest on the local log and PostgreSQL, for tests of counting.
+
+#![allow(dead_code, reason = "every test binary uses its own part")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use catalog::compiled::Snapshots;
+use domain::{
+    Actor, BindingId, Clock, CustomerId, Instant, MeterId, OrganizationId, PlanId, PriceId, ProductId, Scope,
+    SubscriptionId, UsageEventId, VersionId, WorkspaceId, WorkspaceMode,
+};
+use engines::testing::TestDatabase;
+use ingest::dedup::DedupOptions;
+use ingest::door::{Door, Entry};
+use ingest::log::local::{LocalLog, LocalLogOptions};
+use ingest::log::registry::{self, LogKind};
+use ingest::log::{Append, EventLog};
+use ingest::metrics::Metrics;
+use ingest::partition::{Settings, Shared};
+use ingest::record::{Control, ControlKind, Record};
+use ingest::supervisor::Ingest;
+use ingest::usage::UsageStore;
+use ingest::usage::postgres::PostgresUsage;
+use ingest::view::{self, SubscriptionUsage};
+use serde_json::{Value, json};
+use store::Store;
+
+pub const PARTITIONS: u32 = 2;
+
+/// A workspace that sells tokens: SUM, STAIRCASE 0–1,000 at 0.10, –10,000 at 0.08, above 0.05 EUR; 100 included.
+pub struct World {
+    pub store: Store,
+    pub snapshots: Arc<Snapshots>,
+    pub log: Arc<dyn EventLog>,
+    pub usage: Arc<dyn UsageStore>,
+    pub door: Door,
+    pub ingest: Option<Ingest>,
+    pub scope: Scope,
+    pub product: ProductId,
+    pub customer: CustomerId,
+    pub subscription: SubscriptionId,
+    plan: PlanId,
+    plan_version: VersionId,
+    pub settings: Settings,
+    dir: tempfile::TempDir,
+    _database: TestDatabase,
+}
+
+/// First instant of the running period of every subscription.
+pub fn period_start() -> Instant {
+    at("2026-01-01T00:00:00Z")
+}
+
+pub fn at(text: &str) -> Instant {
+    chrono::DateTime::parse_from_rfc3339(text).expect("a timestamp").to_utc()
+}
+
+impl World {
+    /// A fresh database, a fresh log, a running ingest.
+    pub async fn start() -> Self {
+        let mut world = Self::idle(json!({}), json!({})).await;
+        world.run().await;
+        world
+    }
+
+    /// The same without ingest; members of the meter's and the price's snapshot can be replaced.
+    pub async fn idle(meter: Value, price: Value) -> Self {
+        let database = engines::testing::database().await;
+        let store = Store::connect(database.url(), 10).await.expect("the test database answers");
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = open_log(&store, dir.path()).await;
+        let snapshots = Snapshots::start(store.clone()).await.expect("snapshots");
+        let usage: Arc<dyn UsageStore> = Arc::new(PostgresUsage::new(store.clone()));
+        let scope = Scope {
+            organization_id: OrganizationId::generate(),
+            workspace_id: WorkspaceId::generate(),
+            mode: WorkspaceMode::Live,
+            actor: Actor::System,
+            clock: Clock::System,
+        };
+        let door = Door::new(store.clone(), snapshots.clone(), log.clone());
+        let mut world = Self {
+            store,
+            snapshots,
+            log,
+            usage,
+            door,
+            ingest: None,
+            scope,
+            product: ProductId::generate(),
+            customer: CustomerId::generate(),
+            subscription: SubscriptionId::generate(),
+            plan: PlanId::generate(),
+            plan_version: VersionId::generate(),
+            settings: Settings { checkpoint_interval: Duration::from_millis(20), ..Settings::default() },
+            dir,
+            _database: database,
+        };
+        world.catalog(meter, price).await;
+        (world.customer, world.subscription) = world.subscribe().await;
+        world
+    }
+
+    /// Starts ingest.
+    pub async fn run(&mut self) {
+        let shared = self.shared();
+        let indexes = self.dir.path().join("dedup");
+        self.ingest = Some(Ingest::start(shared, indexes, DedupOptions::default()).await.expect("ingest starts"));
+    }
+
+    pub fn shared(&self) -> Arc<Shared> {
+        Arc::new(Shared {
+            store: self.store.clone(),
+            snapshots: self.snapshots.clone(),
+            log: self.log.clone(),
+            usage: self.usage.clone(),
+            settings: self.settings.clone(),
+            metrics: Metrics::new(&prometheus::Registry::new()),
+            clock: Clock::System,
+            secrets: Default::default(),
+        })
+    }
+
+    /// Ends ingest and the log, gracefully or as a crash would, and opens the log again.
+    pub async fn restart(&mut self, gracefully: bool) {
+        let ingest = self.ingest.take().expect("ingest runs");
+        if gracefully {
+            ingest.stop().await;
+        } else {
+            ingest.kill();
+            self.log.close().await;
+        }
+        self.reopen().await;
+    }
+
+    /// Deletes the deduplication indexes, as if the partitions came from another node.
+    pub fn forget_indexes(&self) {
+        std::fs::remove_dir_all(self.dir.path().join("dedup")).expect("the indexes are there");
+    }
+
+    /// Opens the log again and starts ingest.
+    pub async fn reopen(&mut self) {
+        let empty: Arc<dyn EventLog> = Arc::new(Closed(self.log.identity().clone()));
+        self.log = empty.clone();
+        self.door = Door::new(self.store.clone(), self.snapshots.clone(), empty);
+        self.log = open_log_when_free(&self.store, self.dir.path()).await;
+        self.door = Door::new(self.store.clone(), self.snapshots.clone(), self.log.clone());
+        self.run().await;
+    }
+
+    async fn execute(&self, sql: &str) {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(self.store.pool()).await.expect("a fixture");
+    }
+
+    async fn version(&self, id: VersionId, entity_type: &str, entity_id: uuid::Uuid, snapshot: Value) {
+        sqlx::query(
+            "INSERT INTO entity_version (id, workspace_id, entity_type, entity_id, version, status, created_at, snapshot)
+             VALUES ($1, $2, $3, $4, 1, 'active', now(), $5)",
+        )
+        .bind(id)
+        .bind(self.scope.workspace_id)
+        .bind(entity_type)
+        .bind(entity_id)
+        .bind(snapshot)
+        .execute(self.store.pool())
+        .await
+        .expect("a version");
+    }
+
+    async fn catalog(&self, meter_members: Value, price_members: Value) {
+        let (o, w, product, plan) = (self.scope.organization_id, self.scope.workspace_id, self.product, self.plan);
+        let (meter, binding, price) = (MeterId::generate(), BindingId::generate(), PriceId::generate());
+        self.execute(&format!(
+            "INSERT INTO organization (id, name, created_at, updated_at) VALUES ('{o}', 'Test', now(), now());
+             INSERT INTO workspace VALUES ('{w}', '{o}', 'Test', 'live', decode('00112233', 'hex'), now());
+             INSERT INTO product (id, organization_id, workspace_id, name, type, pricing_model, tax_category, supply_type, status,
+                 unmatched_price_key_policy, version, created_at, updated_at)
+             VALUES ('{product}', '{o}', '{w}', 'Tokens', 'USAGE', 'STAIRCASE', 'DEFAULT', 'SERVICES', 'published', 'reject', 1,
+                 now(), now());
+             INSERT INTO plan (id, organization_id, workspace_id, name, status, version, created_at, updated_at)
+             VALUES ('{plan}', '{o}', '{w}', 'Plan', 'published', 1, now(), now());
+             INSERT INTO meter (id, organization_id, workspace_id, key, name, metric_key, function, \"window\", status, version,
+                 created_at, updated_at)
+             VALUES ('{meter}', '{o}', '{w}', 'tokens', 'Tokens', 'tokens', 'SUM', '{{}}', 'active', 1, now(), now());
+             INSERT INTO product_meter_binding (id, organization_id, workspace_id, product_id, meter_id, role, metric_key, version,
+                 status, created_at, updated_at)
+             VALUES ('{binding}', '{o}', '{w}', '{product}', '{meter}', 'PRIMARY', 'tokens', 1, 'active', now(), now());
+             INSERT INTO price (id, organization_id, workspace_id, product_id, currency, kind, status, tiers, version, created_at,
+                 updated_at)
+             VALUES ('{price}', '{o}', '{w}', '{product}', 'EUR', 'BASE', 'active', '[]', 1, now(), now());"
+        ))
+        .await;
+        let mut snapshot = json!({
+            "function": "SUM", "late_event_policy": "NEXT_PERIOD", "window": {"kind": "BILLING_PERIOD"},
+            "thresholds": [
+                {"name": "80", "comparator": "GTE", "value": "80", "basis": "ABSOLUTE", "rearm": false,
+                 "actions": [{"kind": "WEBHOOK", "event_type": "meter.threshold_breached"}]},
+                {"name": "100", "comparator": "GTE", "value": "100", "basis": "ABSOLUTE", "rearm": false,
+                 "actions": [{"kind": "WEBHOOK", "event_type": "meter.threshold_breached"}]},
+            ],
+        });
+        merge(&mut snapshot, meter_members);
+        self.version(VersionId::generate(), "meter", meter.0, snapshot).await;
+        let binding_snapshot = json!({"role": "PRIMARY", "multiplier": "1", "thresholds": []});
+        self.version(VersionId::generate(), "binding", binding.0, binding_snapshot).await;
+        let tier = |order: u32, up_to: Value, rate: &str| json!({"tier_order": order, "up_to": up_to, "unit_amount": rate, "flat_amount": "0"});
+        let mut tiers = json!({"tiers": [tier(1, json!("1000"), "0.10"), tier(2, json!("10000"), "0.08"), tier(3, Value::Null, "0.05")]});
+        merge(&mut tiers, price_members);
+        self.version(VersionId::generate(), "price", price.0, tiers).await;
+        let snapshot =
+            json!({"products": [{"product_id": product, "included_quantity": "100", "overage_policy": "CHARGE"}]});
+        self.version(self.plan_version, "plan", plan.0, snapshot).await;
+    }
+
+    /// A further customer with a monthly subscription that began on 2026-01-01.
+    pub async fn subscribe(&self) -> (CustomerId, SubscriptionId) {
+        let (customer, subscription) = (CustomerId::generate(), SubscriptionId::generate());
+        let (o, w, plan, version) = (self.scope.organization_id, self.scope.workspace_id, self.plan, self.plan_version);
+        let home = domain::home::partition(customer, PARTITIONS);
+        let (item, wallet, product) = (uuid::Uuid::now_v7(), uuid::Uuid::now_v7(), self.product);
+        self.execute(&format!(
+            "INSERT INTO customer (id, organization_id, workspace_id, email, name, customer_type, billing_model, mode, status,
+                 created_at, updated_at)
+             VALUES ('{customer}', '{o}', '{w}', 'a@example.com', 'A', 'BUSINESS', 'POSTPAID', 'POSTPAID', 'ACTIVE', now(), now());
+             INSERT INTO wallet (id, organization_id, workspace_id, customer_id, currency, is_primary, created_at, updated_at)
+             VALUES ('{wallet}', '{o}', '{w}', '{customer}', 'EUR', true, now(), now());
+             INSERT INTO subscription (id, organization_id, workspace_id, customer_id, home_partition, plan_id, plan_version,
+                 plan_version_id, currency, billing_interval_unit, billing_interval_count, billing_anchor_day, billing_timing,
+                 timezone, auto_renew, started_at, first_period_start, status, created_at, updated_at)
+             VALUES ('{subscription}', '{o}', '{w}', '{customer}', {home}, '{plan}', 1, '{version}', 'EUR', 'monthly', 1, 1,
+                 'IN_ARREARS', 'UTC', true, '2026-01-01Z', '2026-01-01Z', 'ACTIVE', now(), now());
+             INSERT INTO subscription_item (id, workspace_id, subscription_id, product_id, charge_kind, billing_timing, added_at,
+                 created_at, updated_at)
+             VALUES ('{item}', '{w}', '{subscription}', '{product}', 'USAGE', 'IN_ARREARS', '2026-01-01Z', now(), now());"
+        ))
+        .await;
+        (customer, subscription)
+    }
+
+    /// An event of the first subscription.
+    pub fn event(&self, key: &str, quantity: impl Into<Value>, timestamp: &str) -> Value {
+        json!({
+            "customer_id": self.customer, "subscription_id": self.subscription, "product_id": self.product,
+            "metric_key": "tokens", "quantity": quantity.into(), "timestamp": timestamp, "idempotency_key": key,
+        })
+    }
+
+    /// Sends events through the door.
+    pub async fn send(&self, events: &[Value]) -> Vec<Entry> {
+        let texts: Vec<String> = events.iter().map(Value::to_string).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        self.door.accept(&self.scope, &texts).await.expect("the door is open")
+    }
+
+    /// Sends events that must all be accepted.
+    pub async fn accept(&self, events: &[Value]) -> Vec<UsageEventId> {
+        let accepted = self.send(events).await.into_iter().map(|entry| match entry {
+            Entry::Accepted(id) => id,
+            other => panic!("must be accepted: {other:?}"),
+        });
+        accepted.collect()
+    }
+
+    pub async fn usage_at(&self, subscription: SubscriptionId, instant: Instant) -> SubscriptionUsage {
+        view::subscription_usage(&self.store, &self.snapshots, &self.scope, subscription, Some(instant))
+            .await
+            .expect("usage can be read")
+    }
+
+    /// Waits until every record of the log is in a checkpoint.
+    pub async fn settle(&self) {
+        for partition in 0..PARTITIONS {
+            let end = self.log.end(partition).await.expect("an end");
+            self.eventually("the log is counted", async || {
+                let next: Option<i64> = sqlx::query_scalar(
+                    "SELECT next_offset FROM partition_checkpoint WHERE log_id = $1 AND partition = $2",
+                )
+                .bind(self.log.identity().id)
+                .bind(partition.cast_signed())
+                .fetch_optional(self.store.pool())
+                .await
+                .expect("a checkpoint");
+                next.unwrap_or(0).unsigned_abs() >= end
+            })
+            .await;
+        }
+    }
+
+    /// Looks again until it holds.
+    pub async fn eventually(&self, what: &str, holds: impl AsyncFn() -> bool) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        while !holds().await {
+            assert!(tokio::time::Instant::now() < deadline, "in vain: {what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Quantity, counted events and amount of the first subscription's window at an instant.
+    pub async fn totals(&self, instant: Instant) -> (String, u64, String) {
+        self.totals_of(self.subscription, instant).await
+    }
+
+    pub async fn totals_of(&self, subscription: SubscriptionId, instant: Instant) -> (String, u64, String) {
+        let usage = self.usage_at(subscription, instant).await;
+        usage.metrics.first().map_or(("0".into(), 0, "0.00 EUR".into()), |metric| {
+            (metric.quantity.to_string(), metric.event_count, metric.estimated_amount.to_string())
+        })
+    }
+
+    pub async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(self.store.pool()).await.expect("a count")
+    }
+
+    /// Publishes a control record for the first subscription's window.
+    pub async fn control(&self, kind: ControlKind, start: &str, end: &str) {
+        let control = Control {
+            kind,
+            workspace_id: self.scope.workspace_id,
+            subscription_id: self.subscription,
+            customer_id: self.customer,
+            window_start: at(start),
+            window_end: at(end),
+            catalog_revision: self.snapshots.revision(),
+        };
+        let partition = domain::home::partition(self.customer, PARTITIONS);
+        self.append(partition, Record::Control(control)).await;
+    }
+
+    /// Puts a record into the log past the door.
+    pub async fn append(&self, partition: u32, record: Record) {
+        self.append_raw(partition, record.encode()).await;
+    }
+
+    pub async fn append_raw(&self, partition: u32, payload: bytes::Bytes) {
+        for outcome in self.log.append(vec![Append { partition, payload }]).await {
+            outcome.expect("durable");
+        }
+    }
+
+    pub fn home(&self) -> u32 {
+        domain::home::partition(self.customer, PARTITIONS)
+    }
+}
+
+fn merge(target: &mut Value, members: Value) {
+    if let (Some(target), Value::Object(members)) = (target.as_object_mut(), members) {
+        target.extend(members);
+    }
+}
+
+async fn open_log(store: &Store, dir: &Path) -> Arc<dyn EventLog> {
+    Arc::new(try_open(store, dir).await.expect("the log opens"))
+}
+
+async fn try_open(store: &Store, dir: &Path) -> Result<LocalLog, ingest::log::LogError> {
+    let dir = dir.join("log");
+    let id = LocalLog::prepare(&dir, PARTITIONS)?;
+    let identity = registry::register(store, LogKind::Local, &id.to_string(), PARTITIONS, Clock::System.now())
+        .await
+        .expect("the log is registered");
+    let options = LocalLogOptions { segment_bytes: 1 << 20, ..LocalLogOptions::default() };
+    LocalLog::open(&dir, identity, options)
+}
+
+/// The threads of the log before it give its lock back when they are through.
+async fn open_log_when_free(store: &Store, dir: &Path) -> Arc<dyn EventLog> {
+    for _ in 0..1_000 {
+        if let Ok(log) = try_open(store, dir).await {
+            return Arc::new(log);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    open_log(store, dir).await
+}
+
+/// Stands in while a log is being opened again.
+struct Closed(ingest::log::LogIdentity);
+
+#[async_trait::async_trait]
+impl EventLog for Closed {
+    fn identity(&self) -> &ingest::log::LogIdentity {
+        &self.0
+    }
+    async fn append(&self, records: Vec<Append>) -> Vec<Result<u64, ingest::log::LogError>> {
+        records.iter().map(|_| Err(ingest::log::LogError::Full)).collect()
+    }
+    async fn join(&self) -> Result<tokio::sync::mpsc::Receiver<ingest::log::Assignment>, ingest::log::LogError> {
+        Err(ingest::log::LogError::Full)
+    }
+    async fn reader(
+        &self,
+        partition: u32,
+        _: u64,
+    ) -> Result<Box<dyn ingest::log::PartitionReader>, ingest::log::LogError> {
+        Err(ingest::log::LogError::Revoked(partition))
+    }
+    async fn end(&self, _: u32) -> Result<u64, ingest::log::LogError> {
+        Ok(0)
+    }
+    async fn passed(&self, _: u32, _: u64) {}
+    async fn close(&self) {}
+}

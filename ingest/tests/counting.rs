@@ -1,0 +1,298 @@
+//! Guards promises 1 and 2: every accepted event is counted once, whatever is retried, killed, fenced or sealed, and what
+//! cannot be billed is kept with its reason. Tests are named after the rule whose breaking sequence they play.
+
+mod common;
+
+use common::{World, at, period_start};
+use domain::{Position, Quantity};
+use ingest::checkpoint::{Checkpoint, Ownership, Written};
+use ingest::door::{Entry, NewEvent};
+use ingest::record::{ControlKind, Record};
+use serde_json::{Value, json};
+
+const JANUARY: &str = "2026-01-15T12:00:00Z";
+const FEBRUARY: &str = "2026-02-15T12:00:00Z";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_become_totals_rows_and_accruals() {
+    let world = World::start().await;
+    world
+        .accept(&[world.event("a", "600", JANUARY), world.event("b", 500, JANUARY), world.event("c", "2.5", JANUARY)])
+        .await;
+    world.settle().await;
+    // 1,102.5 - 100 included = 1,002.5: 1,000 at 0.10 and 2.5 at 0.08.
+    assert_eq!(world.totals(period_start()).await, ("1102.5".into(), 3, "100.20 EUR".into()));
+    assert_eq!(world.count("SELECT count(*) FROM usage_event").await, 3);
+    let accrued: rust_decimal::Decimal =
+        sqlx::query_scalar("SELECT accrued FROM usage_accrual WHERE wallet_id IS NOT NULL")
+            .fetch_one(world.store.pool())
+            .await
+            .expect("an accrual");
+    assert_eq!(accrued.to_string(), "100.20");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_changes_nothing_whenever_it_comes() {
+    let mut world = World::start().await;
+    let events: Vec<Value> = (0..50).map(|i| world.event(&format!("k{i}"), "2", JANUARY)).collect();
+    let first = world.accept(&events).await;
+    let again = world.accept(&events).await;
+    assert_eq!(first, again, "a replay has the same ids");
+    world.accept(&[events[0].clone(), events[0].clone(), events[1].clone()]).await;
+    world.settle().await;
+    for gracefully in [true, false] {
+        world.restart(gracefully).await;
+        world.accept(&events).await;
+        world.settle().await;
+        assert_eq!(world.totals(period_start()).await, ("100".into(), 50, "0.00 EUR".into()));
+    }
+    assert_eq!(world.count("SELECT count(*) FROM usage_event").await, 50);
+    assert_eq!(world.count("SELECT count(*) FROM usage_rejection").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_owner_loses_and_doubles_nothing() {
+    let mut world = World::start().await;
+    for round in 0..6 {
+        let events: Vec<Value> = (0..200).map(|i| world.event(&format!("{round}-{i}"), "1", JANUARY)).collect();
+        world.accept(&events).await;
+        world.restart(false).await; // no waiting: the kill meets every stage
+    }
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.1, 1_200);
+    assert_eq!(world.count("SELECT count(DISTINCT id) FROM usage_event").await, 1_200);
+    assert_eq!(world.count("SELECT count(*) FROM usage_event").await, 1_200);
+}
+
+/// Rule A1: a stalled owner wakes after another took the partition; its checkpoint must not pass.
+#[tokio::test(flavor = "multi_thread")]
+async fn a1_stalled_owner_is_fenced() {
+    let world = World::idle(json!({}), json!({})).await;
+    let now = period_start();
+    let log = world.log.identity().clone();
+    let mut stalled = Ownership::take(&world.store, &log, 0, now).await.expect("taken");
+    let mut owner = Ownership::take(&world.store, &log, 0, now).await.expect("taken");
+    let step = |next_offset| Checkpoint { next_offset, ..Checkpoint::default() };
+    let written = owner.write(&world.store, &world.usage, &step(5), now).await;
+    assert_eq!(written.expect("the database answers"), Written::Committed);
+    let written = stalled.write(&world.store, &world.usage, &step(9), now).await;
+    assert_eq!(written.expect("the database answers"), Written::Fenced);
+    assert_eq!(world.count("SELECT next_offset FROM partition_checkpoint").await, 5);
+    // Nor does an owner pass a checkpoint that it did not write itself.
+    owner.next_offset = 4;
+    let written = owner.write(&world.store, &world.usage, &step(6), now).await;
+    assert_eq!(written.expect("the database answers"), Written::Fenced);
+}
+
+/// Rule A1 through the whole machine: a second ingest takes the partitions while the first one goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a1_two_owners_count_once() {
+    let world = World::start().await;
+    world.accept(&[world.event("a", "1", JANUARY)]).await;
+    world.settle().await;
+    for partition in 0..common::PARTITIONS {
+        let now = world.scope.now();
+        Ownership::take(&world.store, world.log.identity(), partition, now).await.expect("taken by another node");
+    }
+    // The fenced partitions drop everything, take themselves back and go on from the checkpoint.
+    world.accept(&[world.event("b", "2", JANUARY), world.event("a", "1", JANUARY)]).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await, ("3".into(), 2, "0.00 EUR".into()));
+}
+
+/// Rule A4: records that cannot be read or counted are kept, and never stop the partition.
+#[tokio::test(flavor = "multi_thread")]
+async fn a4_poison_is_kept_and_stops_nothing() {
+    let world = World::start().await;
+    for poison in [&b"\x01\x09junk"[..], b"\x07", b"", b"\x01\x00short"] {
+        world.append_raw(world.home(), bytes::Bytes::copy_from_slice(poison)).await;
+    }
+    world.append_raw(world.home(), vec![0xff_u8; 300_000].into()).await;
+    world.accept(&[world.event("good", "7", JANUARY)]).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.0, "7");
+    assert_eq!(world.count("SELECT count(*) FROM unattributed_record").await, 5);
+}
+
+/// Rule A5: a record that lies on another partition is forwarded to its home and counted there, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a5_a_record_of_another_home_is_forwarded() {
+    let world = World::start().await;
+    let json = world.event("stray", "5", JANUARY).to_string();
+    let event = NewEvent::read(&json).expect("good");
+    let terms =
+        world.snapshots.terms(world.scope.workspace_id, world.subscription).await.expect("read").expect("exists");
+    let catalog = world.snapshots.workspace(world.scope.workspace_id).await.expect("read");
+    let judged = ingest::door::judge(&world.scope, &world.store, &catalog, Some(&terms), event, 1).await.expect("good");
+    let ingest::door::Judged::Good { event, home } = judged else { panic!("must be good") };
+    world.append(1 - home, Record::Usage(event)).await;
+    world.accept(&[world.event("stray", "5", JANUARY)]).await;
+    world.settle().await;
+    world.settle().await; // what was forwarded has been counted, too
+    assert_eq!(world.totals(period_start()).await, ("5".into(), 1, "0.00 EUR".into()));
+}
+
+/// Rule B2: only a counted event occupies its id; another content of a counted id is refused and kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn b2_only_a_counted_event_occupies_its_id() {
+    let world = World::start().await;
+    world.accept(&[world.event("k", "1", JANUARY)]).await;
+    world.settle().await;
+    world.accept(&[world.event("k", "2", JANUARY)]).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.0, "1");
+    assert_eq!(world.count("SELECT count(*) FROM usage_rejection WHERE code = 'IDEMPOTENCY_CONFLICT'").await, 1);
+    // An event that could not be counted leaves its id free for the mended one.
+    let huge =
+        json!({"tiers": [{"tier_order": 1, "up_to": null, "unit_amount": "999999999999999", "flat_amount": "0"}]});
+    let world = World::idle(json!({}), huge).await;
+    let mut world = world;
+    world.run().await;
+    world.accept(&[world.event("k", "999999999999999", JANUARY)]).await;
+    world.settle().await;
+    assert_eq!(world.count("SELECT count(*) FROM usage_rejection").await, 1);
+    world.accept(&[world.event("k", "101", JANUARY)]).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.0, "101");
+}
+
+/// Rule B2: the log is replayed, the rejection is written once.
+#[tokio::test(flavor = "multi_thread")]
+async fn b2_a_rejection_is_written_once() {
+    let mut world = World::start().await;
+    world.accept(&[world.event("k", "1", JANUARY)]).await;
+    world.accept(&[world.event("k", "2", JANUARY)]).await;
+    for _ in 0..3 {
+        world.restart(false).await;
+    }
+    world.settle().await;
+    assert_eq!(world.count("SELECT count(*) FROM usage_rejection").await, 1);
+    assert_eq!(world.count("SELECT count(*) FROM outbox WHERE event_type = 'usage_event.dropped'").await, 1);
+}
+
+/// Rule B3: the index is gone (the partition comes back after another node owned it); repeats are not counted again.
+#[tokio::test(flavor = "multi_thread")]
+async fn b3_an_empty_index_is_filled_from_the_usage_store() {
+    let mut world = World::start().await;
+    let events: Vec<Value> = (0..300).map(|i| world.event(&format!("k{i}"), "1", JANUARY)).collect();
+    world.accept(&events).await;
+    world.settle().await;
+    world.ingest.take().expect("ingest runs").stop().await;
+    world.forget_indexes();
+    world.reopen().await;
+    world.accept(&events).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.1, 300);
+}
+
+/// Rule C2: after the seal an event of the window is late, before it never; both are a matter of order in the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn c2_order_in_the_log_decides_what_is_late() {
+    let world = World::start().await;
+    let (january, february) = (("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"), "2026-02-01T00:00:00Z");
+    world.accept(&[world.event("before", "10", JANUARY)]).await;
+    world.control(ControlKind::PeriodEnd, january.0, january.1).await;
+    world.accept(&[world.event("grace", "20", JANUARY), world.event("next", "1", FEBRUARY)]).await;
+    world.control(ControlKind::WindowSeal, january.0, january.1).await;
+    world.accept(&[world.event("late", "300", JANUARY)]).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.0, "30");
+    assert_eq!(world.totals(at(february)).await.0, "301", "late usage counts in the open window");
+    assert_eq!(world.count("SELECT count(*) FROM usage_event WHERE late").await, 1);
+    assert_eq!(world.count("SELECT count(*) FROM usage_window WHERE status = 'sealed'").await, 1);
+    // A finalization that failed takes its seal back.
+    world.control(ControlKind::WindowReopen, january.0, january.1).await;
+    world.accept(&[world.event("reopened", "5", JANUARY)]).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.0, "35");
+    assert_eq!(world.count("SELECT count(*) FROM usage_window WHERE status = 'ended'").await, 1);
+}
+
+/// Rule C2 after a restart: a new owner knows which windows are sealed.
+#[tokio::test(flavor = "multi_thread")]
+async fn c2_a_seal_outlives_its_owner() {
+    let mut world = World::start().await;
+    world.accept(&[world.event("a", "10", JANUARY)]).await;
+    world.control(ControlKind::WindowSeal, "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z").await;
+    world.settle().await;
+    world.restart(false).await;
+    world.accept(&[world.event("late", "5", JANUARY), world.event("a", "10", JANUARY)]).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.0, "10");
+    assert_eq!(world.totals(at(FEBRUARY)).await.0, "5");
+}
+
+/// Rule C3: thresholds are evaluated after each event of a batch.
+#[tokio::test(flavor = "multi_thread")]
+async fn c3_each_event_of_a_batch_is_compared_with_the_thresholds() {
+    let mut world = World::start().await;
+    world
+        .accept(&[world.event("a", "50", JANUARY), world.event("b", "35", JANUARY), world.event("c", "20", JANUARY)])
+        .await;
+    world.restart(false).await;
+    world.settle().await;
+    let breaches: Vec<(String, Quantity)> =
+        sqlx::query_as("SELECT threshold_name, observed_value FROM meter_breach ORDER BY threshold_value")
+            .fetch_all(world.store.pool())
+            .await
+            .expect("breaches");
+    let found: Vec<_> = breaches.iter().map(|(name, observed)| (name.as_str(), observed.to_string())).collect();
+    assert_eq!(found, [("80", "85".to_owned()), ("100", "105".to_owned())]);
+}
+
+/// An amount that leaves the range of money refuses the event that causes it, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overflow_refuses_one_event() {
+    let rate = json!({"tiers": [{"tier_order": 1, "up_to": null, "unit_amount": "100000", "flat_amount": "0"}]});
+    let mut world = World::idle(json!({}), rate).await;
+    world.run().await;
+    let huge = "999999999999999";
+    world
+        .accept(&[world.event("a", huge, JANUARY), world.event("b", huge, JANUARY), world.event("c", "50", JANUARY)])
+        .await;
+    world.settle().await;
+    let (quantity, events, _) = world.totals(period_start()).await;
+    let refused = world.count("SELECT count(*) FROM usage_rejection WHERE code = 'BUSINESS_RULE_VIOLATION'").await;
+    assert_eq!((quantity.as_str(), events, refused), ("1000000000000049", 2, 1));
+}
+
+/// What the door can see it refuses there, per event.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_door_refuses_with_the_code_of_the_reference() {
+    let world = World::start().await;
+    let with = |name: &str, value: Value| {
+        let mut event = world.event("k", "1", JANUARY);
+        event[name] = value;
+        event
+    };
+    let stranger = uuid::Uuid::now_v7().to_string();
+    for (event, code) in [
+        (with("subscription_id", json!(stranger)), "NOT_FOUND"),
+        (with("customer_id", json!(stranger)), "NOT_FOUND"),
+        (with("product_id", json!(stranger)), "NOT_FOUND"),
+        (with("metric_key", json!("other")), "BUSINESS_RULE_VIOLATION"),
+        (with("quantity", json!("-1")), "BUSINESS_RULE_VIOLATION"),
+        (with("quantity", json!("x")), "VALIDATION"),
+        (with("timestamp", json!("2999-01-01T00:00:00Z")), "VALIDATION"),
+        (with("timestamp", json!("2025-12-31T23:59:59Z")), "BUSINESS_RULE_VIOLATION"),
+        (with("price_key", json!("x")), "VALIDATION"),
+        (with("hold_id", json!(stranger)), "BUSINESS_RULE_VIOLATION"),
+        (with("wallet_id", json!(stranger)), "NOT_FOUND"),
+        (json!("text"), "BAD_REQUEST"),
+    ] {
+        let entries = world.send(&[event.clone(), world.event("good", "1", JANUARY)]).await;
+        let Entry::Rejected(error) = &entries[0] else { panic!("must be refused: {event}") };
+        assert_eq!(error.code(), code, "{event}: {error}");
+        assert!(matches!(entries[1], Entry::Accepted(_)), "the other event of the batch stands alone");
+    }
+    let entries = world.send(&[world.event("same", "1", JANUARY), world.event("same", "2", JANUARY)]).await;
+    let Entry::Rejected(error) = &entries[1] else { panic!("must be refused") };
+    assert_eq!(error.code(), "IDEMPOTENCY_CONFLICT");
+}
+
+/// Positions of one partition grow with its records.
+#[test]
+fn positions_compare_by_log_first() {
+    assert!(Position::new(1, u64::from(u32::MAX)) < Position::new(2, 0));
+    assert!(Position::new(2, 1) > Position::new(2, 0));
+}
