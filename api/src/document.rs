@@ -3,8 +3,11 @@
 use axum::Router;
 use axum::middleware;
 use bytes::Bytes;
+use catalog::binding::FormulaBinding;
+use catalog::texts::TranslationFields;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     ComponentsBuilder, ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, ResponseBuilder,
@@ -60,8 +63,8 @@ fn frame() -> OpenApi {
     let components = ComponentsBuilder::new()
         .schema(Problem::name(), Problem::schema())
         .schema(ProblemField::name(), ProblemField::schema())
-        .security_scheme("api_key", SecurityScheme::Http(key))
-        .build();
+        .security_scheme("api_key", SecurityScheme::Http(key));
+    let components = aliases().into_iter().fold(components, |all, (name, schema)| all.schema(name, schema)).build();
     let info = InfoBuilder::new()
         .title("Kontorion Billing API")
         .version("1")
@@ -72,6 +75,26 @@ fn frame() -> OpenApi {
         .components(Some(components))
         .security(Some([SecurityRequirement::new::<_, [&str; 0], &str>("api_key", [])]))
         .build()
+}
+
+/// Names of the reference for maps and texts that stand inline where they are used.
+fn aliases() -> [(&'static str, RefOr<Schema>); 7] {
+    let map = |description: &str, values: RefOr<Schema>| {
+        ObjectBuilder::new().description(Some(description)).additional_properties(Some(values)).into()
+    };
+    let any = || ObjectBuilder::new().schema_type(SchemaType::AnyValue).into();
+    let named = |name: &str| Ref::from_schema_name(name).into();
+    let duration =
+        ObjectBuilder::new().schema_type(Type::String).description(Some("Go duration syntax, e.g. 15m, 24h"));
+    [
+        ("Metadata", map("At most 50 keys of up to 40 characters; strings up to 500, numbers, booleans", any())),
+        ("CustomFields", map("Values of the organization's field definitions", any())),
+        ("TranslationFields", TranslationFields::schema()),
+        ("Translations", map("Locale to texts", named("TranslationFields"))),
+        ("FormulaBinding", FormulaBinding::schema()),
+        ("FormulaBindings", map("Variable to source", named("FormulaBinding"))),
+        ("Duration", duration.into()),
+    ]
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {

@@ -1,6 +1,7 @@
 //! Waits for the totals and compares every one; afterwards the invoices, when the run has a test clock.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use client::sample::{CURRENCY, Catalog, METRICS, Subscriber};
@@ -69,8 +70,10 @@ impl Books<'_> {
     }
 
     async fn differences(&self, customers: &[usize], patience: Duration) -> Result<Vec<String>, Failure> {
+        // Where one total stands still for all its time, the others have had theirs too.
+        let gave_up = AtomicBool::new(false);
         let found: Vec<Option<String>> = stream::iter(customers)
-            .map(|customer| self.until_right(*customer, patience))
+            .map(|customer| self.until_right(*customer, patience, &gave_up))
             .buffer_unordered(CONNECTIONS)
             .try_collect()
             .await
@@ -78,7 +81,12 @@ impl Books<'_> {
         Ok(found.into_iter().flatten().collect())
     }
 
-    async fn until_right(&self, customer: usize, patience: Duration) -> Result<Option<String>, ClientError> {
+    async fn until_right(
+        &self,
+        customer: usize,
+        patience: Duration,
+        gave_up: &AtomicBool,
+    ) -> Result<Option<String>, ClientError> {
         let id = self.subscribers[customer].subscription_id;
         let at = self.at.as_ref().map(|at| format!("?at={at}")).unwrap_or_default();
         let mut last_change = Instant::now();
@@ -90,7 +98,8 @@ impl Books<'_> {
             if counted != seen {
                 (seen, last_change) = (counted, Instant::now());
             }
-            if last_change.elapsed() > patience {
+            if last_change.elapsed() > patience || gave_up.load(Ordering::Relaxed) {
+                gave_up.store(true, Ordering::Relaxed);
                 return Ok(Some(difference));
             }
             sleep(Duration::from_millis(20)).await;

@@ -47,6 +47,11 @@ impl AllowanceEdit {
     }
 }
 
+/// Always fits: both numbers are read within the range.
+fn narrow(number: i64) -> Option<i32> {
+    i32::try_from(number).ok()
+}
+
 /// Body of `POST /v1/plans/{id}/products`.
 #[derive(Clone, Debug, ToSchema)]
 pub struct AddProductRequest {
@@ -93,10 +98,10 @@ impl AddProductRequest {
             included_quantity_per_unit: allowance.included_quantity_per_unit,
             rollover_enabled: allowance.rollover_enabled,
             rollover_max_quantity: allowance.rollover_max_quantity.clone().apply(None),
-            rollover_expiry_periods: None,
+            rollover_expiry_periods: allowance.rollover_expiry_periods.clone().apply(None).and_then(narrow),
             overage_policy: allowance.overage_policy,
             pool_scope: allowance.pool_scope,
-            sort_order: None,
+            sort_order: allowance.sort_order.and_then(narrow),
             allowance,
         })
     }
@@ -143,10 +148,10 @@ impl UpdatePlanProductRequest {
             included_quantity_per_unit: allowance.included_quantity_per_unit,
             rollover_enabled: allowance.rollover_enabled,
             rollover_max_quantity: allowance.rollover_max_quantity.clone().apply(None),
-            rollover_expiry_periods: None,
+            rollover_expiry_periods: allowance.rollover_expiry_periods.clone().apply(None).and_then(narrow),
             overage_policy: allowance.overage_policy,
             pool_scope: allowance.pool_scope,
-            sort_order: None,
+            sort_order: allowance.sort_order.and_then(narrow),
             allowance,
         })
     }
