@@ -12,7 +12,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -118,6 +118,33 @@ async fn a7_foreign_records_come_with_their_headers() {
     assert_eq!(records[1].foreign, Some(Default::default()));
     assert_eq!(records[2].foreign, None);
     assert!(records.iter().all(|record| record.logged_at_ms.is_some()));
+}
+
+/// The end of a transaction takes an offset that no reader sees. Else: the partition waits for it for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_that_are_missing_for_good_are_passed() {
+    let Some(harness) = KafkaHarness::new().await else { return };
+    let joined = joined(&harness).await;
+    let producer: FutureProducer = ClientConfig::new()
+        .set("bootstrap.servers", &harness.options.bootstrap_servers)
+        .set("transactional.id", &harness.options.topic)
+        .create()
+        .unwrap();
+    let producer = tokio::task::spawn_blocking(move || {
+        producer.init_transactions(PATIENCE).unwrap();
+        producer
+    });
+    let producer = producer.await.unwrap();
+    for number in 0..3 {
+        producer.begin_transaction().unwrap();
+        let payload = format!("{{\"number\":{number}}}");
+        let foreign = FutureRecord::<(), str>::to(&harness.options.topic).partition(0).payload(&payload);
+        producer.send(foreign, PATIENCE).await.unwrap();
+        producer.commit_transaction(PATIENCE).unwrap();
+    }
+    let mut reader = joined.log.reader(0, 0).await.unwrap();
+    let offsets: Vec<u64> = take(&mut *reader, 3).await.iter().map(|record| record.offset).collect();
+    assert_eq!(offsets, [0, 2, 4]);
 }
 
 /// Else: one partition that waits for PostgreSQL stops all the others, or the group takes the node for dead.

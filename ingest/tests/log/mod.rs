@@ -2,6 +2,7 @@
 
 pub mod kafka;
 pub mod local;
+mod registry;
 pub mod suite;
 
 use std::sync::Arc;

@@ -48,8 +48,6 @@ pub(super) struct SlotState {
     reader: AtomicU64,
     /// Records did not come through the partition's own queue: the reader must seek again.
     astray: AtomicBool,
-    /// Offsets that the reader before did not get: from the first to the one that came in its place.
-    gap: Mutex<Option<(u64, u64)>>,
     /// Something came, or the reader was replaced.
     pub changed: Notify,
 }
@@ -74,12 +72,6 @@ impl SlotState {
     /// Records come the right way again, from the seek on that follows.
     pub fn set_right(&self) {
         self.astray.store(false, Ordering::Release);
-    }
-
-    /// Whether offsets that are missing are missing in the topic, too: a gap is believed when a second reader, after a seek
-    /// of its own, meets the same one. A fetch that was under way while a partition was sought may answer from elsewhere.
-    pub fn is_known_gap(&self, from: u64, to: u64) -> bool {
-        self.gap.lock().replace((from, to)) == Some((from, to))
     }
 
     fn assign(&self, assigned: bool) {
@@ -292,12 +284,13 @@ impl ConsumerContext for Rebalances {
 
 impl Rebalances {
     fn assign(&self, consumer: &BaseConsumer<Self>, changed: &mut TopicPartitionList, partitions: &[Partition]) {
-        // The end is an offset that is always there. Nothing is fetched before a reader has sought its checkpoint: records
-        // that the broker drops meanwhile would otherwise stop the fetcher for good.
-        let assigned = changed
-            .set_all_offsets(Offset::End)
-            .and_then(|()| consumer.incremental_assign(changed))
-            .and_then(|()| consumer.pause(changed));
+        // Nothing is fetched before a reader has sought its checkpoint, so any offset will do that needs no question to the
+        // broker: an answer to such a question that comes after the seek sends librdkafka (2.12) to what was asked first,
+        // and all records between would be skipped in silence.
+        let assigned = consumer
+            .pause(changed)
+            .and_then(|()| changed.set_all_offsets(Offset::Offset(0)))
+            .and_then(|()| consumer.incremental_assign(changed));
         if let Err(error) = assigned {
             tracing::error!(error = %error, "taking partitions");
         }

@@ -23,38 +23,42 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The reader in charge of a partition.
 pub(super) struct KafkaReader {
-    slot: Arc<Slot>,
-    membership: Arc<Membership>,
-    number: u64,
+    charge: Charge,
     /// Offset from which on records were not handed out yet.
     next: u64,
     /// What came after records that were handed out.
     trouble: Option<KafkaError>,
+    /// The record that came although `next` was expected: the partition is sought again before it is believed.
+    gap: Option<u64>,
+    /// The record that came again when the partition was sought at the offset before it.
+    after_gap: Option<u64>,
 }
 
-impl KafkaReader {
-    /// Takes the partition over and seeks. Blocks.
-    pub fn seek(membership: &Arc<Membership>, slot: Arc<Slot>, from: u64) -> Result<Self, LogError> {
-        let number = slot.state.replace_reader();
-        check_range(membership, &slot, from)?;
-        let reader = Self { slot, membership: membership.clone(), number, next: from, trouble: None };
-        {
-            let queue = reader.slot.queue.lock();
-            // What was fetched for the reader before, and its errors, which no seek would throw away.
-            while queue.poll(Duration::ZERO).is_some() {}
-            reader.slot.state.set_right();
-            reader.move_to(from)?;
-        }
-        Ok(reader)
+/// A partition in the hands of one reader.
+#[derive(Clone)]
+struct Charge {
+    slot: Arc<Slot>,
+    membership: Arc<Membership>,
+    number: u64,
+}
+
+impl Charge {
+    fn check(&self) -> Result<(), LogError> {
+        if self.slot.state.is_in_charge(self.number) { Ok(()) } else { Err(LogError::Revoked(self.slot.partition)) }
     }
 
-    fn move_to(&self, from: u64) -> Result<(), LogError> {
+    /// Seeks. Blocks.
+    fn move_to(&self, offset: u64) -> Result<(), LogError> {
+        let queue = self.slot.queue.lock();
+        // What was fetched for the reader before, and its errors, which no seek would throw away.
+        while queue.poll(Duration::ZERO).is_some() {}
+        self.slot.state.set_right();
         let (consumer, topic) = (self.membership.consumer(), self.membership.topic());
         let partition = self.slot.partition.cast_signed();
         let until = Instant::now() + SEEK_TIMEOUT;
         // The fetcher of a new assignment may not have started yet.
-        while let Err(error) = consumer.seek(topic, partition, Offset::Offset(from.cast_signed()), ANSWER_TIMEOUT) {
-            self.in_charge()?;
+        while let Err(error) = consumer.seek(topic, partition, Offset::Offset(offset.cast_signed()), ANSWER_TIMEOUT) {
+            self.check()?;
             if Instant::now() > until {
                 return Err(kafka_error("seeking", error));
             }
@@ -64,17 +68,24 @@ impl KafkaReader {
         paused.add_partition(topic, partition);
         consumer.resume(&paused).map_err(|error| kafka_error("seeking", error))
     }
+}
 
-    fn in_charge(&self) -> Result<(), LogError> {
-        if self.slot.state.is_in_charge(self.number) { Ok(()) } else { Err(LogError::Revoked(self.slot.partition)) }
+impl KafkaReader {
+    /// Takes the partition over and seeks. Blocks.
+    pub fn seek(membership: &Arc<Membership>, slot: Arc<Slot>, from: u64) -> Result<Self, LogError> {
+        let number = slot.state.replace_reader();
+        check_range(membership, &slot, from)?;
+        let charge = Charge { slot, membership: membership.clone(), number };
+        charge.move_to(from)?;
+        Ok(Self { charge, next: from, trouble: None, gap: None, after_gap: None })
     }
 
     /// What is there, without waiting.
     fn take(&mut self, max: usize) -> Result<Vec<LogRecord>, LogError> {
-        let queue = self.slot.queue.lock();
+        let queue = self.charge.slot.queue.lock();
         // Under the lock: a reader that takes over seeks under it.
-        self.in_charge()?;
-        if self.slot.state.is_astray() {
+        self.charge.check()?;
+        if self.charge.slot.state.is_astray() {
             return Err(transient("reading", "records were missed: seek again"));
         }
         let mut records = Vec::new();
@@ -83,15 +94,8 @@ impl KafkaReader {
                 None => break,
                 Some(Ok(message)) => {
                     let record = record(&message);
-                    if record.offset > self.next && !self.slot.state.is_known_gap(self.next, record.offset) {
-                        tracing::warn!(
-                            log.partition = self.slot.partition,
-                            wanted = self.next,
-                            found = record.offset,
-                            "offsets are missing: seeking again"
-                        );
-                        self.trouble =
-                            Some(KafkaError::Seek(format!("offset {} came for {}", record.offset, self.next)));
+                    if record.offset > self.next && self.after_gap != Some(record.offset) {
+                        self.gap = Some(record.offset);
                         break;
                     }
                     if record.offset >= self.next {
@@ -109,6 +113,23 @@ impl KafkaReader {
         Ok(records)
     }
 
+    /// Offsets may be missing for good: the end of a transaction of a foreign producer takes one. Then the same record
+    /// comes again; one that was skipped comes now.
+    async fn doubt(&mut self, gap: u64) -> Result<(), LogError> {
+        tracing::warn!(
+            log.partition = self.charge.slot.partition,
+            expected = self.next,
+            found = gap,
+            "offsets are missing: seeking again"
+        );
+        let (charge, next) = (self.charge.clone(), self.next);
+        let moved = tokio::task::spawn_blocking(move || charge.move_to(next)).await;
+        moved.map_err(|error| transient("seeking", error))??;
+        self.after_gap = Some(gap);
+        self.gap = None;
+        Ok(())
+    }
+
     /// An offset that is gone stops the partition (rule A6); everything else passes.
     async fn trouble(&self, error: KafkaError) -> LogError {
         let is_range = matches!(
@@ -118,8 +139,8 @@ impl KafkaReader {
         if !is_range {
             return kafka_error("reading", error);
         }
-        let (membership, slot, next) = (self.membership.clone(), self.slot.clone(), self.next);
-        match tokio::task::spawn_blocking(move || check_range(&membership, &slot, next)).await {
+        let (charge, next) = (self.charge.clone(), self.next);
+        match tokio::task::spawn_blocking(move || check_range(&charge.membership, &charge.slot, next)).await {
             Ok(Ok(())) => kafka_error("reading", error),
             Ok(Err(error)) => error,
             Err(error) => transient("reading", error),
@@ -134,7 +155,10 @@ impl PartitionReader for KafkaReader {
             if let Some(error) = self.trouble.take() {
                 return Err(self.trouble(error).await);
             }
-            let slot = self.slot.clone();
+            if let Some(gap) = self.gap {
+                self.doubt(gap).await?;
+            }
+            let slot = self.charge.slot.clone();
             let changed = slot.state.changed.notified();
             tokio::pin!(changed);
             // Before looking: what comes after the look wakes us.
@@ -143,7 +167,7 @@ impl PartitionReader for KafkaReader {
             if !records.is_empty() {
                 return Ok(records);
             }
-            if self.trouble.is_none() {
+            if self.trouble.is_none() && self.gap.is_none() {
                 // Woken or not, the next round looks.
                 let _ = tokio::time::timeout(LOOK_EVERY, changed).await;
             }
