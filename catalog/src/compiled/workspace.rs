@@ -317,7 +317,7 @@ impl WorkspaceCatalog {
     }
 
     /// Total allowance of a product in a window of a subscription: the item's own quantity, else the plan's; a partial
-    /// first period has its share (allowances.md rule 3).
+    /// first or last period has its share (allowances.md rule 3).
     ///
     /// # Errors
     /// 422 when a product of quantities leaves the range.
@@ -334,7 +334,8 @@ impl WorkspaceCatalog {
         };
         let seats = item.map_or(Quantity::ONE, |item| item.quantity);
         let total = included_quantity(included, per_unit, seats)?;
-        let full = terms.schedule.full_interval_ending(window.end);
+        // A window that a cancellation has cut short is a part of the one that was scheduled.
+        let full = terms.schedule.whole(terms.window_at(window.start).unwrap_or(window));
         if terms.is_trial(window.start) || window.seconds() >= full.seconds() || total.is_zero() {
             return Ok(total);
         }
