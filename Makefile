@@ -33,6 +33,7 @@ bench: ## Criterion benchmarks (ARGS="-- rating" for some)
 
 load: ## Open-loop load with verified totals, release build (ARGS="--help" for its shapes)
 	@dev/setup.sh
+	@cargo build --quiet --release --package server --package loadtest
 	@cargo run --quiet --release --package loadtest -- $(ARGS)
 
 docs: ## Build the reference of the code, refusing broken links
