@@ -128,23 +128,6 @@ pub async fn resolve(
     Err(Error::invalid_transition("usage_event_rejection", id, rejection.status.as_str(), status.as_str(), &[]))
 }
 
-/// Takes back a resolution whose event could not be appended to the log after all.
-///
-/// # Errors
-/// As every statement.
-pub async fn reopen(scope: &Scope, tx: &mut Tx, id: RejectionId) -> Result<()> {
-    sqlx::query(
-        "UPDATE usage_rejection SET status = 'open', reason = NULL, resolved_at = NULL, resolved_by = NULL
-         WHERE id = $1 AND workspace_id = $2",
-    )
-    .bind(id)
-    .bind(scope.workspace_id)
-    .execute(tx.conn())
-    .await
-    .context("opening a usage rejection again")?;
-    Ok(())
-}
-
 /// `ReplayRejectedEventRequest`: the mended event, or none to send it as it was.
 #[derive(Clone, Debug, utoipa::ToSchema)]
 pub struct ReplayRejectedEventRequest {
