@@ -98,6 +98,7 @@ fn is_outcome(outline: &Outline) -> bool {
 /// Stores a refusal in a transaction of its own: that of the operation was rolled back.
 async fn remember(app: &App, key: &IdempotencyKey, answer: &StoredAnswer) -> domain::Result<()> {
     let mut tx = app.store.begin("store_refusal").await?;
+    key.wait(&mut tx).await?;
     if key.claim(&mut tx, domain::Clock::System.now()).await?.is_none() {
         key.complete(&mut tx, answer).await?;
         tx.commit().await?;

@@ -3,7 +3,7 @@
 use axum::http::{Method, StatusCode};
 use domain::{Clock, Error, Result};
 use serde::Serialize;
-use store::{IdempotencyKey, StoreError, StoredAnswer, Tx};
+use store::{IdempotencyKey, StoredAnswer, Tx};
 
 use crate::{Answer, Ctx, Refusal, answer};
 
@@ -30,7 +30,10 @@ impl Write {
         let operation = format!("{} {}", ctx.method(), ctx.path());
         let key = IdempotencyKey::new(ctx.scope.workspace_id, &operation, text, &fingerprint(ctx));
         let mut tx = ctx.app.store.begin(name).await?;
-        enter(ctx, &mut tx, &operation, text).await?;
+        if !key.enter(&mut tx, Clock::System.now()).await? {
+            let detail = "the first request with this idempotency key is still running";
+            return Err(Error::conflict("IDEMPOTENCY_CONFLICT", detail).into());
+        }
         match key.claim(&mut tx, Clock::System.now()).await? {
             Some(answer) => Err(Refusal::Replayed(answer)),
             None => {
@@ -115,26 +118,4 @@ fn header_key(ctx: &Ctx) -> Result<Option<&str>> {
 fn fingerprint(ctx: &Ctx) -> Vec<u8> {
     let query = ctx.info.instance.split_once('?').map_or("", |(_, query)| query);
     [query.as_bytes(), b"\n", ctx.bytes()].concat()
-}
-
-/// Forgets the key if it is older than a day, and refuses it while another call holds it: that one is still running.
-async fn enter(ctx: &Ctx, tx: &mut Tx, operation: &str, key: &str) -> Result<()> {
-    let free: bool = sqlx::query_scalar(
-        "WITH forgotten AS (
-             DELETE FROM idempotency_key
-             WHERE workspace_id = $1 AND operation = $2 AND key = $3 AND created_at < $4::timestamptz - interval '24 hours'
-         )
-         SELECT pg_try_advisory_xact_lock(hashtextextended($1::text || ' ' || $2 || ' ' || $3, 0))",
-    )
-    .bind(ctx.scope.workspace_id)
-    .bind(operation)
-    .bind(key)
-    .bind(Clock::System.now())
-    .fetch_one(tx.conn())
-    .await
-    .context("entering the idempotency key")?;
-    if free {
-        return Ok(());
-    }
-    Err(Error::conflict("IDEMPOTENCY_CONFLICT", "the first request with this idempotency key is still running"))
 }

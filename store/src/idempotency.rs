@@ -38,6 +38,44 @@ impl IdempotencyKey {
         Self { workspace_id, operation: operation.into(), key: key.into(), request_hash }
     }
 
+    /// Takes the key's lock until the transaction ends, and forgets what was stored under it for longer than a day.
+    /// False: another call holds the lock, which means that it is still running.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn enter(&self, tx: &mut Tx, now: Instant) -> Result<bool> {
+        sqlx::query_scalar(
+            "WITH forgotten AS (
+                 DELETE FROM idempotency_key
+                 WHERE workspace_id = $1 AND operation = $2 AND key = $3 AND created_at < $4::timestamptz - interval '24 hours'
+             )
+             SELECT pg_try_advisory_xact_lock(hashtextextended($1::text || ' ' || $2 || ' ' || $3, 0))",
+        )
+        .bind(self.workspace_id)
+        .bind(&self.operation)
+        .bind(&self.key)
+        .bind(now)
+        .fetch_one(tx.conn())
+        .await
+        .context("entering the idempotency key")
+    }
+
+    /// Takes the key's lock, waiting for whoever has it. PostgreSQL releases it a moment after the rest of a transaction
+    /// that was rolled back: whoever answers for such a call waits for that moment too, or a prompt repeat would meet it.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn wait(&self, tx: &mut Tx) -> Result<()> {
+        sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1::text || ' ' || $2 || ' ' || $3, 0))")
+            .bind(self.workspace_id)
+            .bind(&self.operation)
+            .bind(&self.key)
+            .execute(tx.conn())
+            .await
+            .context("waiting for the idempotency key")?;
+        Ok(())
+    }
+
     /// Claims the key in this transaction. `Some` is the answer of an earlier call: do nothing, return it.
     ///
     /// # Errors
