@@ -22,7 +22,7 @@ const TEMPLATE_PREFIX: &str = "kontorion_template_";
 /// Advisory lock of database `postgres` under which templates are made and old databases swept.
 const LOCK_KEY: i64 = 0x6b6f_6e74_6f72_696f;
 
-/// A database of one test. Dropping it drops the database, also from under connections that are still open.
+/// A database of one test. Dropping it drops the database soon, also from under connections that are still open.
 #[derive(Debug)]
 pub struct TestDatabase {
     name: String,
@@ -66,16 +66,23 @@ impl TestDatabase {
 }
 
 impl Drop for TestDatabase {
-    // A thread with a runtime of its own: the test's runtime may be ending, and cannot be waited on from here.
-    // Failing is no matter: the next process sweeps what is left.
     fn drop(&mut self) {
-        let (admin, name) = (self.admin.clone(), self.name.clone());
-        let dropping = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let _ = runtime.map(|runtime| runtime.block_on(drop_database(&admin, &name)));
-        });
-        let _ = dropping.join();
+        drop_beside(self.admin.clone(), vec![self.name.clone()]);
     }
+}
+
+/// Drops databases on a thread with a runtime of its own that nobody waits for: the server may take a minute for it (every
+/// one of its processes must confirm that it has let go of the files), and what is left is swept by the next process.
+fn drop_beside(admin: PgConnectOptions, names: Vec<String>) {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let dropping = async {
+            for name in &names {
+                let _ = drop_database(&admin, name).await;
+            }
+        };
+        let _ = runtime.map(|runtime| runtime.block_on(dropping));
+    });
 }
 
 /// The name of the template for the migrations as they are now, made on the first call of the process if need be.
@@ -86,7 +93,7 @@ async fn template(admin: &PgConnectOptions) -> Result<&'static str, EngineError>
         let name = format!("{TEMPLATE_PREFIX}{}", hash_of(&migrations)?);
         let mut connection = connect(admin).await?;
         execute(&mut connection, &format!("SELECT pg_advisory_lock({LOCK_KEY})")).await?;
-        sweep(&mut connection, &name).await?;
+        sweep(&mut connection, admin, &name).await?;
         if !exists(&mut connection, &name).await? {
             make_template(&mut connection, admin, &name, &migrations).await?;
         }
@@ -136,7 +143,7 @@ async fn make_template(
 }
 
 /// Drops databases of processes that have ended, and templates that are older than a day and not `keep`.
-async fn sweep(connection: &mut PgConnection, keep: &str) -> Result<(), EngineError> {
+async fn sweep(connection: &mut PgConnection, admin: &PgConnectOptions, keep: &str) -> Result<(), EngineError> {
     let tests: Vec<String> = sqlx::query_scalar("SELECT datname FROM pg_database WHERE datname LIKE $1")
         .bind(format!("{TEST_PREFIX}%"))
         .fetch_all(&mut *connection)
@@ -151,10 +158,8 @@ async fn sweep(connection: &mut PgConnection, keep: &str) -> Result<(), EngineEr
     .fetch_all(&mut *connection)
     .await
     .map_err(EngineError::database("looking for old templates"))?;
-    for name in tests.iter().filter(|name| is_abandoned(name)).chain(&templates) {
-        // Another process may be dropping it too.
-        let _ = execute(connection, &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quoted(name))).await;
-    }
+    // Another process may be dropping them too, which is no matter.
+    drop_beside(admin.clone(), tests.into_iter().filter(|name| is_abandoned(name)).chain(templates).collect());
     Ok(())
 }
 

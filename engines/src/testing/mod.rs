@@ -126,6 +126,8 @@ pub async fn postgres_for_tests(dir: &Path) -> Result<EmbeddedPostgres, EngineEr
         ("fsync", "off"),
         ("synchronous_commit", "off"),
         ("full_page_writes", "off"),
+        // Databases of tests do not live long enough to need it.
+        ("autovacuum", "off"),
         ("shared_buffers", "256MB"),
         ("max_connections", "300"),
         ("max_wal_size", "1GB"),
