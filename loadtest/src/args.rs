@@ -16,6 +16,12 @@ Examples:
   # kill the server five times while sending, then check totals, books and invoice numbers
   kontorion-loadtest --spawn --chaos 5 --duration 30s --rate 5000
 
+  # the pipeline without the door: collect events in the log, then count them with both cores
+  kontorion-loadtest --spawn --drain --rate 0 --duration 10s --customers 20000
+
+  # how long an event takes to be seen in its total, beside 20,000 others per second
+  kontorion-loadtest --spawn --visible --rate 20000 --duration 30s
+
   # through Kafka, like a foreign producer
   kontorion-loadtest --spawn --mode kafka --brokers 127.0.0.1:9092 --rate 0 --duration 20s
 
@@ -79,6 +85,12 @@ pub struct Args {
     /// Kill the own server this many times with SIGKILL while sending
     #[arg(long, value_name = "N", default_value_t = 0, requires = "spawn")]
     pub chaos: u32,
+    /// Collect everything in the log of the own server first, then count it: measures the pipeline without the door
+    #[arg(long, requires = "spawn", conflicts_with = "chaos")]
+    pub drain: bool,
+    /// Measure how long an event takes to be seen in its total, with one more customer
+    #[arg(long, conflicts_with_all = ["chaos", "invoices", "drain"])]
+    pub visible: bool,
     /// Run a test clock over the end of a month after the load and check the invoices (always with --chaos)
     #[arg(long)]
     pub invoices: bool,

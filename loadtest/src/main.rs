@@ -14,6 +14,7 @@ mod run;
 mod server;
 mod tally;
 mod verify;
+mod visible;
 
 use std::process::ExitCode;
 

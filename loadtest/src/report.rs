@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use hdrhistogram::Histogram;
 
 use crate::plan::Plan;
 use crate::tally::Sent;
@@ -18,6 +19,8 @@ pub struct Outcome {
     pub cpu: Vec<(&'static str, f64)>,
     /// Kills, with the time until the server was ready again.
     pub restarts: Vec<Duration>,
+    /// From an event to the total that shows it, in microseconds, when that was measured.
+    pub visible: Option<Histogram<u64>>,
     /// Invoices, when they were made.
     pub invoices: Option<usize>,
     /// Whether every total, and the invoices and books if they were checked, are right.
@@ -45,6 +48,12 @@ pub fn print(outcome: &Outcome, plan: &Plan) {
         rows.push((format!("latency {name}"), millis(tally.latency.value_at_quantile(quantile))));
     }
     rows.push(("latency max".into(), millis(tally.latency.max())));
+    if let Some(visible) = &outcome.visible {
+        rows.push(("events watched until seen".into(), visible.len().to_string()));
+        for (name, quantile) in [("p50", 0.5), ("p99", 0.99)] {
+            rows.push((format!("event to visible total {name}"), millis(visible.value_at_quantile(quantile))));
+        }
+    }
     for (name, seconds) in &outcome.cpu {
         rows.push((
             format!("core-µs per event: {name}"),

@@ -5,23 +5,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, TimeZone, Utc};
-use client::Api;
 use client::sample::{self, Catalog, Subscriber, SubscriberOptions};
+use client::{Api, ClientError};
+use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use crate::args::{Args, Mode, PerMille};
 use crate::body::Bodies;
-use crate::cpu::{self, Group};
+use crate::cpu::{self, Group, Sample};
 use crate::failure::{Failure, failed};
 use crate::plan::Plan;
 use crate::report::{self, Outcome};
 use crate::server::OwnServer;
 use crate::tally::{Schedule, Sent};
 use crate::verify::{self, Books};
+use crate::visible::Watcher;
 use crate::{door, kafka};
 
 /// Requests of the set-up under way at once.
@@ -47,7 +51,46 @@ struct Scene {
     catalog: Catalog,
     subscribers: Vec<Subscriber>,
     month: Option<Month>,
+    watcher: Option<Watcher>,
     plan: Plan,
+}
+
+/// Time and CPU time since a moment.
+struct Measured {
+    groups: Vec<Group>,
+    before: Sample,
+    begun: Instant,
+}
+
+impl Measured {
+    fn begin(args: &Args, server: Option<&OwnServer>) -> Self {
+        let groups = groups(args, server);
+        Self { before: cpu::sample(&groups), groups, begun: Instant::now() }
+    }
+
+    /// Time passed, and CPU seconds by group.
+    fn end(&self) -> (Duration, Vec<(&'static str, f64)>) {
+        (self.begun.elapsed(), cpu::sample(&self.groups).since(&self.before))
+    }
+}
+
+/// A watcher at work beside the load.
+struct Watching {
+    ended: watch::Sender<bool>,
+    task: JoinHandle<Result<Histogram<u64>, ClientError>>,
+}
+
+impl Watching {
+    fn begin(watcher: Watcher) -> Self {
+        let (ended, is_ended) = watch::channel(false);
+        Self { ended, task: tokio::spawn(watcher.measure(is_ended)) }
+    }
+
+    async fn end(self) -> Result<Histogram<u64>, Failure> {
+        // The watcher may have failed, which its answer tells.
+        let _ = self.ended.send(true);
+        self.task.await.map_err(failed("watching a total"))?.map_err(failed("watching a total"))
+    }
 }
 
 /// The whole run; returns whether everything was exact.
@@ -83,10 +126,20 @@ pub async fn run(mut args: Args) -> Result<bool, Failure> {
 async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnServer>) -> Result<bool, Failure> {
     let place = place(args, topic, server.as_ref()).await?;
     let scene = create_scene(args, run, &place).await?;
-    let groups = groups(args, server.as_ref());
-    let before = cpu::sample(&groups);
-    let begun = Instant::now();
+    if let Some(server) = server.as_mut().filter(|_| args.drain) {
+        server.restart_with("api").await?;
+    }
+    let mut measured = Measured::begin(args, server.as_ref());
+    let watching = scene.watcher.clone().map(Watching::begin);
     let (sent, restarts) = send(args, &place, &scene, server).await?;
+    let visible = match watching {
+        Some(watching) => Some(watching.end().await?),
+        None => None,
+    };
+    if let Some(server) = server.as_mut().filter(|_| args.drain) {
+        server.restart_with("api,ingest,scheduler").await?;
+        measured = Measured::begin(args, Some(server));
+    }
     let expected = scene.plan.expected(sent.positions);
     let books = Books {
         api: &place.api,
@@ -95,11 +148,13 @@ async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnSe
         expected: &expected,
         at: scene.month.as_ref().map(|month| wire(month.start)),
         patience: args.patience,
+        // Whoever measures the pipeline alone asks it seldom.
+        pause: Duration::from_millis(if args.drain { 100 } else { 20 }),
     };
     println!("Waiting until everything is counted");
     books.wait(&scene.plan, sent.positions).await?;
-    let counted_in = begun.elapsed();
-    let cpu = if restarts.is_empty() { cpu::sample(&groups).since(&before) } else { Vec::new() };
+    let (counted_in, cpu) = measured.end();
+    let cpu = if restarts.is_empty() { cpu } else { Vec::new() };
     println!("Comparing the totals of {} subscriptions", scene.subscribers.len());
     let mut differences = books.verify().await?;
     let mut invoices = None;
@@ -114,7 +169,7 @@ async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnSe
     }
     verify::list(&differences);
     let exact = differences.is_empty() && sent.tally.refused == 0;
-    let outcome = Outcome { sent, counted_in, cpu, restarts, invoices, exact };
+    let outcome = Outcome { sent, counted_in, cpu, restarts, visible, invoices, exact };
     report::print(&outcome, &scene.plan);
     Ok(exact)
 }
@@ -150,11 +205,13 @@ async fn create_scene(args: &Args, run: &str, place: &Place) -> Result<Scene, Fa
         started_at: None,
         anchor_day: month.as_ref().map(|_| 1),
     };
-    let count = usize::try_from(args.customers).map_err(failed(doing))?;
+    let count = usize::try_from(args.customers).map_err(failed(doing))? + usize::from(args.visible);
     let bar = progress(args.customers, "customers created");
     let created = sample::create_subscribers(api, &catalog, count, &options, SETUP_CONNECTIONS, || bar.inc(1)).await;
-    let subscribers = created.map_err(failed(doing))?;
+    let mut subscribers = created.map_err(failed(doing))?;
     bar.finish_and_clear();
+    let watched = if args.visible { subscribers.pop() } else { None };
+    let watcher = watched.map(|subscriber| Watcher { api: api.clone(), catalog, subscriber, run: run.to_owned() });
     let base = match &month {
         Some(month) => {
             // The clock goes ahead of every event, or they would come from the future.
@@ -167,7 +224,7 @@ async fn create_scene(args: &Args, run: &str, place: &Place) -> Result<Scene, Fa
     };
     let PerMille(duplicates) = args.duplicates;
     let plan = Plan { seed: args.seed, run: run.to_owned(), customers: args.customers, duplicates, base };
-    Ok(Scene { catalog, subscribers, month, plan })
+    Ok(Scene { catalog, subscribers, month, watcher, plan })
 }
 
 async fn create_month(api: &Api) -> Result<Month, Failure> {

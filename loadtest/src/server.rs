@@ -119,6 +119,17 @@ impl OwnServer {
         Ok(begun.elapsed())
     }
 
+    /// Stops it in order and starts it with other roles.
+    ///
+    /// # Errors
+    /// When it does not stop, or not start again.
+    pub async fn restart_with(&mut self, roles: &str) -> Result<(), Failure> {
+        self.end().await?;
+        self.options.retain(|option| !option.starts_with("--roles="));
+        self.options.push(format!("--roles={roles}"));
+        self.spawn().await.map(drop)
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
@@ -171,6 +182,14 @@ impl OwnServer {
     /// # Errors
     /// When it does not stop, or not with exit status 0.
     pub async fn stop(mut self, keep: bool) -> Result<(), Failure> {
+        self.end().await?;
+        if self.own_dir && !keep {
+            std::fs::remove_dir_all(&self.data_dir).map_err(failed("removing the data directory"))?;
+        }
+        Ok(())
+    }
+
+    async fn end(&mut self) -> Result<(), Failure> {
         if let (Some(pid), Some(mut child)) = (self.pid(), self.child.take()) {
             kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(failed("stopping the server"))?;
             let ended = tokio::time::timeout(STOP_LIMIT, child.wait()).await.map_err(failed("stopping the server"))?;
@@ -178,9 +197,6 @@ impl OwnServer {
             if !status.success() {
                 return Err(Failure::new(format!("the server stopped with {status}; log: {}", self.log().display())));
             }
-        }
-        if self.own_dir && !keep {
-            std::fs::remove_dir_all(&self.data_dir).map_err(failed("removing the data directory"))?;
         }
         Ok(())
     }

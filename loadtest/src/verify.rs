@@ -40,6 +40,8 @@ pub struct Books<'a> {
     pub at: Option<String>,
     /// How long a total may stand still below its target.
     pub patience: Duration,
+    /// Time between two questions about one total.
+    pub pause: Duration,
 }
 
 impl Books<'_> {
@@ -102,7 +104,7 @@ impl Books<'_> {
                 gave_up.store(true, Ordering::Relaxed);
                 return Ok(Some(difference));
             }
-            sleep(Duration::from_millis(20)).await;
+            sleep(self.pause).await;
         }
     }
 
