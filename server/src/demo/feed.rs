@@ -1,5 +1,7 @@
 //! Sends the usage, some of it twice, and waits until everything is counted.
 
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use client::sample::METRICS;
@@ -24,8 +26,11 @@ const CONNECTIONS: usize = 8;
 /// One event of this many is sent again with a later batch.
 const AGAIN_EVERY: usize = 20;
 
-/// Times that the prepaid wallet is looked at while usage is sent.
-const LOOKS: usize = 4;
+/// Time between two looks at the prepaid wallet while usage is sent and counted.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Looks that are shown at most.
+const LOOKS_MAX: usize = 8;
 
 /// How long a total may stand still below its target before the wait is given up.
 const STILL_LIMIT: Duration = Duration::from_secs(60);
@@ -104,30 +109,56 @@ pub async fn feed(world: &World, requests: &[Request], targets: &[Used]) -> Resu
     let events = events(world, requests);
     let batches = batches(&events);
     let total: usize = batches.iter().map(Vec::len).sum();
-    let bar = progress(total, "events sent");
+    let sent = AtomicUsize::new(0);
     let mut looks = vec![look(world, 0).await.map_err(failed)?];
     let begun = Instant::now();
-    let mut sent = 0;
-    for part in batches.chunks(batches.len().div_ceil(LOOKS).max(1)) {
-        stream::iter(part)
-            .map(async |batch| {
-                usage::send(&world.api, batch, PATIENCE).await?;
-                bar.inc(batch.len() as u64);
-                Ok(())
-            })
-            .buffer_unordered(CONNECTIONS)
-            .try_collect::<()>()
-            .await
-            .map_err(failed)?;
-        sent += part.iter().map(Vec::len).sum::<usize>();
-        looks.push(look(world, sent).await.map_err(failed)?);
-    }
-    let accepted_in = begun.elapsed();
-    bar.finish_and_clear();
-    let (usage, wrong) = wait(world, targets).await.map_err(failed)?;
-    let counted_in = begun.elapsed();
-    looks.push(look(world, sent).await.map_err(failed)?);
+    let feeding = async {
+        send(world, &batches, &sent).await?;
+        let accepted_in = begun.elapsed();
+        Ok((accepted_in, wait(world, targets).await?, begun.elapsed()))
+    };
+    let (accepted_in, (usage, wrong), counted_in) = tokio::select! {
+        fed = feeding => fed.map_err(failed)?,
+        Err(error) = watch(world, &sent, &mut looks) => return Err(failed(error)),
+    };
+    looks.push(look(world, total).await.map_err(failed)?);
+    let looks = thinned(looks);
     Ok(Fed { events: events.len(), repeats: total - events.len(), accepted_in, counted_in, looks, usage, wrong })
+}
+
+async fn send(world: &World, batches: &[Vec<&Event>], sent: &AtomicUsize) -> Result<(), ClientError> {
+    let bar = progress(batches.iter().map(Vec::len).sum(), "events sent");
+    stream::iter(batches)
+        .map(async |batch| {
+            usage::send(&world.api, batch, PATIENCE).await?;
+            sent.fetch_add(batch.len(), Ordering::Relaxed);
+            bar.inc(batch.len() as u64);
+            Ok(())
+        })
+        .buffer_unordered(CONNECTIONS)
+        .try_collect::<()>()
+        .await?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Keeps every state of the prepaid wallet that differs from the one before, until it is dropped.
+async fn watch(world: &World, sent: &AtomicUsize, looks: &mut Vec<WalletLook>) -> Result<Infallible, ClientError> {
+    loop {
+        sleep(LOOK_EVERY).await;
+        let now = look(world, sent.load(Ordering::Relaxed)).await?;
+        if looks.last().is_none_or(|last| last.wallet.available_balance != now.wallet.available_balance) {
+            looks.push(now);
+        }
+    }
+}
+
+/// The first, the last, and as many between them, evenly, as are shown.
+fn thinned(looks: Vec<WalletLook>) -> Vec<WalletLook> {
+    let last = looks.len() - 1;
+    let shown: Vec<usize> =
+        (0..LOOKS_MAX.min(looks.len())).map(|row| row * last / (LOOKS_MAX.min(last + 1) - 1).max(1)).collect();
+    looks.into_iter().enumerate().filter(|(index, _)| shown.contains(index)).map(|(_, look)| look).collect()
 }
 
 async fn look(world: &World, sent: usize) -> Result<WalletLook, ClientError> {
