@@ -116,6 +116,21 @@ impl Exact {
         Decimal::try_from_i128_with_scale(units, scale).map_err(|_| OVERFLOW)
     }
 
+    /// To be shown beside an amount that was computed exactly: at most 12 fraction digits (the most that the API has), and
+    /// fewer where a `Decimal` would not hold them; half away from zero.
+    #[must_use]
+    pub fn shown(self) -> Decimal {
+        (0..=SCALE).rev().find_map(|scale| self.rounded(scale)).unwrap_or_default()
+    }
+
+    fn rounded(self, scale: u32) -> Option<Decimal> {
+        let power = power_of_ten(self.scale - scale)?;
+        let units = self.units.unsigned_abs();
+        let rounded = units / power + u128::from(units % power >= power.div_ceil(2) && power > 1);
+        let signed = i128::try_from(rounded).ok()? * self.units.signum();
+        Decimal::try_from_i128_with_scale(signed, scale).ok().map(|decimal| decimal.normalize())
+    }
+
     /// `self × 100 ÷ whole`, rounded half-even to 12 fraction digits: the observed value of a threshold in percent.
     pub(crate) fn percent_of(self, whole: Quantity) -> Result<Self> {
         let divisor = power_of_ten(self.scale - SCALE).and_then(|p| p.checked_mul(whole.units().unsigned_abs()));
@@ -240,6 +255,18 @@ mod tests {
         for wrong in ["0", "-1", "0.0000000000001", "1000000000000000"] {
             assert_eq!(Factor::new(wrong.parse().expect("a decimal")), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_is_shown_has_as_many_digits_as_fit() {
+        let exact = |units: i128, scale: u32| Exact::canonical(units, scale).shown().to_string();
+        assert_eq!(exact(5, 13), "0.000000000001", "half away from zero");
+        assert_eq!(exact(-15, 13), "-0.000000000002");
+        assert_eq!(exact(4, 13), "0");
+        assert_eq!(exact(1_500_000_000_000, 12), "1.5");
+        assert_eq!(exact(79_229_123_456_789_012_345_678_901_234, 24), "79229.123456789012");
+        assert_eq!(exact(i128::MAX, 12), "170141183460469231731687303.72", "as a decimal holds");
+        assert_eq!(exact(-i128::MAX, 24), "-170141183460469.231731687304");
     }
 
     fn big(value: Exact) -> BigInt {

@@ -158,7 +158,7 @@ fn tiers_of(walk: &Walk) -> Result<Vec<InvoiceLineAtomTier>> {
             tier_order: tier.tier_order,
             from: tier.from.to_decimal()?,
             to: tier.to.map(|to| to.to_decimal()).transpose()?,
-            quantity: tier.quantity.to_decimal()?,
+            quantity: tier.quantity.shown(),
             unit_amount: tier.unit_amount,
             flat_amount: tier.flat_amount,
             amount: tier.amount,

@@ -27,10 +27,10 @@ fn usage_line(job: &Job<'_>, rated: &RatedLine, start: Instant, end: Instant) ->
         .product(rated.product_id)
         .ok_or_else(|| Error::invariant(format!("product {} is not in the catalog", rated.product_id)))?;
     let latest = rated.atoms.last().ok_or_else(|| Error::invariant("a rated line has an atom"))?;
-    let quantity = rated.quantity.to_decimal()?;
+    let quantity = rated.quantity.shown();
     let unit_amount = match rated.atoms.as_slice() {
-        [only] => unit_rate(only.price.model, &only.walk, only.amount, only.billable_quantity.to_decimal()?),
-        _ => rate_of(rated.amount, rated.billable_quantity.to_decimal()?),
+        [only] => unit_rate(only.price.model, &only.walk, only.amount, only.billable_quantity.shown()),
+        _ => rate_of(rated.amount, rated.billable_quantity.shown()),
     };
     let starts: Vec<_> = rated.atoms.iter().map(|atom| atom.segment_start).collect();
     let atoms = rated.atoms.iter().map(|atom| {
@@ -87,13 +87,13 @@ fn usage_atom(atom: &Atom, (start, end): (Instant, Instant), segment_end: Instan
             tier
         }));
     }
-    let billable = atom.billable_quantity.to_decimal()?;
+    let billable = atom.billable_quantity.shown();
     Ok(InvoiceLineAtom {
         id: no_id(),
         line_id: no_id().into(),
         segment_start: atom.segment_start.max(start),
         segment_end,
-        quantity: atom.quantity.to_decimal()?,
+        quantity: atom.quantity.shown(),
         unit_amount: unit_rate(atom.price.model, &atom.walk, atom.amount, billable),
         net_amount: atom.amount,
         proration_numerator: None,
@@ -107,7 +107,7 @@ fn usage_atom(atom: &Atom, (start, end): (Instant, Instant), segment_end: Instan
         meter_version_id: Some(atom.binding.meter.version_id),
         window_start: Some(start),
         window_end: Some(end),
-        allowance_quantity: Some(atom.allowance_quantity.to_decimal()?),
+        allowance_quantity: Some(atom.allowance_quantity.shown()),
         billable_quantity: Some(billable),
         event_count: Some(atom.event_count),
     })
