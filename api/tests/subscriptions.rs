@@ -19,13 +19,13 @@ use ingest::log::registry::{self, LogKind};
 use ingest::usage::postgres::PostgresUsage;
 use serde_json::{Value, json};
 
-type Done<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+type Done<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
 /// Test double of the log's control records: these tests meter nothing, so that none may be published.
 struct NoWindows;
 
 impl WindowControl for NoWindows {
-    fn period_end<'a, 'b, 'c>(&'a self, windows: &'b [WindowRef]) -> Done<'c>
+    fn period_end<'a, 'b, 'c>(&'a self, windows: &'b [WindowRef]) -> Done<'c, Vec<domain::Position>>
     where
         'a: 'c,
         'b: 'c,
@@ -33,7 +33,7 @@ impl WindowControl for NoWindows {
     {
         unreachable!("no window is metered: {windows:?}")
     }
-    fn seal<'a, 'b, 'c>(&'a self, windows: &'b [WindowRef]) -> Done<'c>
+    fn seal<'a, 'b, 'c>(&'a self, windows: &'b [WindowRef]) -> Done<'c, Vec<domain::Position>>
     where
         'a: 'c,
         'b: 'c,
@@ -41,7 +41,7 @@ impl WindowControl for NoWindows {
     {
         unreachable!("no window is metered: {windows:?}")
     }
-    fn reopen<'a, 'b, 'c>(&'a self, windows: &'b [WindowRef]) -> Done<'c>
+    fn reopen<'a, 'b, 'c>(&'a self, windows: &'b [WindowRef]) -> Done<'c, ()>
     where
         'a: 'c,
         'b: 'c,

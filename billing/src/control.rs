@@ -5,7 +5,7 @@
 //! (see [`crate::windows::wait`]): the row exists after the record was read, also when the window had no event.
 
 use async_trait::async_trait;
-use domain::{CustomerId, Instant, Result, SubscriptionId, WorkspaceId};
+use domain::{CustomerId, Instant, Position, Result, SubscriptionId, WorkspaceId};
 
 /// One usage window of one subscription, with what leads its control records to its home partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,22 +26,24 @@ pub struct WindowRef {
 
 /// Publishes control records. Each call returns when the log has the records durably, not when they were read.
 ///
-/// Publishing a record again is harmless: a window that is already ended, sealed or open stays as it is.
+/// Publishing a record again is harmless: a window that is already ended, sealed or open stays as it is. The positions
+/// that are answered, one per window, tell [`crate::windows::wait`] what must have been read.
 #[async_trait]
 pub trait WindowControl: Send + Sync {
     /// `PeriodEnd`: the windows' totals are checkpointed and the next windows open; status `ended`.
     ///
     /// # Errors
     /// `Unavailable` when the log does not take the records.
-    async fn period_end(&self, windows: &[WindowRef]) -> Result<()>;
+    async fn period_end(&self, windows: &[WindowRef]) -> Result<Vec<Position>>;
 
     /// `WindowSeal`: an event of these windows after it is late, before it never; status `sealed`.
     ///
     /// # Errors
     /// `Unavailable` when the log does not take the records.
-    async fn seal(&self, windows: &[WindowRef]) -> Result<()>;
+    async fn seal(&self, windows: &[WindowRef]) -> Result<Vec<Position>>;
 
-    /// `WindowReopen`: takes a seal back whose finalization failed; status `ended` again.
+    /// `WindowReopen`: takes a seal back whose finalization failed; status `ended` again. One that comes after all when
+    /// the window is billed does nothing.
     ///
     /// # Errors
     /// `Unavailable` when the log does not take the records.

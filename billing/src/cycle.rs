@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use domain::{Error, Result, Scope, SubscriptionId};
+use domain::{Error, Position, Result, Scope, SubscriptionId};
 use futures::future::BoxFuture;
 use serde::de::DeserializeOwned;
 use store::{StoreError, Tx};
@@ -100,9 +100,9 @@ impl Billing {
     fn close_periods<'a>(&'a self, scope: &'a Scope, works: &'a [DueWork]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let windows = self.windows_to_close(scope, works).await?;
-            self.publish_period_end(&windows).await?;
+            let ends = self.publish_period_end(&windows).await?;
             if !windows.is_empty() {
-                windows::wait(&self.store, &windows, WindowStatus::Ended, self.window_wait).await?;
+                windows::wait(&self.store, &windows, &ends, WindowStatus::Ended, self.window_wait).await?;
             }
             let (mut tx, mut loaded) = self.locked(scope, works, "closing billing periods").await?;
             let settings = BillingSettings::load(tx.conn(), scope.organization_id).await?;
@@ -177,8 +177,8 @@ impl Billing {
         Ok(refs)
     }
 
-    async fn publish_period_end(&self, windows: &[WindowRef]) -> Result<()> {
-        if windows.is_empty() { Ok(()) } else { self.control.period_end(windows).await }
+    async fn publish_period_end(&self, windows: &[WindowRef]) -> Result<Vec<Position>> {
+        if windows.is_empty() { Ok(Vec::new()) } else { self.control.period_end(windows).await }
     }
 
     /// The windows of the periods that end, of subscriptions that meter something and are not paused.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 pub use catalog::compiled::WindowStatus;
-use domain::{Error, Result};
+use domain::{Error, Position, Result};
 use store::{Store, StoreError};
 use tokio::time::Instant as Deadline;
 
@@ -23,15 +23,23 @@ fn reached(status: WindowStatus) -> &'static [&'static str] {
     }
 }
 
-/// Waits until every window is at least as far as `status`: one query per look, whatever the number of windows.
+/// Waits until the checkpoints have passed `records`, the control records of the windows, and every window is at least as
+/// far as `status`: one query per look, whatever the number of windows. The status alone would not do: a window that was
+/// sealed, and whose seal is being taken back, still is sealed when it is sealed anew.
 ///
 /// # Errors
 /// `Unavailable` for `event_log` when the deadline passes first: the control records are in the log, so that a repeat
 /// of the whole operation is safe and finds them read.
-pub async fn wait(store: &Store, windows: &[WindowRef], status: WindowStatus, deadline: Duration) -> Result<()> {
+pub async fn wait(
+    store: &Store,
+    windows: &[WindowRef],
+    records: &[Position],
+    status: WindowStatus,
+    deadline: Duration,
+) -> Result<()> {
     let until = Deadline::now() + deadline;
     let mut pause = POLL_MIN;
-    while !all_reached(store, windows, status).await? {
+    while !all_reached(store, windows, records, status).await? {
         if Deadline::now() + pause > until {
             let detail = format!("the totals of {} usage window(s) are not checkpointed yet", windows.len());
             return Err(Error::Unavailable { dependency: "event_log", detail, retry_after_secs: 1 });
@@ -42,15 +50,21 @@ pub async fn wait(store: &Store, windows: &[WindowRef], status: WindowStatus, de
     Ok(())
 }
 
-async fn all_reached(store: &Store, windows: &[WindowRef], status: WindowStatus) -> Result<bool> {
-    let subscriptions: Vec<_> = windows.iter().map(|window| window.subscription_id.0).collect();
-    let starts: Vec<_> = windows.iter().map(|window| window.window_start).collect();
+async fn all_reached(store: &Store, windows: &[WindowRef], records: &[Position], status: WindowStatus) -> Result<bool> {
     let reached: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (subscription_id, window_start)
-         JOIN usage_window USING (subscription_id, window_start) WHERE usage_window.status = ANY($3)",
+        r#"SELECT count(*)
+           FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[], $4::smallint[], $5::bigint[])
+                AS asked (subscription_id, window_start, home, ordinal, "offset")
+           JOIN usage_window USING (subscription_id, window_start)
+           JOIN event_log USING (ordinal)
+           JOIN partition_checkpoint c ON c.log_id = event_log.id AND c.partition = asked.home
+           WHERE usage_window.status = ANY($6) AND c.next_offset > asked."offset""#,
     )
-    .bind(subscriptions)
-    .bind(starts)
+    .bind(windows.iter().map(|window| window.subscription_id.0).collect::<Vec<_>>())
+    .bind(windows.iter().map(|window| window.window_start).collect::<Vec<_>>())
+    .bind(windows.iter().map(|window| window.home_partition).collect::<Vec<_>>())
+    .bind(records.iter().map(|record| record.log_ordinal().cast_signed()).collect::<Vec<_>>())
+    .bind(records.iter().map(|record| record.offset().cast_signed()).collect::<Vec<_>>())
     .bind(reached(status))
     .fetch_one(store.pool())
     .await

@@ -1,13 +1,14 @@
 //! The fenced checkpoint (rules A1, D3; P6): one transaction writes what a partition has counted since the last one, and
 //! only its owner's epoch can commit it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use catalog::compiled::WindowStatus;
 use domain::period::Period;
 use domain::{
-    BreachId, Currency, CustomerId, Error, Instant, OrganizationId, Position, Quantity, RejectionId, Result,
-    SubscriptionId, ThresholdActionKind, ThresholdComparator, UsageEventId, WorkspaceId,
+    BreachId, Currency, CustomerId, Error, Instant, OrganizationId, Position, RejectionId, Result, SubscriptionId,
+    UsageEventId, WorkspaceId,
 };
 use rating::MemberRow;
 use rust_decimal::Decimal;
@@ -30,6 +31,9 @@ pub struct Ownership {
     /// First offset that is not counted yet.
     pub next_offset: u64,
 }
+
+/// Key of a window: whose, and where it starts.
+pub type WindowKey = (SubscriptionId, Instant);
 
 /// State of a window, as a checkpoint writes it.
 #[derive(Clone, Debug)]
@@ -139,6 +143,8 @@ pub struct Checkpoint {
     pub breaches: Vec<BreachWrite>,
     /// Refused events.
     pub rejections: Vec<RejectionWrite>,
+    /// Events that a policy dropped: of which workspace, which, and why.
+    pub dropped: Vec<(WorkspaceId, UsageEventId, Cow<'static, str>)>,
     /// Refused records without a workspace.
     pub unattributed: Vec<UnattributedWrite>,
 }
@@ -172,10 +178,12 @@ impl Ownership {
         Ok(Self { log: log.clone(), partition, epoch, next_offset: next_offset.unsigned_abs() })
     }
 
-    /// The last position that is counted; `None` while nothing of this log is.
+    /// Everything up to this position is counted: of this log what lies before the next offset, of the logs before it all
+    /// that ever will be.
     #[must_use]
-    pub fn counted_up_to(&self) -> Option<Position> {
-        self.next_offset.checked_sub(1).map(|last| self.log.position(last))
+    pub fn counted_up_to(&self) -> Position {
+        // The position before the first of a log is above all of the logs before it.
+        Position::from_i64(self.log.position(self.next_offset).as_i64() - 1)
     }
 
     /// Writes a checkpoint. A COMMIT whose answer was lost is settled by reading the row.
@@ -197,8 +205,11 @@ impl Ownership {
         write_windows(&mut tx, self.partition, &checkpoint.windows, now).await?;
         write_members(&mut tx, &checkpoint.windows).await?;
         write_accruals(&mut tx, &checkpoint.windows).await?;
-        write_breaches(&mut tx, &checkpoint.breaches).await?;
+        write_breaches(&mut tx, &checkpoint.breaches, now).await?;
         write_rejections(&mut tx, self.partition, &checkpoint.rejections, now).await?;
+        for (workspace_id, id, reason) in &checkpoint.dropped {
+            announce_dropped(&mut tx, *workspace_id, &[(*id, "DROPPED", reason.to_string())], now).await?;
+        }
         write_unattributed(&mut tx, self, &checkpoint.unattributed, now).await?;
         match tx.commit().await {
             Ok(()) => {}
@@ -230,6 +241,49 @@ impl Ownership {
         Ok(moved.rows_affected() == 1)
     }
 
+    /// Opens sealed windows again, in a transaction that only the owner commits (rule A1). Windows that are billed stay as
+    /// they are (rule D3): they are the answer. `None`: somebody else owns the partition.
+    ///
+    /// # Errors
+    /// As every statement; it can be tried again.
+    pub async fn reopen(&self, store: &Store, windows: &[WindowKey]) -> Result<Option<Vec<WindowKey>>> {
+        const OPERATION: &str = "reopening usage windows";
+        let mut tx = store.begin(OPERATION).await?;
+        let mine: Option<i64> = sqlx::query_scalar(
+            "SELECT epoch FROM partition_checkpoint
+             WHERE log_id = $1 AND partition = $2 AND epoch = $3 AND next_offset = $4 FOR SHARE",
+        )
+        .bind(self.log.id)
+        .bind(self.partition.cast_signed())
+        .bind(self.epoch)
+        .bind(self.next_offset.cast_signed())
+        .fetch_optional(tx.conn())
+        .await
+        .context(OPERATION)?;
+        if mine.is_none() {
+            return Ok(None);
+        }
+        let billed: Vec<WindowKey> = sqlx::query_as(
+            "WITH asked AS (
+                 SELECT w.subscription_id, w.window_start, w.billed
+                 FROM usage_window w JOIN unnest($1::uuid[], $2::timestamptz[]) AS a (subscription_id, window_start)
+                      USING (subscription_id, window_start)
+                 ORDER BY 1, 2 FOR UPDATE OF w),
+                  opened AS (
+                 UPDATE usage_window w SET status = 'ended', sealed_position = NULL FROM asked
+                 WHERE w.subscription_id = asked.subscription_id AND w.window_start = asked.window_start
+                   AND w.status = 'sealed' AND NOT asked.billed)
+             SELECT subscription_id, window_start FROM asked WHERE billed",
+        )
+        .bind(windows.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
+        .bind(windows.iter().map(|(_, start)| *start).collect::<Vec<_>>())
+        .fetch_all(tx.conn())
+        .await
+        .context(OPERATION)?;
+        tx.commit().await?;
+        Ok(Some(billed))
+    }
+
     async fn was_committed(&self, store: &Store, next_offset: u64) -> Result<bool> {
         let row =
             sqlx::query("SELECT epoch, next_offset FROM partition_checkpoint WHERE log_id = $1 AND partition = $2")
@@ -252,7 +306,7 @@ async fn write_windows(tx: &mut Tx, partition: Partition, windows: &[WindowWrite
     // Locked in the order of the key, as every writer of window rows does (rule D3).
     let mut sorted: Vec<_> = windows.iter().collect();
     sorted.sort_by_key(|write| (write.subscription_id, write.window.start));
-    sqlx::query(
+    let written = sqlx::query(
         "INSERT INTO usage_window (subscription_id, window_start, window_end, workspace_id, customer_id, partition, status,
                                    position, event_count, state, updated_at)
          SELECT s, ws, we, w, c, $5, st, p, n, b, $11
@@ -260,7 +314,8 @@ async fn write_windows(tx: &mut Tx, partition: Partition, windows: &[WindowWrite
                      $9::bigint[], $10::bytea[]) AS t (s, ws, we, w, c, st, p, n, b)
          ON CONFLICT (subscription_id, window_start) DO UPDATE SET window_end = EXCLUDED.window_end, status = EXCLUDED.status,
              position = EXCLUDED.position, event_count = EXCLUDED.event_count, state = EXCLUDED.state,
-             sealed_position = CASE EXCLUDED.status WHEN 'sealed' THEN EXCLUDED.position END, updated_at = EXCLUDED.updated_at",
+             sealed_position = CASE EXCLUDED.status WHEN 'sealed' THEN EXCLUDED.position END, updated_at = EXCLUDED.updated_at
+         WHERE NOT usage_window.billed",
     )
     .bind(sorted.iter().map(|w| w.subscription_id.0).collect::<Vec<_>>())
     .bind(sorted.iter().map(|w| w.window.start).collect::<Vec<_>>())
@@ -276,6 +331,9 @@ async fn write_windows(tx: &mut Tx, partition: Partition, windows: &[WindowWrite
     .execute(tx.conn())
     .await
     .context("writing usage windows")?;
+    if written.rows_affected() != windows.len() as u64 {
+        return Err(Error::invariant("a checkpoint wanted to change a usage window that is billed"));
+    }
     Ok(())
 }
 
@@ -334,38 +392,49 @@ async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
     Ok(())
 }
 
-async fn write_breaches(tx: &mut Tx, breaches: &[BreachWrite]) -> Result<()> {
-    for write in breaches {
-        let BreachWrite { breach, .. } = write;
-        let observed = breach.observed_value.to_decimal().unwrap_or(Decimal::MAX);
-        sqlx::query(
-            "INSERT INTO meter_breach (id, organization_id, workspace_id, meter_id, product_id, subscription_id, meter_key,
+/// Breaches with the events that announce them; a replay writes neither again.
+async fn write_breaches(tx: &mut Tx, breaches: &[BreachWrite], now: Instant) -> Result<()> {
+    if breaches.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "WITH crossed AS (
+             INSERT INTO meter_breach (id, organization_id, workspace_id, meter_id, product_id, subscription_id, meter_key,
                                        threshold_name, threshold_value, comparator, observed_value, window_start, window_end,
                                        occurred_at, action_kind, action_target, action_event_type)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
-             ON CONFLICT (id) DO NOTHING",
-        )
-        .bind(write.id)
-        .bind(write.organization_id)
-        .bind(write.workspace_id)
-        .bind(breach.binding.meter.meter_id)
-        .bind(breach.binding.product_id)
-        .bind(write.subscription_id)
-        .bind(&breach.binding.meter.key)
-        .bind(&breach.threshold_name)
-        .bind::<Quantity>(breach.threshold_value)
-        .bind::<ThresholdComparator>(breach.comparator)
-        .bind(observed)
-        .bind(write.window.start)
-        .bind(write.window.end)
-        .bind(write.occurred_at)
-        .bind::<ThresholdActionKind>(breach.action.kind)
-        .bind(&breach.action.target)
-        .bind(&breach.action.event_type)
-        .execute(tx.conn())
-        .await
-        .context("writing meter breaches")?;
-    }
+             SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::text[], $8::text[],
+                                  $9::numeric[], $10::text[], $11::numeric[], $12::timestamptz[], $13::timestamptz[],
+                                  $14::timestamptz[], $15::text[], $16::text[], $17::text[])
+             ON CONFLICT (id) DO NOTHING
+             RETURNING *)
+         INSERT INTO outbox (id, workspace_id, event_type, entity_type, entity_id, payload, created_at)
+         SELECT gen_random_uuid(), workspace_id, COALESCE(action_event_type, 'meter.threshold_breached'), 'meter_breach', id,
+                jsonb_build_object('breach_id', id, 'meter_id', meter_id, 'subscription_id', subscription_id, 'threshold_name',
+                                   threshold_name, 'threshold_value', threshold_value::text, 'observed_value',
+                                   observed_value::text, 'target', action_target), $18
+         FROM crossed WHERE action_kind = 'WEBHOOK'",
+    )
+    .bind(breaches.iter().map(|write| write.id.0).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.organization_id.0).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.workspace_id.0).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.breach.binding.meter.meter_id.0).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.breach.binding.product_id.0).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.subscription_id.0).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.breach.binding.meter.key.as_str()).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.breach.threshold_name.as_str()).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.breach.threshold_value).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.breach.comparator.as_str()).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.breach.observed_value.shown()).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.window.start).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.window.end).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.occurred_at).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.breach.action.kind.as_str()).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.breach.action.target.clone()).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.breach.action.event_type.clone()).collect::<Vec<_>>())
+    .bind(now)
+    .execute(tx.conn())
+    .await
+    .context("writing meter breaches")?;
     Ok(())
 }
 
@@ -381,7 +450,9 @@ async fn write_rejections(
     let member = |r: &RejectionWrite, name: &str| {
         r.payload.get(name).and_then(|v| v.as_str()).and_then(|text| Uuid::parse_str(text).ok())
     };
-    let text = |r: &RejectionWrite, name: &str| r.payload.get(name).and_then(|v| v.as_str()).map(str::to_owned);
+    let text = |r: &RejectionWrite, name: &str| {
+        r.payload.get(name).and_then(|v| v.as_str()).map(|text| storable(text).into_owned())
+    };
     // The event `usage_event.dropped` goes out once, with the row that is really new.
     sqlx::query(
         "WITH kept AS (
@@ -407,8 +478,8 @@ async fn write_rejections(
     .bind(rejections.iter().map(|r| member(r, "product_id")).collect::<Vec<_>>())
     .bind(rejections.iter().map(|r| text(r, "metric_key")).collect::<Vec<_>>())
     .bind(rejections.iter().map(|r| r.code).collect::<Vec<_>>())
-    .bind(rejections.iter().map(|r| r.message.as_str()).collect::<Vec<_>>())
-    .bind(rejections.iter().map(|r| sqlx::types::Json(&r.payload)).collect::<Vec<_>>())
+    .bind(rejections.iter().map(|r| storable(&r.message)).collect::<Vec<_>>())
+    .bind(rejections.iter().map(|r| sqlx::types::Json(storable_json(&r.payload))).collect::<Vec<_>>())
     .bind(rejections.iter().map(|r| r.position.as_i64()).collect::<Vec<_>>())
     .bind(partition.cast_signed())
     .bind(rejections.iter().map(|r| r.accepted_at).collect::<Vec<_>>())
@@ -417,6 +488,50 @@ async fn write_rejections(
     .await
     .context("writing usage rejections")?;
     Ok(())
+}
+
+/// Writes `usage_event.dropped` for each: id, code and reason.
+///
+/// # Errors
+/// As every statement.
+pub async fn announce_dropped(
+    tx: &mut Tx,
+    workspace_id: WorkspaceId,
+    dropped: &[(UsageEventId, &str, String)],
+    now: Instant,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO outbox (id, workspace_id, event_type, entity_type, entity_id, payload, created_at)
+         SELECT gen_random_uuid(), $1, 'usage_event.dropped', 'usage_event', id,
+                jsonb_build_object('code', code, 'message', message), $5
+         FROM unnest($2::uuid[], $3::text[], $4::text[]) AS d (id, code, message)",
+    )
+    .bind(workspace_id)
+    .bind(dropped.iter().map(|(id, ..)| id.0).collect::<Vec<_>>())
+    .bind(dropped.iter().map(|(_, code, _)| *code).collect::<Vec<_>>())
+    .bind(dropped.iter().map(|(.., message)| storable(message)).collect::<Vec<_>>())
+    .bind(now)
+    .execute(tx.conn())
+    .await
+    .context("announcing dropped usage")?;
+    Ok(())
+}
+
+/// PostgreSQL stores no U+0000; a foreign record may hold one anywhere.
+fn storable(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
+}
+
+/// The same for all texts of a document.
+fn storable_json(value: &serde_json::Value) -> serde_json::Value {
+    match value {
+        serde_json::Value::String(text) => storable(text).into_owned().into(),
+        serde_json::Value::Array(items) => items.iter().map(storable_json).collect(),
+        serde_json::Value::Object(members) => {
+            members.iter().map(|(name, value)| (storable(name).into_owned(), storable_json(value))).collect()
+        }
+        other => other.clone(),
+    }
 }
 
 async fn write_unattributed(tx: &mut Tx, owner: &Ownership, records: &[UnattributedWrite], now: Instant) -> Result<()> {
@@ -429,7 +544,7 @@ async fn write_unattributed(tx: &mut Tx, owner: &Ownership, records: &[Unattribu
         .bind(owner.partition.cast_signed())
         .bind(record.offset.cast_signed())
         .bind(record.code)
-        .bind(&record.message)
+        .bind(storable(&record.message))
         .bind(&record.value)
         .bind(now)
         .execute(tx.conn())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use catalog::compiled::Snapshots;
-use domain::{Error, Result};
+use domain::{Error, Position, Result};
 
 use crate::log::{Append, EventLog, Partition};
 use crate::record::{Control, Record};
@@ -23,10 +23,11 @@ impl Controls {
     }
 
     /// Appends control records with their homes and waits until they are durable; the catalog revision is set here.
+    /// Answers their positions.
     ///
     /// # Errors
     /// `Unavailable` when one of them is not durable; publishing all of them again is harmless.
-    pub async fn publish(&self, controls: impl IntoIterator<Item = (Partition, Control)>) -> Result<()> {
+    pub async fn publish(&self, controls: impl IntoIterator<Item = (Partition, Control)>) -> Result<Vec<Position>> {
         let catalog_revision = self.snapshots.revision();
         let records = controls
             .into_iter()
@@ -35,13 +36,12 @@ impl Controls {
                 Append { partition, payload: record.encode() }
             })
             .collect();
-        for outcome in self.log.append(records).await {
-            outcome.map_err(|error| Error::Unavailable {
-                dependency: "event_log",
-                detail: error.to_string(),
-                retry_after_secs: 1,
-            })?;
-        }
-        Ok(())
+        let appended = self.log.append(records).await.into_iter().map(|outcome| match outcome {
+            Ok(offset) => Ok(self.log.identity().position(offset)),
+            Err(error) => {
+                Err(Error::Unavailable { dependency: "event_log", detail: error.to_string(), retry_after_secs: 1 })
+            }
+        });
+        appended.collect()
     }
 }

@@ -3,12 +3,15 @@
 //! It is created by its partition with the state of the last checkpoint, never writes anything itself, and can be dropped
 //! and rebuilt at any time (rule A2). Refusals travel in the answer; its death means that its state cannot be trusted.
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use catalog::compiled::{SubscriptionTerms, Unpriced, WindowStatus, WorkspaceCatalog};
 use domain::period::Period;
-use domain::{BindingRole, Instant, LateEventPolicy, Position, PricingModel, Quantity, UsageEvent, VersionId};
+use domain::{
+    BindingRole, Instant, LateEventPolicy, Position, PricingModel, ProductId, Quantity, UsageEvent, VersionId,
+};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use rating::{Breach, CompiledBinding, Outcome, RatingError, RatingInput, Target, WindowState};
 use smallvec::SmallVec;
@@ -52,7 +55,7 @@ pub enum Verdict {
     /// The product's or meter's policy says so; announced, not counted.
     Dropped {
         /// For people.
-        reason: &'static str,
+        reason: Cow<'static, str>,
     },
 }
 
@@ -96,8 +99,8 @@ pub enum SubscriptionMsg {
         catalog: Arc<WorkspaceCatalog>,
         /// Terms for the allowance.
         terms: Arc<SubscriptionTerms>,
-        /// Takes the changed windows, or why they cannot be written.
-        reply: UnboundedSender<Result<Vec<WindowWrite>, RatingError>>,
+        /// Takes the changed windows.
+        reply: UnboundedSender<Vec<WindowWrite>>,
     },
 }
 
@@ -116,6 +119,8 @@ pub struct WindowSlot {
     pub state: WindowState,
     /// Upper bound of what the meters of this window can show, in whole units.
     pub magnitude: u128,
+    /// Products whose allowance in this window is within the range.
+    pub allowed: SmallVec<[ProductId; 4]>,
     /// Whether a checkpoint has to write it.
     pub is_dirty: bool,
 }
@@ -270,7 +275,8 @@ impl Windows {
         let Some(window) = terms.window_at(event.timestamp) else {
             return Err(rejected("BUSINESS_RULE_VIOLATION", "the subscription started after the timestamp"));
         };
-        let Some(sealed_until) = self.sealed_until.filter(|sealed| event.timestamp < *sealed) else {
+        // By window, not by timestamp: after a cancellation the last window reaches beyond what was sealed of it.
+        let Some(sealed_until) = self.sealed_until.filter(|sealed| window.start < *sealed) else {
             return Ok((self.slot(window), false));
         };
         // A reopened window counts again, although a later one may be sealed.
@@ -279,12 +285,14 @@ impl Windows {
         }
         let policy = resolved.first().map_or(LateEventPolicy::NextPeriod, |r| r.binding.meter.late_event_policy);
         match policy {
-            LateEventPolicy::Drop => Err(Verdict::Dropped { reason: "the window of the event is billed" }),
+            LateEventPolicy::Drop => Err(Verdict::Dropped { reason: "the window of the event is billed".into() }),
             LateEventPolicy::Reject | LateEventPolicy::Correct => {
                 Err(rejected("LATE_EVENT", "the window of the event is billed"))
             }
             LateEventPolicy::NextPeriod => match terms.window_at(sealed_until) {
-                Some(open) if terms.ended_at.is_none_or(|ended| open.start < ended) => Ok((self.slot(open), true)),
+                Some(open) if open.start >= sealed_until && terms.ended_at.is_none_or(|ended| open.start < ended) => {
+                    Ok((self.slot(open), true))
+                }
                 _ => Err(rejected("LATE_EVENT", "the last window of the subscription is billed")),
             },
         }
@@ -306,6 +314,7 @@ impl Windows {
             event_count: 0,
             state: WindowState::new(),
             magnitude: 0,
+            allowed: SmallVec::new(),
             is_dirty: false,
         });
         self.slots.len() - 1
@@ -322,6 +331,13 @@ impl Windows {
         let slot = &mut self.slots[index];
         let mut targets = SmallVec::<[Target<'_>; 2]>::new();
         for one in resolved {
+            if one.price.is_some() && !slot.allowed.contains(&incoming.event.product_id) {
+                // An allowance out of range would make the window impossible to bill: found with its first event.
+                if let Err(error) = judge.catalog.allowance(judge.terms, incoming.event.product_id, slot.window) {
+                    return rejected(error.code(), format!("the allowance cannot be computed: {error}"));
+                }
+                slot.allowed.push(incoming.event.product_id);
+            }
             // Thresholds in percent read the allowance; others do not pay for it.
             let allowance = if one.binding.bound_thresholds().is_empty() {
                 None
@@ -387,11 +403,7 @@ impl Windows {
     }
 
     /// Changed windows for the checkpoint; sealed ones leave the actor with it.
-    fn snapshot(
-        &mut self,
-        catalog: &WorkspaceCatalog,
-        terms: &SubscriptionTerms,
-    ) -> Result<Vec<WindowWrite>, RatingError> {
+    fn snapshot(&mut self, catalog: &WorkspaceCatalog, terms: &SubscriptionTerms) -> Vec<WindowWrite> {
         let mut writes = Vec::new();
         for slot in self.slots.iter_mut().filter(|slot| slot.is_dirty) {
             writes.push(WindowWrite {
@@ -404,12 +416,12 @@ impl Windows {
                 event_count: slot.event_count,
                 state: slot.state.encode(),
                 members: slot.state.take_changed_members(),
-                accruals: accruals(catalog, terms, slot)?,
+                accruals: accruals(catalog, terms, slot),
             });
             slot.is_dirty = false;
         }
         self.slots.retain(|slot| slot.status != WindowStatus::Sealed);
-        Ok(writes)
+        writes
     }
 }
 
@@ -474,23 +486,24 @@ fn apply_large(
     Ok(outcomes)
 }
 
-fn accruals(
-    catalog: &WorkspaceCatalog,
-    terms: &SubscriptionTerms,
-    slot: &WindowSlot,
-) -> Result<Vec<AccrualWrite>, RatingError> {
+/// What the window would cost now. A window that cannot be rated (an item was changed so that its allowance leaves the
+/// range) keeps the accrual that it had: its billing says why, and the partition goes on (rule A4).
+fn accruals(catalog: &WorkspaceCatalog, terms: &SubscriptionTerms, slot: &WindowSlot) -> Vec<AccrualWrite> {
     if terms.is_trial(slot.window.start) {
-        return Ok(Vec::new());
+        return Vec::new();
     }
-    let rating_terms =
-        catalog.rating_terms(terms, slot.window, &slot.state).map_err(|_| RatingError::Overflow("the allowance"))?;
-    let totals = slot.state.accrue(&RatingInput { terms: &rating_terms })?;
-    Ok(totals
-        .into_iter()
-        .map(|total| AccrualWrite {
-            wallet_currency: total.wallet_currency,
-            currency: total.amount.currency(),
-            net: total.amount.amount(),
-        })
-        .collect())
+    let rated = catalog
+        .rating_terms(terms, slot.window, &slot.state)
+        .map_err(|error| error.to_string())
+        .and_then(|found| slot.state.accrue(&RatingInput { terms: &found }).map_err(|error| error.to_string()));
+    let totals = rated.unwrap_or_else(|error| {
+        tracing::error!(subscription.id = %terms.id, window.start = %slot.window.start, error, "a window cannot be rated");
+        SmallVec::new()
+    });
+    let accrual = |total: rating::Accrual| AccrualWrite {
+        wallet_currency: total.wallet_currency,
+        currency: total.amount.currency(),
+        net: total.amount.amount(),
+    };
+    totals.into_iter().map(accrual).collect()
 }

@@ -191,8 +191,10 @@ impl SupervisorState {
     }
 
     fn index(&mut self, partition: Partition) -> Result<Arc<DedupIndex>, String> {
-        if let Some(index) = self.indexes.get(&partition) {
-            return Ok(index.clone());
+        match self.indexes.get(&partition) {
+            Some(index) if !index.is_broken() => return Ok(index.clone()),
+            // Its partition has fallen, so nobody else holds it: dropped, it gives its directory free.
+            _ => drop(self.indexes.remove(&partition)),
         }
         let dir = self.data_dir.join(format!("{}-{partition}", self.shared.log.identity().id));
         let index = DedupIndex::open(&dir, self.dedup.clone(), self.shared.clock.now()).map_err(|e| e.to_string())?;

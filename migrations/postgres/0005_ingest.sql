@@ -34,6 +34,8 @@ CREATE TABLE usage_window (
     status          text NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'ended', 'sealed')),
     position        bigint NOT NULL,  -- of the record that changed it last
     sealed_position bigint,
+    -- Its invoice is finalized: nothing may change the window any more, nor open it again.
+    billed          boolean NOT NULL DEFAULT false,
     event_count     bigint NOT NULL,
     state           bytea NOT NULL,
     updated_at      timestamptz NOT NULL,
@@ -65,7 +67,7 @@ CREATE TABLE usage_accrual (
     closed          boolean NOT NULL DEFAULT false,
     PRIMARY KEY (subscription_id, window_start, wallet_currency)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-CREATE INDEX usage_accrual_wallet ON usage_accrual (wallet_id);
+CREATE INDEX usage_accrual_wallet ON usage_accrual (wallet_id) WHERE NOT closed;
 
 CREATE TABLE meter_breach (
     id                uuid PRIMARY KEY,

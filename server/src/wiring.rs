@@ -11,7 +11,7 @@ use axum::Router;
 use billing::Billing;
 use billing::control::{WindowControl, WindowRef};
 use catalog::compiled::Snapshots;
-use domain::Clock;
+use domain::{Clock, Position};
 use ingest::control::Controls;
 use ingest::dedup::DedupOptions;
 use ingest::door::Door;
@@ -185,7 +185,7 @@ struct LogControl {
 }
 
 impl LogControl {
-    async fn publish(&self, kind: ControlKind, windows: &[WindowRef]) -> domain::Result<()> {
+    async fn publish(&self, kind: ControlKind, windows: &[WindowRef]) -> domain::Result<Vec<Position>> {
         let records = windows.iter().map(|window| {
             let control = Control {
                 kind,
@@ -204,16 +204,16 @@ impl LogControl {
 
 #[async_trait]
 impl WindowControl for LogControl {
-    async fn period_end(&self, windows: &[WindowRef]) -> domain::Result<()> {
+    async fn period_end(&self, windows: &[WindowRef]) -> domain::Result<Vec<Position>> {
         self.publish(ControlKind::PeriodEnd, windows).await
     }
 
-    async fn seal(&self, windows: &[WindowRef]) -> domain::Result<()> {
+    async fn seal(&self, windows: &[WindowRef]) -> domain::Result<Vec<Position>> {
         self.publish(ControlKind::WindowSeal, windows).await
     }
 
     async fn reopen(&self, windows: &[WindowRef]) -> domain::Result<()> {
-        self.publish(ControlKind::WindowReopen, windows).await
+        self.publish(ControlKind::WindowReopen, windows).await.map(drop)
     }
 }
 

@@ -103,8 +103,8 @@ impl Billing {
             assemble(&loaded.job(run)?)?;
         }
         drop(conn);
-        self.control.seal(&windows).await?;
-        windows::wait(&self.store, &windows, WindowStatus::Sealed, self.window_wait).await?;
+        let seals = self.control.seal(&windows).await?;
+        windows::wait(&self.store, &windows, &seals, WindowStatus::Sealed, self.window_wait).await?;
         Ok(windows)
     }
 
@@ -201,14 +201,17 @@ async fn lock_windows(conn: &mut PgConnection, windows: &[WindowRef]) -> Result<
     Err(Error::Unavailable { dependency: "event_log", detail, retry_after_secs: 1 })
 }
 
-/// The invoice takes the place of what was accrued.
+/// The invoice takes the place of what was accrued, and the windows are closed for good.
 async fn close_accruals(conn: &mut PgConnection, windows: &[WindowRef]) -> Result<()> {
     if windows.is_empty() {
         return Ok(());
     }
     sqlx::query(
-        "UPDATE usage_accrual SET closed = true
-         FROM unnest($1::uuid[], $2::timestamptz[]) AS closing (subscription_id, window_start)
+        "WITH closing AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS c (subscription_id, window_start)),
+              billed AS (
+             UPDATE usage_window SET billed = true FROM closing
+             WHERE usage_window.subscription_id = closing.subscription_id AND usage_window.window_start = closing.window_start)
+         UPDATE usage_accrual SET closed = true FROM closing
          WHERE usage_accrual.subscription_id = closing.subscription_id AND usage_accrual.window_start = closing.window_start",
     )
     .bind(windows.iter().map(|window| window.subscription_id.0).collect::<Vec<_>>())

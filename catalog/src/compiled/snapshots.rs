@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -24,6 +25,8 @@ pub struct Snapshots {
     workspaces: DashMap<WorkspaceId, Arc<WorkspaceCatalog>>,
     terms: quick_cache::sync::Cache<SubscriptionId, Arc<SubscriptionTerms>>,
     revision: watch::Sender<i64>,
+    /// Revision of the database after the last read-through: what is at hand may be as new as that.
+    loaded: AtomicI64,
     /// One refresh at a time: revisions are applied in order.
     refreshing: tokio::sync::Mutex<()>,
 }
@@ -40,6 +43,7 @@ impl Snapshots {
             workspaces: DashMap::new(),
             terms: quick_cache::sync::Cache::new(TERMS_MAX),
             revision: watch::Sender::new(revision),
+            loaded: AtomicI64::new(revision),
             refreshing: tokio::sync::Mutex::new(()),
         }))
     }
@@ -48,6 +52,18 @@ impl Snapshots {
     #[must_use]
     pub fn revision(&self) -> i64 {
         *self.revision.borrow()
+    }
+
+    /// The revision to put on a record that was judged by what is at hand (rule B6): read after judging, it is never
+    /// older than the catalog and the terms that judged.
+    #[must_use]
+    pub fn stamp(&self) -> i64 {
+        self.revision().max(self.loaded.load(Ordering::Acquire))
+    }
+
+    async fn note_loaded(&self) -> Result<()> {
+        self.loaded.fetch_max(current_revision(&self.store).await?, Ordering::AcqRel);
+        Ok(())
     }
 
     /// The compiled catalog of a workspace.
@@ -64,6 +80,7 @@ impl Snapshots {
             return Ok(found.clone());
         }
         let loaded = Arc::new(WorkspaceCatalog::load(&self.store, workspace_id).await?);
+        self.note_loaded().await?;
         self.workspaces.insert(workspace_id, loaded.clone());
         Ok(loaded)
     }
@@ -111,7 +128,10 @@ impl Snapshots {
         }
         let _guard = self.refreshing.lock().await;
         let mut conn = self.store.pool().acquire().await.context("reading subscription terms")?;
-        for (id, terms) in SubscriptionTerms::load(&mut conn, &missing).await? {
+        let loaded = SubscriptionTerms::load(&mut conn, &missing).await?;
+        drop(conn);
+        self.note_loaded().await?;
+        for (id, terms) in loaded {
             let terms = Arc::new(terms);
             self.terms.insert(id, terms.clone());
             found.insert(id, terms);

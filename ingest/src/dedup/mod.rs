@@ -42,6 +42,8 @@ const AHEAD_DAYS: i64 = 1;
 /// Journal of the index: bounds what a start has to read again.
 const JOURNAL_BYTES_MAX: u64 = 64 << 20;
 const HIGH_WATER: &[u8] = b"high_water";
+/// There once ids have been dropped.
+const FORGOTTEN: &[u8] = b"forgotten";
 
 /// How large an index becomes.
 #[derive(Clone, Debug)]
@@ -87,6 +89,9 @@ pub struct DedupIndex {
     buckets: RwLock<Vec<Arc<Bucket>>>,
     /// Held while writing: one batch at a time.
     high_water: Mutex<Option<Position>>,
+    has_forgotten: AtomicBool,
+    /// Set by the first trouble of the disk: the storage under the index takes no more writes after one that failed.
+    is_broken: AtomicBool,
     stop: Arc<AtomicBool>,
     filling: Mutex<Option<JoinHandle<()>>>,
 }
@@ -108,6 +113,8 @@ impl DedupIndex {
             .map_err(|error| failed("opening the index", error))?;
         let meta = db.keyspace("meta", KeyspaceCreateOptions::default).map_err(|e| failed("opening the index", e))?;
         let high_water = read_high_water(&meta)?;
+        let has_forgotten =
+            meta.contains_key(FORGOTTEN).map_err(|error| failed("reading whether ids were dropped", error))?;
         let index = Self {
             dir: dir.to_owned(),
             options,
@@ -115,6 +122,8 @@ impl DedupIndex {
             meta,
             buckets: RwLock::default(),
             high_water: Mutex::new(high_water),
+            has_forgotten: AtomicBool::new(has_forgotten),
+            is_broken: AtomicBool::new(false),
             stop: Arc::default(),
             filling: Mutex::default(),
         };
@@ -167,6 +176,21 @@ impl DedupIndex {
     /// # Errors
     /// Trouble of the disk.
     pub fn lookup(&self, ids: &[UsageEventId]) -> Result<Vec<Option<CountedId>>, DedupError> {
+        self.watched(self.lookup_in_buckets(ids))
+    }
+
+    fn watched<T>(&self, outcome: Result<T, DedupError>) -> Result<T, DedupError> {
+        self.is_broken.fetch_or(outcome.is_err(), Ordering::AcqRel);
+        outcome
+    }
+
+    /// Whether it must be opened anew before it is used again.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Acquire)
+    }
+
+    fn lookup_in_buckets(&self, ids: &[UsageEventId]) -> Result<Vec<Option<CountedId>>, DedupError> {
         let hashed: Vec<Hashed> = ids.iter().map(|id| Hashed::new(*id)).collect();
         let mut found: Vec<Option<CountedId>> = vec![None; ids.len()];
         let mut may = Vec::with_capacity(ids.len());
@@ -192,6 +216,15 @@ impl DedupIndex {
     /// # Errors
     /// Trouble of the disk: nothing was written.
     pub fn insert(
+        &self,
+        entries: &[(UsageEventId, CountedId)],
+        high_water: Position,
+        now: Instant,
+    ) -> Result<(), DedupError> {
+        self.watched(self.write(entries, high_water, now))
+    }
+
+    fn write(
         &self,
         entries: &[(UsageEventId, CountedId)],
         high_water: Position,
@@ -231,6 +264,7 @@ impl DedupIndex {
             // It takes no more ids: its memory is better spent on the new one.
             full.keyspace.rotate_memtable().map_err(|error| failed("ending a bucket", error))?;
         }
+        self.forget_before(today)?;
         Ok(bucket)
     }
 
@@ -245,8 +279,16 @@ impl DedupIndex {
     /// # Errors
     /// Trouble of the disk.
     pub fn forget(&self, now: Instant) -> Result<usize, DedupError> {
-        let kept_from = day(now) - self.options.horizon.num_days() - AHEAD_DAYS;
+        self.forget_before(day(now))
+    }
+
+    fn forget_before(&self, today: i64) -> Result<usize, DedupError> {
+        let kept_from = today - self.options.horizon.num_days() - AHEAD_DAYS;
         let mut buckets = self.buckets.write();
+        if buckets.iter().any(|bucket| bucket.days.end <= kept_from) {
+            self.meta.insert(FORGOTTEN, []).map_err(|error| failed("noting that ids are dropped", error))?;
+            self.has_forgotten.store(true, Ordering::Release);
+        }
         let (old, kept) = buckets.drain(..).partition::<Vec<_>, _>(|bucket| bucket.days.end <= kept_from);
         *buckets = kept;
         for bucket in &old {
@@ -261,6 +303,12 @@ impl DedupIndex {
     #[must_use]
     pub fn horizon(&self) -> TimeDelta {
         self.options.horizon
+    }
+
+    /// Whether an id may have been counted that is not here any more; what is missing otherwise was never counted.
+    #[must_use]
+    pub fn has_forgotten(&self) -> bool {
+        self.has_forgotten.load(Ordering::Acquire)
     }
 
     /// Whether filters are being filled after a power loss, so that every look-up reads the index.

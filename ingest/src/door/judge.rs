@@ -32,6 +32,13 @@ pub enum Judged {
         /// For people.
         reason: String,
     },
+    /// Refused by the product's policy: no price matches its key.
+    Unmatched {
+        /// Id that it would have had.
+        id: UsageEventId,
+        /// The refusal.
+        error: Error,
+    },
     /// Refused.
     Bad(Error),
 }
@@ -66,6 +73,7 @@ pub async fn judge(
     let (price_key, price_key_remapped) = match route_price_key(catalog, product, terms, &event)? {
         Route::Key { key, remapped } => (key, remapped),
         Route::Drop(reason) => return Ok(Judged::Dropped { id, reason }),
+        Route::Refuse(error) => return Ok(Judged::Unmatched { id, error }),
     };
     let home = terms.home_partition;
     let event = Box::new(UsageEvent {
@@ -123,11 +131,12 @@ fn usage_product<'a>(catalog: &'a WorkspaceCatalog, event: &NewEvent) -> Result<
 }
 
 async fn check_time(scope: &Scope, store: &Store, terms: &SubscriptionTerms, timestamp: Instant) -> Result<()> {
-    if timestamp > scope.now() + FUTURE_MAX {
+    let limit_of = |now: Instant| now.checked_add_signed(FUTURE_MAX).unwrap_or(now);
+    if timestamp > limit_of(scope.now()) {
         // Customers on a test clock live at its time; it is read only when the machine's clock does not suffice.
         let limit = match terms.test_clock_id {
-            Some(clock) => clock_time(store, clock).await? + FUTURE_MAX,
-            None => scope.now() + FUTURE_MAX,
+            Some(clock) => limit_of(clock_time(store, clock).await?),
+            None => limit_of(scope.now()),
         };
         if timestamp > limit {
             return Err(Error::field("timestamp", Code::OutOfRange, "must be at most 5 minutes in the future"));
@@ -207,6 +216,7 @@ async fn check_hold(scope: &Scope, store: &Store, event: &NewEvent) -> Result<()
 enum Route {
     Key { key: Option<String>, remapped: bool },
     Drop(String),
+    Refuse(Error),
 }
 
 /// Rules R5 and R6: which price the event goes to.
@@ -235,7 +245,7 @@ fn route_price_key(
         Ok(()) => Ok(Route::Key { key: event.price_key.clone(), remapped: false }),
         Err(Unpriced::NoPrice) if product.is_keyed() => match product.unmatched_price_key_policy {
             UnmatchedPriceKeyPolicy::Reject => {
-                Err(Error::field("price_key", Code::InvalidEnum, "matches no price of the product"))
+                Ok(Route::Refuse(Error::field("price_key", Code::InvalidEnum, "matches no price of the product")))
             }
             UnmatchedPriceKeyPolicy::Drop => Ok(Route::Drop("price_key matches no price of the product".into())),
             UnmatchedPriceKeyPolicy::UseDefault => {

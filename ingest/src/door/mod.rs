@@ -76,6 +76,7 @@ impl Door {
     /// As [`Door::accept`].
     pub async fn accept_read(&self, scope: &Scope, events: Vec<Result<NewEvent>>) -> Result<Vec<Entry>> {
         let judged = self.judge_all(scope, events).await?;
+        self.announce_dropped(scope, &judged).await?;
         let wanted =
             u32::try_from(judged.iter().filter(|j| matches!(j, Judged::Good { .. })).count()).unwrap_or(u32::MAX);
         let _room = self.room.try_acquire_many(wanted).map_err(|_| full())?;
@@ -86,9 +87,9 @@ impl Door {
         let mut ids: Vec<SubscriptionId> = events.iter().flatten().map(|event| event.subscription_id).collect();
         ids.sort_unstable();
         ids.dedup();
-        let revision = self.snapshots.revision();
         let terms = self.snapshots.terms_of_many(&ids).await?;
         let catalog = self.snapshots.workspace(scope.workspace_id).await?;
+        let revision = self.snapshots.stamp();
         let mut first_of_key: HashMap<UsageEventId, u64> = HashMap::with_capacity(events.len());
         let mut judged = Vec::with_capacity(events.len());
         for event in events {
@@ -110,6 +111,24 @@ impl Door {
         Ok(judged)
     }
 
+    /// Tells the workspace of usage that no price matches (usage.md R6): it is not billed, so it is not silent either.
+    async fn announce_dropped(&self, scope: &Scope, judged: &[Judged]) -> Result<()> {
+        let dropped: Vec<(UsageEventId, &str, String)> = judged
+            .iter()
+            .filter_map(|one| match one {
+                Judged::Dropped { id, reason } => Some((*id, "DROPPED", reason.clone())),
+                Judged::Unmatched { id, error } => Some((*id, error.code(), error.to_string())),
+                Judged::Good { .. } | Judged::Bad(_) => None,
+            })
+            .collect();
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.store.begin("announcing dropped usage").await?;
+        crate::checkpoint::announce_dropped(&mut tx, scope.workspace_id, &dropped, scope.now()).await?;
+        tx.commit().await
+    }
+
     async fn append(&self, judged: Vec<Judged>) -> Result<Vec<Entry>> {
         let mut records = Vec::with_capacity(judged.len());
         let mut entries: Vec<Entry> = Vec::with_capacity(judged.len());
@@ -122,7 +141,7 @@ impl Door {
                     Entry::Accepted(event.id)
                 }
                 Judged::Dropped { id, reason } => Entry::Dropped { id, reason },
-                Judged::Bad(error) => Entry::Rejected(error),
+                Judged::Bad(error) | Judged::Unmatched { error, .. } => Entry::Rejected(error),
             });
         }
         let outcomes = self.log.append(records).await;

@@ -76,6 +76,7 @@ async fn find(tx: &mut Tx, kind: LogKind, name: &str) -> Result<Option<LogIdenti
 }
 
 async fn create(tx: &mut Tx, kind: LogKind, name: &str, partitions: u32, now: Instant) -> Result<LogIdentity> {
+    refuse_homeless(tx, partitions).await?;
     let row = sqlx::query(
         "INSERT INTO event_log (id, kind, name, partitions, created_at) VALUES ($1, $2, $3, $4, $5)
          RETURNING id, ordinal, partitions",
@@ -89,6 +90,25 @@ async fn create(tx: &mut Tx, kind: LogKind, name: &str, partitions: u32, now: In
     .await
     .context("creating the event log's row")?;
     identity(&row)
+}
+
+/// Homes are for life, also when the log changes (rule A5): a new log has a partition for each of them.
+async fn refuse_homeless(tx: &mut Tx, partitions: u32) -> Result<()> {
+    let largest: Option<i32> = sqlx::query_scalar("SELECT max(home_partition) FROM subscription")
+        .fetch_one(tx.conn())
+        .await
+        .context("reading the homes of subscriptions")?;
+    match largest.map(i32::cast_unsigned) {
+        Some(largest) if largest >= partitions => Err(Error::conflict(
+            "LOG_PARTITIONS",
+            format!(
+                "the new event log is to have {partitions} partitions, but subscriptions live on partition {largest} of the \
+                 log before, for life: give the new one at least {}",
+                largest + 1
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn identity(row: &sqlx::postgres::PgRow) -> Result<LogIdentity> {

@@ -13,8 +13,8 @@ use tokio::time::Instant as Moment;
 use uuid::Uuid;
 
 use super::decode::{Decoded, id_of_unreadable};
-use super::{Failure, Patience, State, routing};
-use crate::checkpoint::{BreachWrite, Checkpoint, RejectionWrite, UnattributedWrite};
+use super::{Failure, Patience, State};
+use crate::checkpoint::{BreachWrite, Checkpoint, RejectionWrite, UnattributedWrite, WindowKey};
 use crate::door::{self, Judged, NewEvent, wire};
 use crate::log::Append;
 use crate::record::{self, Control, ControlKind};
@@ -28,6 +28,7 @@ impl Checkpoint {
             && self.windows.is_empty()
             && self.breaches.is_empty()
             && self.rejections.is_empty()
+            && self.dropped.is_empty()
             && self.unattributed.is_empty()
     }
 }
@@ -86,9 +87,10 @@ impl State {
     async fn count(&mut self, events: Vec<Incoming>) -> Result<(), Failure> {
         let Some(last) = events.last().map(|incoming| incoming.position) else { return Ok(()) };
         self.reach(events.iter().map(|incoming| incoming.event.catalog_revision).max().unwrap_or(0)).await?;
-        let known = self.known(&events).await?;
+        let terms = self.terms_of(&subscriptions_of(&events)).await?;
+        let known = self.known(&events, &terms).await?;
         let (fresh, copies) = self.sort_out(events, &known);
-        let (groups, terms) = self.group(fresh).await?;
+        let groups = self.group(fresh, &terms).await?;
         let answers = self.ask(groups, &terms).await?;
         let rows = self.record(answers, copies);
         self.store(rows, last).await
@@ -128,13 +130,12 @@ impl State {
     }
 
     /// By subscription, in order; what belongs to no subscription is refused, what has another home goes there (rule A5).
-    async fn group(&mut self, events: Vec<Incoming>) -> Result<(Groups, TermsOf), Failure> {
+    async fn group(&mut self, events: Vec<Incoming>, terms: &TermsOf) -> Result<Groups, Failure> {
         let mut groups: Groups = HashMap::new();
         for incoming in events {
             groups.entry(incoming.event.subscription_id).or_default().push(incoming);
         }
         let ids: Vec<SubscriptionId> = groups.keys().copied().collect();
-        let terms = self.terms_of(&ids).await?;
         let mut forwarded = Vec::new();
         for id in ids {
             match terms.get(&id) {
@@ -153,7 +154,7 @@ impl State {
             }
         }
         self.forward(forwarded).await?;
-        Ok((groups, terms))
+        Ok(groups)
     }
 
     /// Appends records to their home before the checkpoint passes them.
@@ -216,7 +217,8 @@ impl State {
                     }
                     Verdict::Dropped { reason } => {
                         dropped += 1;
-                        tracing::debug!(event.id = %incoming.event.id, reason, "dropped a usage event by policy");
+                        let event = &incoming.event;
+                        self.pending.dropped.push((event.workspace_id, event.id, reason));
                     }
                 }
             }
@@ -322,11 +324,11 @@ impl State {
                     let payload_hash = event.payload_hash();
                     return Ok(Some(Incoming { event: *event, position, payload_hash, is_foreign: true }));
                 }
-                Judged::Dropped { reason, .. } => {
-                    tracing::debug!(reason, "dropped a foreign usage event by policy");
+                Judged::Dropped { id, reason } => {
+                    self.pending.dropped.push((scope.workspace_id, id, reason.into()));
                     return Ok(None);
                 }
-                Judged::Bad(error) => error,
+                Judged::Unmatched { error, .. } | Judged::Bad(error) => error,
             },
             Err(error) => error,
         };
@@ -379,12 +381,17 @@ impl State {
         self.reach(controls.iter().map(|(_, control)| control.catalog_revision).max().unwrap_or(0)).await?;
         let ids: Vec<SubscriptionId> = controls.iter().map(|(_, control)| control.subscription_id).collect();
         let terms = self.terms_of(&ids).await?;
-        self.reopen(&controls).await?;
+        let billed = self.reopen(&controls).await?;
         self.route(&ids).await?;
         let (reply, mut done) = mpsc::unbounded_channel();
         let mut asked = 0;
         for (position, control) in controls {
             let Some(terms) = terms.get(&control.subscription_id).cloned() else { continue };
+            let key = (control.subscription_id, control.window_start);
+            if control.kind == ControlKind::WindowReopen && billed.contains(&key) {
+                tracing::warn!(subscription.id = %key.0, window.start = %key.1, "a billed window is not opened again");
+                continue;
+            }
             self.dirty.insert(terms.id, terms.workspace_id);
             let id = terms.id;
             self.tell(id, SubscriptionMsg::Control { terms, control, position, reply: reply.clone() })?;
@@ -397,27 +404,39 @@ impl State {
         Ok(())
     }
 
-    /// A sealed window has left its actor: its row is opened and read again.
-    async fn reopen(&mut self, controls: &[(Position, Control)]) -> Result<(), Failure> {
-        let reopened: Vec<_> = controls.iter().filter(|(_, c)| c.kind == ControlKind::WindowReopen).collect();
-        if reopened.is_empty() {
-            return Ok(());
+    /// A sealed window has left its actor: its row is opened and read again, unless it is billed; those are the answer.
+    async fn reopen(&mut self, controls: &[(Position, Control)]) -> Result<Vec<WindowKey>, Failure> {
+        let reopened = controls.iter().filter(|(_, control)| control.kind == ControlKind::WindowReopen);
+        let keys: Vec<WindowKey> =
+            reopened.map(|(_, control)| (control.subscription_id, control.window_start)).collect();
+        if keys.is_empty() {
+            return Ok(Vec::new());
         }
         // Everything before the first of these records is counted, nothing after it is.
         if let Some((first, _)) = controls.first() {
             self.pending.next_offset = first.offset();
         }
         self.checkpoint().await?;
-        for (_, control) in reopened {
-            let mut patience = Patience::default();
-            while let Err(error) = routing::reopen(&self.shared, control.subscription_id, control.window_start).await {
-                patience.wait(&self.given_up, "reopening a window", error).await?;
+        let mut patience = Patience::default();
+        let billed = loop {
+            match self.owner.reopen(&self.shared.store, &keys).await {
+                Ok(billed) => break billed.ok_or(Failure::Fenced)?,
+                Err(error) => patience.wait(&self.given_up, "reopening usage windows", error).await?,
             }
-            self.forget_actor(control.subscription_id);
+        };
+        for (id, _) in &keys {
+            self.forget_actor(*id);
         }
-        Ok(())
+        Ok(billed)
     }
 }
 
+fn subscriptions_of(events: &[Incoming]) -> Vec<SubscriptionId> {
+    let mut ids: Vec<SubscriptionId> = events.iter().map(|incoming| incoming.event.subscription_id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
 type Groups = HashMap<SubscriptionId, Vec<Incoming>>;
-type TermsOf = HashMap<SubscriptionId, Arc<SubscriptionTerms>>;
+pub(super) type TermsOf = HashMap<SubscriptionId, Arc<SubscriptionTerms>>;

@@ -68,6 +68,12 @@ impl Decoded {
             | Self::Bad { position, .. } => *position,
         }
     }
+
+    /// Whether it ends a window or opens it again.
+    #[must_use]
+    pub fn is_control(&self) -> bool {
+        matches!(self, Self::Control { .. })
+    }
 }
 
 /// Reads a record.

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use domain::{Error, Instant, Position, Result, UsageEventId};
+use domain::{Error, Instant, Position, Result, UsageEvent, UsageEventId};
 
+use super::batch::TermsOf;
 use super::{Failure, Patience, Shared, State};
 use crate::checkpoint::Ownership;
 use crate::dedup::{DedupError, DedupIndex};
@@ -30,7 +31,8 @@ impl Fill {
     /// # Errors
     /// As the usage store and the index.
     pub async fn start(shared: &Shared, owner: &Ownership, index: &Arc<DedupIndex>) -> Result<Option<Self>> {
-        let Some(target) = owner.counted_up_to() else { return Ok(None) };
+        // Also what was counted from logs before this one: a repeat may come through another log than its first copy.
+        let target = owner.counted_up_to();
         let reached = index.high_water().unwrap_or(Position::START);
         if reached >= target {
             return Ok(None);
@@ -75,7 +77,11 @@ async fn insert(
 
 impl State {
     /// What is known of the events' ids, whoever counted them.
-    pub(super) async fn known(&mut self, events: &[Incoming]) -> Result<HashMap<UsageEventId, CountedId>, Failure> {
+    pub(super) async fn known(
+        &mut self,
+        events: &[Incoming],
+        terms: &TermsOf,
+    ) -> Result<HashMap<UsageEventId, CountedId>, Failure> {
         let ids: Vec<UsageEventId> = events.iter().map(|incoming| incoming.event.id).collect();
         let index = self.index.clone();
         let (ids, found) = tokio::task::spawn_blocking(move || {
@@ -88,10 +94,16 @@ impl State {
         let mut known = HashMap::new();
         let mut doubtful = Vec::new();
         let oldest = self.shared.clock.now() - self.shared.settings.dedup_horizon.min(self.index.horizon());
+        // Rule B4. A test clock's time says nothing about when an event was counted.
+        let has_forgotten = self.index.has_forgotten();
+        let may_be_old = |event: &UsageEvent| {
+            event.timestamp < oldest
+                || terms.get(&event.subscription_id).is_some_and(|terms| terms.test_clock_id.is_some())
+        };
         for ((incoming, id), found) in events.iter().zip(ids).zip(found) {
             match found {
                 Some(counted) => drop(known.insert(id, counted)),
-                None if self.fill.is_some() || incoming.event.timestamp < oldest => doubtful.push(id),
+                None if self.fill.is_some() || has_forgotten && may_be_old(&incoming.event) => doubtful.push(id),
                 None => {}
             }
         }

@@ -154,6 +154,10 @@ const TICK: Duration = Duration::from_millis(50);
 const LAG_INTERVAL: Duration = Duration::from_secs(1);
 /// Batches that the pump may be ahead.
 const BATCHES_AHEAD: usize = 2;
+/// A busy partition begins a batch at most this often, unless the one before was full: what a batch costs as a whole (two
+/// hops to a blocking thread, a write to the index, a message per subscription) is shared by what has come meanwhile. A
+/// rested partition waits for nobody.
+const BATCH_INTERVAL: Duration = Duration::from_millis(25);
 
 impl Actor for PartitionActor {
     type Msg = PartitionMsg;
@@ -166,7 +170,9 @@ impl Actor for PartitionActor {
         shared.usage.taken(partition).await?;
         let fill = Fill::start(&shared, &owner, &index).await?;
         spawn_pump(&shared, &owner, &myself).await?;
-        myself.send_interval(TICK, || PartitionMsg::Tick);
+        // What lies before the checkpoint need not be kept for us, also when nothing new comes.
+        shared.log.passed(partition, owner.next_offset).await;
+        myself.send_after(TICK, || PartitionMsg::Tick);
         let pending = Checkpoint { next_offset: owner.next_offset, ..Checkpoint::default() };
         tracing::info!(partition, epoch = owner.epoch, offset = owner.next_offset, "took a partition");
         Ok(State {
@@ -204,6 +210,8 @@ impl Actor for PartitionActor {
                     state.checkpoint().await?;
                 }
                 state.observe().await;
+                // The next one when this one is through: they must not pile up while a dependency is away.
+                myself.send_after(TICK, || PartitionMsg::Tick);
             }
             PartitionMsg::Stop(done) => {
                 // A checkpoint that cannot be written now is written by the next owner, from the log.
@@ -241,12 +249,18 @@ async fn spawn_pump(
     let max = shared.settings.batch_records_max;
     let room = Arc::new(Semaphore::new(BATCHES_AHEAD));
     tokio::spawn(async move {
+        let _told = OnPanic(actor.clone());
+        let mut due = Moment::now();
         while let Ok(permit) = room.clone().acquire_owned().await {
+            tokio::time::sleep_until(due).await;
             let message = match reader.next(max).await {
-                Ok(records) => PartitionMsg::Batch(
-                    records.into_iter().map(|record| decode::decode(&log, record)).collect(),
-                    permit,
-                ),
+                Ok(records) => {
+                    let batch: Vec<Decoded> = records.into_iter().map(|record| decode::decode(&log, record)).collect();
+                    // Whoever ends windows waits for each of them: a row of such records is not slowed down.
+                    let hurries = batch.len() >= max || batch.iter().any(Decoded::is_control);
+                    due = Moment::now() + if hurries { Duration::ZERO } else { BATCH_INTERVAL };
+                    PartitionMsg::Batch(batch, permit)
+                }
                 Err(error) => PartitionMsg::SourceFailed(error),
             };
             let is_end = matches!(message, PartitionMsg::SourceFailed(_));
@@ -257,6 +271,19 @@ async fn spawn_pump(
         }
     });
     Ok(())
+}
+
+/// Tells the actor that its pump has panicked: a partition without one would stand still in silence.
+struct OnPanic(ActorRef<PartitionMsg>);
+
+impl Drop for OnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (operation, source) = ("reading the event log".to_owned(), "a panic".into());
+            // The actor may have ended already.
+            let _ = self.0.send_message(PartitionMsg::SourceFailed(LogError::Transient { operation, source }));
+        }
+    }
 }
 
 impl State {

@@ -76,7 +76,7 @@ impl State {
         let mut windows = Vec::with_capacity(asked);
         for _ in 0..asked {
             let answer = answers.recv().await.ok_or(Failure::ActorLost)?;
-            windows.extend(answer.map_err(domain::Error::from)?);
+            windows.extend(answer);
         }
         self.dirty.clear();
         Ok(windows)
@@ -164,20 +164,7 @@ fn slot(window: StoredWindow) -> WindowSlot {
         position: window.position,
         event_count: window.event_count,
         state: window.state,
+        allowed: smallvec::SmallVec::new(),
         is_dirty: false,
     }
-}
-
-/// Opens a sealed window again: its row goes back to `ended`, to be read by the next actor.
-pub(super) async fn reopen(shared: &Shared, id: SubscriptionId, start: Instant) -> domain::Result<()> {
-    sqlx::query(
-        "UPDATE usage_window SET status = 'ended', sealed_position = NULL
-         WHERE subscription_id = $1 AND window_start = $2 AND status = 'sealed'",
-    )
-    .bind(id)
-    .bind(start)
-    .execute(shared.store.pool())
-    .await
-    .context("reopening a window")?;
-    Ok(())
 }

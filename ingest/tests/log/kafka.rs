@@ -250,7 +250,28 @@ async fn a6_one_insync_replica_is_enough_for_a_topic_with_one_copy() {
     let Some(harness) = KafkaHarness::new().await else { return };
     // One broker cannot hold two copies; the setting alone must not be refused, as one broker acknowledges for itself.
     KafkaLog::prepare(&harness.options, PARTITIONS).await.unwrap();
-    let settings = AlterConfig::new(ResourceSpecifier::Topic(&harness.options.topic)).set("min.insync.replicas", "1");
+    let settings = AlterConfig::new(ResourceSpecifier::Topic(&harness.options.topic))
+        .set("min.insync.replicas", "1")
+        .set("message.timestamp.type", "LogAppendTime");
     harness.admin().alter_configs([&settings], &AdminOptions::new()).await.unwrap();
     KafkaLog::prepare(&harness.options, PARTITIONS).await.unwrap();
+}
+
+/// Else: a foreign producer chooses when his record was accepted, or the broker drops it before it is counted.
+#[tokio::test]
+async fn a6_a7_a_topic_keeps_records_and_their_times_itself() {
+    let Some(harness) = KafkaHarness::new().await else { return };
+    KafkaLog::prepare(&harness.options, PARTITIONS).await.unwrap();
+    for (name, value, says) in [
+        ("message.timestamp.type", "CreateTime", "message.timestamp.type to LogAppendTime"),
+        ("retention.ms", "86400000", "retention.ms to a week"),
+        ("retention.bytes", "1000000", "retention.bytes to -1"),
+    ] {
+        let topic = ResourceSpecifier::Topic(&harness.options.topic);
+        let mut settings = AlterConfig::new(topic).set("message.timestamp.type", "LogAppendTime");
+        settings.entries.insert(name, value);
+        harness.admin().alter_configs([&settings], &AdminOptions::new()).await.unwrap();
+        let refused = KafkaLog::prepare(&harness.options, PARTITIONS).await.err().unwrap().to_string();
+        assert!(refused.contains(says), "{refused}");
+    }
 }

@@ -10,9 +10,9 @@ use billing::invoice::InvoiceDTO;
 use billing::subscription::{CancelSubscriptionRequest, CreateSubscriptionRequest, SubscriptionDTO};
 use catalog::compiled::{Snapshots, SubscriptionTerms};
 use domain::{
-    Actor, Clock, Currency, CustomerId, Error, Instant, InvoiceId, OrganizationId, PlanId, PriceId, ProductId,
-    Quantity, Result, Scope, SubscriptionId, TestClockId, UsageEvent, UsageEventId, VersionId, WalletId, WorkspaceId,
-    WorkspaceMode,
+    Actor, Clock, Currency, CustomerId, Error, Instant, InvoiceId, OrganizationId, PlanId, Position, PriceId,
+    ProductId, Quantity, Result, Scope, SubscriptionId, TestClockId, UsageEvent, UsageEventId, VersionId, WalletId,
+    WorkspaceId, WorkspaceMode,
 };
 use engines::testing::TestDatabase;
 use rating::{Target, WindowState};
@@ -31,7 +31,13 @@ pub struct PromptLog {
 }
 
 impl PromptLog {
-    async fn set(&self, call: &'static str, windows: &[WindowRef], status: &str, from: &[&str]) -> Result<()> {
+    async fn set(
+        &self,
+        call: &'static str,
+        windows: &[WindowRef],
+        status: &str,
+        from: &[&str],
+    ) -> Result<Vec<Position>> {
         if *self.down.lock().unwrap() {
             return Err(Error::Unavailable { dependency: "event_log", detail: "down".into(), retry_after_secs: 1 });
         }
@@ -57,20 +63,33 @@ impl PromptLog {
             .await
             .unwrap();
         }
-        Ok(())
+        Ok(vec![Position::new(1, 0); windows.len()])
+    }
+
+    /// A log whose checkpoints have always passed what was just published.
+    async fn prepare(&self) {
+        sqlx::raw_sql(
+            "INSERT INTO event_log (id, kind, name, partitions, created_at)
+             VALUES (gen_random_uuid(), 'local', 'prompt', 64, now());
+             INSERT INTO partition_checkpoint (log_id, partition, epoch, next_offset, updated_at)
+             SELECT id, generate_series(0, 63), 1, 1, now() FROM event_log",
+        )
+        .execute(self.store.pool())
+        .await
+        .unwrap();
     }
 }
 
 #[async_trait]
 impl WindowControl for PromptLog {
-    async fn period_end(&self, windows: &[WindowRef]) -> Result<()> {
+    async fn period_end(&self, windows: &[WindowRef]) -> Result<Vec<Position>> {
         self.set("period_end", windows, "ended", &["open"]).await
     }
-    async fn seal(&self, windows: &[WindowRef]) -> Result<()> {
+    async fn seal(&self, windows: &[WindowRef]) -> Result<Vec<Position>> {
         self.set("seal", windows, "sealed", &["open", "ended"]).await
     }
     async fn reopen(&self, windows: &[WindowRef]) -> Result<()> {
-        self.set("reopen", windows, "ended", &["sealed"]).await
+        self.set("reopen", windows, "ended", &["sealed"]).await.map(drop)
     }
 }
 
@@ -102,6 +121,7 @@ impl World {
         let scope = workspace(&store, timezone, settings).await;
         let snapshots = Snapshots::start(store.clone()).await.unwrap();
         let log = Arc::new(PromptLog { store: store.clone(), down: Mutex::new(false), calls: Mutex::new(Vec::new()) });
+        log.prepare().await;
         let billing = Billing::new(store.clone(), snapshots, log.clone());
         let scheduler = Scheduler::new(billing.clone());
         let mut tx = store.begin("make a clock").await.unwrap();

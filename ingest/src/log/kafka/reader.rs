@@ -50,6 +50,8 @@ impl Charge {
     /// Seeks. Blocks.
     fn move_to(&self, offset: u64) -> Result<(), LogError> {
         let queue = self.slot.queue.lock();
+        // Under the lock: whoever took over has sought under it, and what it waits for must not be thrown away.
+        self.check()?;
         // What was fetched for the reader before, and its errors, which no seek would throw away.
         while queue.poll(Duration::ZERO).is_some() {}
         self.slot.state.set_right();

@@ -12,6 +12,8 @@ use crate::log::LogError;
 
 /// A topic that we make keeps records this long: the week past the checkpoint of rule A6, and a week to be behind.
 const RETENTION_MS: &str = "1209600000";
+/// The shortest time for which a topic may keep its records (rule A6).
+const WEEK_MS: i64 = 604_800_000;
 /// Copies of a topic that we make, where there are brokers enough.
 const REPLICATION: usize = 3;
 /// How long a new topic may take to be known everywhere.
@@ -88,6 +90,7 @@ async fn create(
     let topic = NewTopic::new(&options.topic, partitions.cast_signed(), TopicReplication::Fixed(copies as i32))
         .set("cleanup.policy", "delete")
         .set("retention.ms", RETENTION_MS)
+        .set("message.timestamp.type", "LogAppendTime")
         .set("min.insync.replicas", if copies > 1 { "2" } else { "1" });
     let made = admin
         .create_topics([&topic], &AdminOptions::new().operation_timeout(Some(ANSWER_TIMEOUT)))
@@ -144,6 +147,21 @@ async fn check_durability(
     if setting("cleanup.policy").contains("compact") {
         return Err(LogError::Unusable(format!(
             "topic {} is compacted, which drops records that were acknowledged: set cleanup.policy to delete",
+            options.topic
+        )));
+    }
+    if setting("message.timestamp.type") != "LogAppendTime" {
+        return Err(LogError::Unusable(format!(
+            "topic {} takes the time of a record from its producer, who could choose when it was accepted: set \
+             message.timestamp.type to LogAppendTime",
+            options.topic
+        )));
+    }
+    let kept_ms = setting("retention.ms").parse().unwrap_or(-1_i64);
+    if (0..WEEK_MS).contains(&kept_ms) || setting("retention.bytes").parse::<i64>().is_ok_and(|bytes| bytes >= 0) {
+        return Err(LogError::Unusable(format!(
+            "topic {} drops records that may not be counted yet: set retention.ms to a week ({WEEK_MS}) or more, and \
+             retention.bytes to -1",
             options.topic
         )));
     }
