@@ -1,12 +1,18 @@
 //! What every handler shares.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use access::{Authenticator, Network};
+use ingest::log::EventLog;
+use ingest::usage::UsageStore;
 use store::Store;
 
 use crate::limit::{Limiter, Rate};
 use crate::metrics::HttpMetrics;
+
+/// How long `/readyz` waits for each dependency: less than orchestrators wait for `/readyz`.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the operator decides about the HTTP side.
 #[derive(Clone, Debug)]
@@ -41,12 +47,45 @@ impl Default for Settings {
     }
 }
 
-/// A part of the process that `/readyz` asks.
-pub trait Readiness: Send + Sync {
-    /// Name in the answer, e.g. `ingest`.
-    fn name(&self) -> &'static str;
-    /// Why it cannot work now, if it cannot; must not block.
-    fn trouble(&self) -> Option<String>;
+/// What a process needs to do its work; `/readyz` asks it.
+#[derive(Clone)]
+pub enum Dependency {
+    /// PostgreSQL.
+    Database(Store),
+    /// Where usage events become durable.
+    EventLog(Arc<dyn EventLog>),
+    /// Where counted events are kept.
+    UsageStore(Arc<dyn UsageStore>),
+}
+
+impl Dependency {
+    /// Name in answers, the same as in problem documents.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Database(_) => "database",
+            Self::EventLog(_) => "event_log",
+            Self::UsageStore(_) => "usage_store",
+        }
+    }
+
+    /// Asks it.
+    ///
+    /// # Errors
+    /// Why it cannot be worked with now.
+    pub async fn ping(&self) -> Result<(), String> {
+        let answer = async {
+            match self {
+                Self::Database(store) => {
+                    sqlx::query("SELECT 1").execute(store.pool()).await.map(drop).map_err(|e| e.to_string())
+                }
+                Self::EventLog(log) => log.ping().await.map_err(|error| error.to_string()),
+                Self::UsageStore(usage) => usage.ping().await.map_err(|error| error.to_string()),
+            }
+        };
+        let late = |_| Err(format!("no answer within {} s", PING_TIMEOUT.as_secs()));
+        tokio::time::timeout(PING_TIMEOUT, answer).await.unwrap_or_else(late)
+    }
 }
 
 /// The parts of ingest that the API calls.
@@ -57,7 +96,7 @@ pub struct Engine {
     /// Takes usage events.
     pub door: Arc<ingest::door::Door>,
     /// Counted events.
-    pub usage: Arc<dyn ingest::usage::UsageStore>,
+    pub usage: Arc<dyn UsageStore>,
     /// Subscriptions and invoices, with the way to close usage windows.
     pub billing: billing::Billing,
 }
@@ -77,14 +116,14 @@ pub struct App {
     pub registry: prometheus::Registry,
     /// Metrics of HTTP, registered there.
     pub http_metrics: HttpMetrics,
-    /// Parts that `/readyz` asks beside the database.
-    pub readiness: Vec<Arc<dyn Readiness>>,
+    /// What `/readyz` asks.
+    pub dependencies: Vec<Dependency>,
     /// Ingest; `None` where a process prints the document only, and in tests that need none.
     pub engine: Option<Engine>,
 }
 
 impl App {
-    /// With this database, nothing else to ask for readiness, and metrics in `registry`.
+    /// With this database as its only dependency, and metrics in `registry`.
     #[must_use]
     pub fn new(store: Store, settings: Settings, registry: prometheus::Registry) -> Self {
         Self {
@@ -92,7 +131,7 @@ impl App {
             limiter: Arc::default(),
             http_metrics: HttpMetrics::registered(&registry),
             settings: Arc::new(settings),
-            readiness: Vec::new(),
+            dependencies: vec![Dependency::Database(store.clone())],
             engine: None,
             registry,
             store,

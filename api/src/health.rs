@@ -6,6 +6,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
+use futures::future::join_all;
 use prometheus::TextEncoder;
 use serde_json::{Value, json};
 
@@ -30,23 +31,17 @@ async fn healthz() -> Answer {
     answer::ok(json!({"status": "ok"}))
 }
 
-/// The process can work: 200, or 503 naming what cannot.
+/// The process can work: 200, or 503 naming the dependency that is away.
 async fn readyz(State(app): State<App>) -> Answer {
+    let answers = join_all(app.dependencies.iter().map(async |asked| (asked.name(), asked.ping().await))).await;
     let mut checks = serde_json::Map::new();
-    let database = sqlx::query("SELECT 1").execute(app.store.pool());
-    let database = match tokio::time::timeout(std::time::Duration::from_secs(2), database).await {
-        Ok(Ok(_)) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some("no answer within 2 s".to_owned()),
-    };
-    let parts = app.readiness.iter().map(|part| (part.name(), part.trouble()));
     let mut ready = true;
-    for (name, trouble) in std::iter::once(("database", database)).chain(parts) {
-        if let Some(trouble) = &trouble {
-            tracing::warn!(part = name, trouble, "not ready");
+    for (dependency, answer) in answers {
+        if let Err(trouble) = &answer {
+            tracing::warn!(dependency, trouble, "not ready");
             ready = false;
         }
-        checks.insert(name.to_owned(), Value::from(if trouble.is_some() { "unavailable" } else { "ok" }));
+        checks.insert(dependency.to_owned(), Value::from(if answer.is_ok() { "ok" } else { "unavailable" }));
     }
     let (status, word) = if ready { (StatusCode::OK, "ready") } else { (StatusCode::SERVICE_UNAVAILABLE, "not_ready") };
     answer::json(status, &json!({"status": word, "checks": checks}))

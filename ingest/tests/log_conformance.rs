@@ -28,6 +28,7 @@ macro_rules! conformance {
 }
 
 conformance!(
+    an_open_log_answers,
     records_of_a_partition_keep_their_order,
     a_batch_over_partitions_is_answered_record_by_record,
     concurrent_appenders_get_each_offset_once,

@@ -31,6 +31,7 @@ macro_rules! for_both_stores {
 }
 
 for_both_stores!(
+    an_open_store_answers,
     every_member_comes_back,
     known_ids_are_found_with_their_position,
     ids_are_paged_by_position,
@@ -44,6 +45,10 @@ for_both_stores!(
     the_invoice_of_a_window_is_shown,
     an_empty_store_answers,
 );
+
+async fn an_open_store_answers(bed: Bed) {
+    bed.usage.ping().await.unwrap();
+}
 
 /// Members of an event, all of them or only those that must be.
 fn full_and_bare(bed: &Bed) -> [CountedEvent; 2] {

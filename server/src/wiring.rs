@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use api::app::Engine;
 use api::limit::Rate;
-use api::{App, Settings};
+use api::{App, Dependency, Settings};
 use async_trait::async_trait;
 use axum::Router;
 use billing::Billing;
@@ -54,10 +54,26 @@ pub async fn start_rooms(config: &Config, store: &Store, running: &mut Running) 
         start_scheduler(billing.clone(), running);
     }
     let mut app = App::new(store.clone(), settings(config)?, registry);
+    app.dependencies = dependencies(config, store, &log, &usage);
     let door = Arc::new(Door::new(store.clone(), snapshots.clone(), log));
     app.engine = Some(Engine { snapshots, door, usage, billing });
     // Without the role `api`, only health and metrics are served.
     Ok(if config.has(Role::Api) { api::router(app) } else { api::health_router(app) })
+}
+
+/// What the roles of this process cannot work without.
+fn dependencies(
+    config: &Config,
+    store: &Store,
+    log: &Arc<dyn EventLog>,
+    usage: &Arc<dyn UsageStore>,
+) -> Vec<Dependency> {
+    let mut needed = vec![Dependency::Database(store.clone()), Dependency::EventLog(log.clone())];
+    // The scheduler ends windows through the log and bills their totals; it reads no events.
+    if config.has(Role::Api) || config.has(Role::Ingest) {
+        needed.push(Dependency::UsageStore(usage.clone()));
+    }
+    needed
 }
 
 async fn start_snapshots(store: &Store, running: &mut Running) -> Result<Arc<Snapshots>, Failure> {

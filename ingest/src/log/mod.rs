@@ -122,6 +122,12 @@ pub trait EventLog: Send + Sync + 'static {
     /// Who it is.
     fn identity(&self) -> &LogIdentity;
 
+    /// Whether it can be worked with now; for `/readyz`.
+    ///
+    /// # Errors
+    /// Why not.
+    async fn ping(&self) -> Result<(), LogError>;
+
     /// Appends and waits until the records are durable (Kafka `acks=all`, or fsync). One outcome per record, in order:
     /// the offset, or why it is not there. Records of one partition keep their order.
     async fn append(&self, records: Vec<Append>) -> Vec<Result<u64, LogError>>;

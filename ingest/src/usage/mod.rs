@@ -147,6 +147,9 @@ pub struct AggregateBucket {
 /// Durable home of counted events.
 #[async_trait]
 pub trait UsageStore: Send + Sync + 'static {
+    /// Whether it answers now; for `/readyz`.
+    async fn ping(&self) -> Result<()>;
+
     /// Called when this node takes a partition, before anything is appended to it: the writer learns what is stored.
     async fn taken(&self, partition: Partition) -> Result<()>;
 

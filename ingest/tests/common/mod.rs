@@ -383,6 +383,9 @@ impl EventLog for Closed {
     fn identity(&self) -> &ingest::log::LogIdentity {
         &self.0
     }
+    async fn ping(&self) -> Result<(), ingest::log::LogError> {
+        Err(ingest::log::LogError::Full)
+    }
     async fn append(&self, records: Vec<Append>) -> Vec<Result<u64, ingest::log::LogError>> {
         records.iter().map(|_| Err(ingest::log::LogError::Full)).collect()
     }

@@ -64,6 +64,17 @@ async fn a5_a_topic_with_another_number_of_partitions_is_refused() {
     assert!(refused.contains("has 3 partitions and the event log is configured with 4"), "{refused}");
 }
 
+/// Else: a node without its broker says that it is ready, and takes requests that it must refuse.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_without_a_broker_does_not_answer() {
+    // Nobody listens on a port that was bound and let go.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let options = KafkaOptions::new(&nobody.to_string(), "usage-events", "kontorion", "node-1");
+    let identity = LogIdentity { id: Uuid::nil(), ordinal: 2, partitions: PARTITIONS };
+    let log = KafkaLog::open(options, identity).await.unwrap();
+    assert!(matches!(log.ping().await, Err(LogError::Transient { .. })));
+}
+
 #[tokio::test]
 async fn a_compacted_topic_is_refused() {
     let Some(harness) = KafkaHarness::new().await else { return };

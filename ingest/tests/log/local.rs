@@ -290,6 +290,16 @@ async fn an_acknowledged_record_survives_sigkill() {
     assert!(segments(dir.path()).len() > 3, "the child filled segments");
 }
 
+/// Else: a node that is stopping says that it is ready, and requests are still sent to it.
+#[tokio::test]
+async fn a_closed_log_does_not_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), small()).unwrap();
+    log.ping().await.unwrap();
+    log.close().await;
+    assert!(matches!(log.ping().await, Err(LogError::Transient { .. })));
+}
+
 /// Else: the log goes on after a failed write, and acknowledges what the disk does not hold.
 #[tokio::test]
 async fn a6_a_failed_write_ends_the_process() {

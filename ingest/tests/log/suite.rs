@@ -9,6 +9,15 @@ use tokio::time::timeout;
 
 use super::{Harness, PARTITIONS, append_one, joined, record, take, text};
 
+pub async fn an_open_log_answers(harness: &dyn Harness) {
+    let log = harness.open().await;
+    log.ping().await.unwrap();
+    let joined = log.join().await.unwrap();
+    log.ping().await.unwrap();
+    drop(joined);
+    log.close().await;
+}
+
 pub async fn records_of_a_partition_keep_their_order(harness: &dyn Harness) {
     let joined = joined(harness).await;
     for number in 0..50 {

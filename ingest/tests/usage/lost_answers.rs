@@ -57,6 +57,16 @@ async fn c7_lost_answer_writes_no_row_twice() {
 }
 
 #[tokio::test]
+async fn a_store_that_is_away_does_not_answer() {
+    let Some((bed, proxy)) = behind_a_proxy().await else { return };
+    bed.usage.ping().await.unwrap();
+    proxy.close(true);
+    assert!(matches!(bed.usage.ping().await, Err(Error::Unavailable { .. })));
+    proxy.close(false);
+    bed.usage.ping().await.unwrap();
+}
+
+#[tokio::test]
 async fn c7_an_insert_that_is_sent_again_unseen_is_dropped_by_its_content() {
     // The look-up can come before an insert that was given up takes effect. Then only ClickHouse itself can tell.
     let Some(bed) = Bed::clickhouse().await else { return };

@@ -142,6 +142,11 @@ impl EventLog for KafkaLog {
         &self.identity
     }
 
+    /// Asks the leader of one partition: metadata could be an answer from memory, and asking for it may make a topic.
+    async fn ping(&self) -> Result<(), LogError> {
+        self.end(0).await.map(drop)
+    }
+
     async fn append(&self, records: Vec<Append>) -> Vec<Result<u64, LogError>> {
         self.producer.append(records).await
     }

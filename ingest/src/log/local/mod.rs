@@ -40,7 +40,7 @@ use super::{Append, Assignment, EventLog, LogError, LogIdentity, Partition, Part
 use meta::{DirLock, LogMeta};
 use reader::LocalReader;
 use segment::SegmentHeader;
-use shared::{Outcomes, Request, Shared};
+use shared::{Outcomes, Request, Shared, Spare};
 use writer::Writer;
 
 /// Room for chunks that a segment must have.
@@ -204,6 +204,20 @@ fn closed() -> LogError {
 impl EventLog for LocalLog {
     fn identity(&self) -> &LogIdentity {
         &self.identity
+    }
+
+    /// A failed disk ends the process, so only a log that was closed, or has no room for its next segment, is in trouble.
+    async fn ping(&self) -> Result<(), LogError> {
+        if self.shared.queue.lock().closed {
+            return Err(closed());
+        }
+        match &*self.shared.spare.lock() {
+            Spare::Failed(reason) => Err(LogError::Transient {
+                operation: "making room for the event log".to_owned(),
+                source: reason.clone().into(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     async fn append(&self, records: Vec<Append>) -> Vec<Result<u64, LogError>> {

@@ -168,6 +168,10 @@ fn failed(operation: &str, error: ClickHouseError) -> Error {
 
 #[async_trait]
 impl UsageStore for ClickHouseUsage {
+    async fn ping(&self) -> Result<()> {
+        within("asking the usage store", self.client.query("SELECT 1").fetch_one::<u8>()).await.map(drop)
+    }
+
     async fn taken(&self, partition: Partition) -> Result<()> {
         let (largest, checkpoint) = self.largest_after_checkpoint(partition).await?;
         let known = largest.map_or(checkpoint, |largest| largest.max(checkpoint));

@@ -58,6 +58,10 @@ fn partition_column(partition: Partition) -> i16 {
 
 #[async_trait]
 impl UsageStore for PostgresUsage {
+    async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT 1").execute(self.store.pool()).await.map(drop).context("asking the usage store")
+    }
+
     async fn taken(&self, _partition: Partition) -> Result<()> {
         Ok(())
     }
