@@ -18,6 +18,12 @@ impl std::fmt::Display for Failure {
     }
 }
 
+impl From<client::server::ServerError> for Failure {
+    fn from(error: client::server::ServerError) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// Says what was being done: `.map_err(failed("reading …"))`.
 pub fn failed<E: std::fmt::Display>(doing: impl Into<String>) -> impl FnOnce(E) -> Failure {
     let doing = doing.into();

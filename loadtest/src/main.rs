@@ -11,7 +11,6 @@ mod kafka;
 mod plan;
 mod report;
 mod run;
-mod server;
 mod tally;
 mod verify;
 mod visible;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, TimeZone, Utc};
 use client::sample::{self, Catalog, Subscriber, SubscriberOptions};
-use client::{Api, ClientError};
+use client::{Api, ClientError, OwnServer};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::rngs::StdRng;
@@ -22,7 +22,6 @@ use crate::cpu::{self, Group, Sample};
 use crate::failure::{Failure, failed};
 use crate::plan::Plan;
 use crate::report::{self, Outcome};
-use crate::server::OwnServer;
 use crate::tally::{Schedule, Sent};
 use crate::verify::{self, Books};
 use crate::visible::Watcher;
@@ -109,18 +108,28 @@ pub async fn run(mut args: Args) -> Result<bool, Failure> {
         args.set.push(format!("kafka_topic={topic}"));
     }
     let mut server = match args.spawn {
-        true => Some(OwnServer::start(&args.server_program(), args.data_dir.as_deref(), &args.set).await?),
+        true => Some(start_server(&args, &run).await?),
         false => None,
     };
     let outcome = run_at(&args, &run, topic, &mut server).await;
-    if let Some(server) = server {
-        let keep = !matches!(outcome, Ok(true));
-        if keep {
+    if let Some(mut server) = server {
+        let is_exact = matches!(outcome, Ok(true));
+        if !is_exact {
             println!("data and log of the server are kept in {}", server.data_dir.display());
         }
-        server.stop(keep).await?;
+        server.stop().await?;
+        if is_exact && args.data_dir.is_none() {
+            std::fs::remove_dir_all(&server.data_dir).map_err(failed("removing the data directory"))?;
+        }
     }
     outcome
+}
+
+/// In the directory that was asked for, or in one for this run.
+async fn start_server(args: &Args, run: &str) -> Result<OwnServer, Failure> {
+    let own = || std::env::temp_dir().join(format!("kontorion-load-{run}"));
+    let data_dir = args.data_dir.clone().unwrap_or_else(own);
+    Ok(OwnServer::start(&args.server_program(), &data_dir, &args.set).await?)
 }
 
 async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnServer>) -> Result<bool, Failure> {
@@ -177,7 +186,7 @@ async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnSe
 async fn place(args: &Args, topic: String, server: Option<&OwnServer>) -> Result<Place, Failure> {
     let (base, key, workspace, secret) = match server {
         Some(server) => {
-            let sandbox = server.create_organization().await?.sandbox;
+            let sandbox = server.create_organization("Load").await?.sandbox;
             let base = format!("http://{}", server.address);
             (base, sandbox.key, Some(sandbox.workspace_id), Some(sandbox.ingest_secret))
         }
