@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::dedup::{DedupIndex, DedupOptions};
 use crate::log::{Assignment, Partition};
-use crate::partition::{Arguments, PartitionActor, PartitionMsg, Shared};
+use crate::partition::{Arguments, DRAIN_MAX, PartitionActor, PartitionMsg, Shared};
 
 /// First pause before a fallen partition starts again; it doubles up to [`RESTART_MAX`].
 const RESTART_MIN: Duration = Duration::from_millis(50);
@@ -57,7 +57,7 @@ impl Ingest {
         self.supervisor.kill();
     }
 
-    /// Writes the last checkpoints and leaves the group.
+    /// Counts what the log holds, writes the last checkpoints and leaves the group.
     pub async fn stop(self) {
         let (done, stopped) = oneshot::channel();
         if self.supervisor.send_message(SupervisorMsg::Stop(done)).is_ok() {
@@ -132,7 +132,9 @@ impl Actor for Supervisor {
             SupervisorMsg::Restart(partition) => state.start(&myself, partition).await,
             SupervisorMsg::Stop(done) => {
                 let partitions: Vec<Partition> = state.partitions.keys().copied().collect();
-                futures::future::join_all(partitions.iter().filter_map(|p| state.release(*p))).await;
+                let limit = DRAIN_MAX + STOP_MAX;
+                let ended = partitions.iter().filter_map(|p| state.release(*p, PartitionMsg::Drain, limit));
+                futures::future::join_all(ended).await;
                 myself.stop(None);
                 drop(done);
             }
@@ -231,20 +233,25 @@ impl SupervisorState {
     }
 
     async fn give_up(&mut self, partition: Partition) {
-        if let Some(ended) = self.release(partition) {
+        if let Some(ended) = self.release(partition, PartitionMsg::Stop, STOP_MAX) {
             ended.await;
         }
     }
 
     /// Asks a partition to end and gives what to wait for.
-    fn release(&mut self, partition: Partition) -> Option<impl Future<Output = ()> + use<>> {
+    fn release(
+        &mut self,
+        partition: Partition,
+        message: fn(oneshot::Sender<()>) -> PartitionMsg,
+        limit: Duration,
+    ) -> Option<impl Future<Output = ()> + use<>> {
         let held = self.partitions.remove(&partition)?;
         held.given_up.store(true, Ordering::Relaxed);
         let actor = held.actor?;
         let (done, ended) = oneshot::channel();
-        actor.send_message(PartitionMsg::Stop(done)).ok()?;
+        actor.send_message(message(done)).ok()?;
         Some(async move {
-            if tokio::time::timeout(STOP_MAX, ended).await.is_err() {
+            if tokio::time::timeout(limit, ended).await.is_err() {
                 tracing::warn!(partition, "a partition did not end in time and is cut off");
             }
             actor.kill();

@@ -50,6 +50,18 @@ async fn a_repeat_changes_nothing_whenever_it_comes() {
     assert_eq!(world.count("SELECT count(*) FROM usage_rejection").await, 0);
 }
 
+/// Else: every orderly restart begins with counting again what was acknowledged before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orderly_stop_counts_everything_that_was_acknowledged() {
+    let mut world = World::start().await;
+    for round in 0..5 {
+        let events: Vec<Value> = (0..200).map(|i| world.event(&format!("{round}-{i}"), "1", JANUARY)).collect();
+        world.accept(&events).await;
+    }
+    world.ingest.take().expect("ingest runs").stop().await;
+    assert_eq!(world.count("SELECT count(*) FROM usage_event").await, 1_000);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_owner_loses_and_doubles_nothing() {
     let mut world = World::start().await;

@@ -96,6 +96,8 @@ pub enum PartitionMsg {
     Tick,
     /// Write what is counted and end; the sender is dropped when it is done.
     Stop(oneshot::Sender<()>),
+    /// The same, after everything that the log holds now is counted, if that takes no longer than [`DRAIN_MAX`].
+    Drain(oneshot::Sender<()>),
 }
 
 /// Why a partition drops everything.
@@ -148,8 +150,18 @@ pub struct State {
     waiting_since: Option<Moment>,
     batches: u64,
     last_lag: Moment,
+    draining: Option<Draining>,
 }
 
+/// A partition that counts to the end of the log before it ends.
+struct Draining {
+    end: u64,
+    until: Moment,
+    done: oneshot::Sender<()>,
+}
+
+/// A partition that ends counts for so long what was acknowledged before: the next owner would have to read it again.
+pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(50);
 const LAG_INTERVAL: Duration = Duration::from_secs(1);
 /// Batches that the pump may be ahead.
@@ -188,12 +200,13 @@ impl Actor for PartitionActor {
             waiting_since: None,
             batches: 0,
             last_lag: Moment::now(),
+            draining: None,
         })
     }
 
     async fn handle(
         &self,
-        myself: ActorRef<PartitionMsg>,
+        _: ActorRef<PartitionMsg>,
         message: PartitionMsg,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
@@ -203,6 +216,7 @@ impl Actor for PartitionActor {
                 if is_forced || state.is_checkpoint_due() {
                     state.checkpoint().await?;
                 }
+                state.end_when_drained().await;
             }
             PartitionMsg::SourceFailed(error) => return Err(Failure::from(error).into()),
             PartitionMsg::Tick => {
@@ -210,16 +224,16 @@ impl Actor for PartitionActor {
                     state.checkpoint().await?;
                 }
                 state.observe().await;
+                state.end_when_drained().await;
                 // The next one when this one is through: they must not pile up while a dependency is away.
-                myself.send_after(TICK, || PartitionMsg::Tick);
+                state.myself.send_after(TICK, || PartitionMsg::Tick);
             }
-            PartitionMsg::Stop(done) => {
-                // A checkpoint that cannot be written now is written by the next owner, from the log.
-                if let Err(error) = state.checkpoint().await {
-                    tracing::warn!(partition = state.owner.partition, error = %error, "stopped without a checkpoint");
-                }
-                myself.stop(None);
-                drop(done);
+            PartitionMsg::Stop(done) => state.end(done).await,
+            PartitionMsg::Drain(done) => {
+                // An end that nobody tells is not waited for.
+                let end = state.shared.log.end(state.owner.partition).await.unwrap_or(0);
+                state.draining = Some(Draining { end, until: Moment::now() + DRAIN_MAX, done });
+                state.end_when_drained().await;
             }
         }
         Ok(())
@@ -287,6 +301,23 @@ impl Drop for OnPanic {
 }
 
 impl State {
+    /// The last act. A checkpoint that cannot be written now is written by the next owner, from the log.
+    async fn end(&mut self, done: oneshot::Sender<()>) {
+        if let Err(error) = self.checkpoint().await {
+            tracing::warn!(partition = self.owner.partition, error = %error, "stopped without a checkpoint");
+        }
+        self.myself.stop(None);
+        drop(done);
+    }
+
+    async fn end_when_drained(&mut self) {
+        let counted = self.pending.next_offset;
+        let drained = self.draining.take_if(|draining| counted >= draining.end || Moment::now() >= draining.until);
+        if let Some(Draining { done, .. }) = drained {
+            self.end(done).await;
+        }
+    }
+
     fn is_checkpoint_due(&self) -> bool {
         let settings = &self.shared.settings;
         self.dirty.len() >= settings.checkpoint_subscriptions_max
