@@ -50,7 +50,7 @@ pub struct Append {
 pub struct LogRecord {
     /// Offset in its partition.
     pub offset: u64,
-    /// Our own records start with a version byte, foreign ones are JSON.
+    /// Our own records start with a version byte; foreign ones should be JSON.
     pub payload: Bytes,
     /// Kafka headers `kontorion-workspace` and `kontorion-signature` of a foreign record (rule A7), else `None`.
     pub foreign: Option<ForeignHeaders>,

@@ -119,15 +119,20 @@ async fn a7_foreign_records_come_with_their_headers() {
     producer.send(signed, PATIENCE).await.unwrap();
     let bare = FutureRecord::<(), str>::to(&harness.options.topic).partition(0).payload("{}");
     producer.send(bare, PATIENCE).await.unwrap();
+    let headers = OwnedHeaders::new().insert(Header { key: "kontorion-workspace", value: Some("w") });
+    let spaced =
+        FutureRecord::<(), str>::to(&harness.options.topic).partition(0).payload(" {\"a\":1}").headers(headers);
+    producer.send(spaced, PATIENCE).await.unwrap();
     append_one(&*joined.log, 0, "ours").await;
 
     let mut reader = joined.log.reader(0, 0).await.unwrap();
-    let records = take(&mut *reader, 3).await;
+    let records = take(&mut *reader, 4).await;
     let signed = records[0].foreign.as_ref().unwrap();
     assert_eq!((signed.workspace.as_deref(), signed.signature.as_deref()), (Some(&b"w"[..]), Some(&b"s"[..])));
     assert_eq!(records[0].payload, "{\"a\":1}");
     assert_eq!(records[1].foreign, Some(Default::default()));
-    assert_eq!(records[2].foreign, None);
+    assert_eq!(records[2].foreign.as_ref().unwrap().workspace.as_deref(), Some(&b"w"[..]));
+    assert_eq!(records[3].foreign, None);
     assert!(records.iter().all(|record| record.logged_at_ms.is_some()));
 }
 

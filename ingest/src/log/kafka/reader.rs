@@ -205,10 +205,13 @@ fn check_range(membership: &Membership, slot: &Slot, wanted: u64) -> Result<(), 
 
 fn record(message: &BorrowedMessage<'_>) -> LogRecord {
     let payload = message.payload().unwrap_or_default();
+    let headers = foreign(message);
+    // Ours have no headers. Whoever signs must be told what is wrong with his record, also when it is no JSON at all.
+    let is_foreign = payload.first() == Some(&b'{') || headers != ForeignHeaders::default();
     LogRecord {
         offset: message.offset().cast_unsigned(),
         payload: Bytes::copy_from_slice(payload),
-        foreign: (payload.first() == Some(&b'{')).then(|| foreign(message)),
+        foreign: is_foreign.then_some(headers),
         logged_at_ms: message.timestamp().to_millis(),
     }
 }
