@@ -2,6 +2,8 @@
 
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 
+use crate::log::Partition;
+
 /// Counters and gauges of ingest.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -28,6 +30,15 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Ends the gauges of a partition that was given up: its next owner shows them.
+    pub fn forget(&self, partition: Partition) {
+        let label = partition.to_string();
+        for gauge in [&self.lag, &self.checkpoint_age_ms, &self.actors] {
+            // One that was never set is not there.
+            let _ = gauge.remove_label_values(&[&label]);
+        }
+    }
+
     /// Declares them in a registry; a name that is taken keeps counting unregistered, which only tests do.
     #[must_use]
     pub fn new(registry: &Registry) -> Self {

@@ -250,11 +250,13 @@ impl SupervisorState {
         let actor = held.actor?;
         let (done, ended) = oneshot::channel();
         actor.send_message(message(done)).ok()?;
+        let metrics = self.shared.metrics.clone();
         Some(async move {
             if tokio::time::timeout(limit, ended).await.is_err() {
                 tracing::warn!(partition, "a partition did not end in time and is cut off");
             }
             actor.kill();
+            metrics.forget(partition);
         })
     }
 }

@@ -218,6 +218,8 @@ impl Actor for PartitionActor {
                 }
                 state.end_when_drained().await;
             }
+            // A rebalance: the message to end follows, and what is counted until then is still ours to write.
+            PartitionMsg::SourceFailed(LogError::Revoked(_)) => {}
             PartitionMsg::SourceFailed(error) => return Err(Failure::from(error).into()),
             PartitionMsg::Tick => {
                 if state.is_checkpoint_due() {
