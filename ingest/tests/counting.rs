@@ -182,6 +182,24 @@ async fn b2_a_rejection_is_written_once() {
     assert_eq!(world.count("SELECT count(*) FROM outbox WHERE event_type = 'usage_event.dropped'").await, 1);
 }
 
+/// Rule B6. Else: usage of what was created a moment ago, on this node or another, is refused for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn b6_what_was_published_a_moment_ago_is_known_at_the_door() {
+    let world = World::start().await;
+    let set_status = async |status: &str| {
+        let mut tx = world.store.begin("changing a product").await.expect("a transaction");
+        let sql = "UPDATE product SET status = $1 WHERE id = $2";
+        sqlx::query(sql).bind(status).bind(world.product).execute(tx.conn()).await.expect("changed");
+        tx.catalog_changed(world.scope.workspace_id);
+        tx.commit().await.expect("committed");
+    };
+    set_status("draft").await;
+    let event = world.event("early", "1", JANUARY);
+    assert!(matches!(world.send(std::slice::from_ref(&event)).await[..], [Entry::Rejected(_)]));
+    set_status("published").await;
+    world.accept(&[event]).await;
+}
+
 /// Rule B3: the index is gone (the partition comes back after another node owned it); repeats are not counted again.
 #[tokio::test(flavor = "multi_thread")]
 async fn b3_an_empty_index_is_filled_from_the_usage_store() {

@@ -153,6 +153,17 @@ impl Snapshots {
         Ok(())
     }
 
+    /// Whether the catalog has moved on since a revision that was read here; what has changed is applied then.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn is_behind(&self, revision: i64) -> Result<bool> {
+        if self.revision() <= revision {
+            self.refresh().await?;
+        }
+        Ok(self.revision() > revision)
+    }
+
     /// Applies what has changed since the last time.
     ///
     /// # Errors

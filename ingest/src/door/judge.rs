@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 use domain::error::FieldErrorCode as Code;
 use domain::{
     BindingRole, Currency, Error, Instant, ProductType, Result, Scope, UnmatchedPriceKeyPolicy, UsageEvent,
-    UsageEventId,
+    UsageEventId, WorkspaceId,
 };
 use sqlx::Row;
 use store::{Store, StoreError};
@@ -43,13 +43,45 @@ pub enum Judged {
     Bad(Error),
 }
 
+/// An event that was refused: what is refused by a catalog that is behind is judged again.
+#[derive(Debug)]
+pub struct Refused {
+    /// Why; retryable ones are trouble with the database, not with the event.
+    pub error: Error,
+    /// As it came.
+    pub event: NewEvent,
+    /// Whether the product's policy refuses it because no price matches its key, which is announced (usage.md R6).
+    pub is_unmatched: bool,
+}
+
+impl Refused {
+    /// As the last word on the event.
+    #[must_use]
+    pub fn into_judged(self, workspace_id: WorkspaceId) -> Judged {
+        match self.is_unmatched {
+            true => Judged::Unmatched {
+                id: UsageEventId::of(workspace_id, &self.event.idempotency_key),
+                error: self.error,
+            },
+            false => Judged::Bad(self.error),
+        }
+    }
+}
+
+/// What the checks found.
+enum Checked {
+    Good { home: u32, wallet_currency: Option<Currency>, price_key: Option<String>, price_key_remapped: bool },
+    Dropped(String),
+    Unmatched(Error),
+}
+
 /// How far ahead of the clock a timestamp may be (usage.md 5).
 const FUTURE_MAX: TimeDelta = TimeDelta::minutes(5);
 
 /// Judges one event; `terms` are those of its subscription, if it exists in the scope's workspace.
 ///
 /// # Errors
-/// The refusal as the API answers it; retryable ones are trouble with the database, not with the event.
+/// The refusal as the API answers it, with the event.
 pub async fn judge(
     scope: &Scope,
     store: &Store,
@@ -57,25 +89,17 @@ pub async fn judge(
     terms: Option<&Arc<SubscriptionTerms>>,
     event: NewEvent,
     catalog_revision: i64,
-) -> Result<Judged> {
+) -> Result<Judged, Box<Refused>> {
     let id = UsageEventId::of(scope.workspace_id, &event.idempotency_key);
-    let Some(terms) = terms else { return Err(missing(scope, store, &event).await?) };
-    if terms.customer_id != event.customer_id {
-        require_customer(scope, store, &event).await?;
-        let detail = format!("subscription {} belongs to another customer", event.subscription_id);
-        return Err(Error::business_rule(detail));
-    }
-    let product = usage_product(catalog, &event)?;
-    check_time(scope, store, terms, event.timestamp).await?;
-    check_quantity(catalog, product, &event)?;
-    let wallet_currency = wallet_pin(scope, store, &event).await?;
-    check_hold(scope, store, &event).await?;
-    let (price_key, price_key_remapped) = match route_price_key(catalog, product, terms, &event)? {
-        Route::Key { key, remapped } => (key, remapped),
-        Route::Drop(reason) => return Ok(Judged::Dropped { id, reason }),
-        Route::Refuse(error) => return Ok(Judged::Unmatched { id, error }),
+    let (home, wallet_currency, price_key, price_key_remapped) = match check(scope, store, catalog, terms, &event).await
+    {
+        Ok(Checked::Good { home, wallet_currency, price_key, price_key_remapped }) => {
+            (home, wallet_currency, price_key, price_key_remapped)
+        }
+        Ok(Checked::Dropped(reason)) => return Ok(Judged::Dropped { id, reason }),
+        Ok(Checked::Unmatched(error)) => return Err(Box::new(Refused { error, event, is_unmatched: true })),
+        Err(error) => return Err(Box::new(Refused { error, event, is_unmatched: false })),
     };
-    let home = terms.home_partition;
     let event = Box::new(UsageEvent {
         id,
         workspace_id: scope.workspace_id,
@@ -97,6 +121,34 @@ pub async fn judge(
         catalog_revision,
     });
     Ok(Judged::Good { event, home })
+}
+
+async fn check(
+    scope: &Scope,
+    store: &Store,
+    catalog: &WorkspaceCatalog,
+    terms: Option<&Arc<SubscriptionTerms>>,
+    event: &NewEvent,
+) -> Result<Checked> {
+    let Some(terms) = terms else { return Err(missing(scope, store, event).await?) };
+    if terms.customer_id != event.customer_id {
+        require_customer(scope, store, event).await?;
+        let detail = format!("subscription {} belongs to another customer", event.subscription_id);
+        return Err(Error::business_rule(detail));
+    }
+    let product = usage_product(catalog, event)?;
+    check_time(scope, store, terms, event.timestamp).await?;
+    check_quantity(catalog, product, event)?;
+    let wallet_currency = wallet_pin(scope, store, event).await?;
+    check_hold(scope, store, event).await?;
+    let home = terms.home_partition;
+    Ok(match route_price_key(catalog, product, terms, event)? {
+        Route::Key { key: price_key, remapped: price_key_remapped } => {
+            Checked::Good { home, wallet_currency, price_key, price_key_remapped }
+        }
+        Route::Drop(reason) => Checked::Dropped(reason),
+        Route::Refuse(error) => Checked::Unmatched(error),
+    })
 }
 
 /// Which of customer and subscription is not there.

@@ -8,12 +8,12 @@ pub mod wire;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use catalog::compiled::Snapshots;
+use catalog::compiled::{Snapshots, SubscriptionTerms, WorkspaceCatalog};
 use domain::{Error, Result, Scope, SubscriptionId, UsageEventId};
 use store::Store;
 use tokio::sync::Semaphore;
 
-pub use judge::{Judged, judge};
+pub use judge::{Judged, Refused, judge};
 pub use wire::{NewEvent, Submission};
 
 use crate::log::{Append, EventLog, LogError};
@@ -42,6 +42,13 @@ pub struct Door {
     log: Arc<dyn EventLog>,
     /// Events that are in flight to the log; a batch reserves its room whole (rule B7).
     room: Semaphore,
+}
+
+/// What a batch is compared with.
+struct Basis {
+    revision: i64,
+    catalog: Arc<WorkspaceCatalog>,
+    terms: HashMap<SubscriptionId, Arc<SubscriptionTerms>>,
 }
 
 /// Events in flight to the log before the door answers 503.
@@ -84,31 +91,60 @@ impl Door {
     }
 
     async fn judge_all(&self, scope: &Scope, events: Vec<Result<NewEvent>>) -> Result<Vec<Judged>> {
-        let mut ids: Vec<SubscriptionId> = events.iter().flatten().map(|event| event.subscription_id).collect();
+        let basis = self.basis(scope, events.iter().flatten()).await?;
+        let mut first_of_key: HashMap<UsageEventId, u64> = HashMap::with_capacity(events.len());
+        let mut judged = Vec::with_capacity(events.len());
+        let mut refused = Vec::new();
+        for event in events {
+            let one = match event {
+                Ok(event) => match self.judge_by(&basis, scope, event).await? {
+                    Ok(one) => refuse_conflict(&mut first_of_key, one),
+                    Err(one) => {
+                        refused.push((judged.len(), one.event.clone()));
+                        one.into_judged(scope.workspace_id)
+                    }
+                },
+                Err(error) => Judged::Bad(error),
+            };
+            judged.push(one);
+        }
+        // What was created a moment ago may not be known here yet (rule B6).
+        if refused.is_empty() || !self.snapshots.is_behind(basis.revision).await? {
+            return Ok(judged);
+        }
+        let basis = self.basis(scope, refused.iter().map(|(_, event)| event)).await?;
+        for (place, event) in refused {
+            judged[place] = match self.judge_by(&basis, scope, event).await? {
+                Ok(one) => refuse_conflict(&mut first_of_key, one),
+                Err(refused) => refused.into_judged(scope.workspace_id),
+            };
+        }
+        Ok(judged)
+    }
+
+    async fn basis(&self, scope: &Scope, events: impl Iterator<Item = &NewEvent>) -> Result<Basis> {
+        let mut ids: Vec<SubscriptionId> = events.map(|event| event.subscription_id).collect();
         ids.sort_unstable();
         ids.dedup();
         let terms = self.snapshots.terms_of_many(&ids).await?;
         let catalog = self.snapshots.workspace(scope.workspace_id).await?;
         let revision = self.snapshots.stamp();
-        let mut first_of_key: HashMap<UsageEventId, u64> = HashMap::with_capacity(events.len());
-        let mut judged = Vec::with_capacity(events.len());
-        for event in events {
-            let event = match event {
-                Ok(event) => event,
-                Err(error) => {
-                    judged.push(Judged::Bad(error));
-                    continue;
-                }
-            };
-            let terms = terms.get(&event.subscription_id).filter(|terms| terms.workspace_id == scope.workspace_id);
-            let one = match judge(scope, &self.store, &catalog, terms, event, revision).await {
-                Ok(one) => one,
-                Err(error) if error.retryable() => return Err(error),
-                Err(error) => Judged::Bad(error),
-            };
-            judged.push(refuse_conflict(&mut first_of_key, one));
+        Ok(Basis { revision, terms, catalog })
+    }
+
+    /// The outer error is trouble with the database.
+    async fn judge_by(
+        &self,
+        basis: &Basis,
+        scope: &Scope,
+        event: NewEvent,
+    ) -> Result<std::result::Result<Judged, Refused>> {
+        let terms = basis.terms.get(&event.subscription_id).filter(|terms| terms.workspace_id == scope.workspace_id);
+        match judge(scope, &self.store, &basis.catalog, terms, event, basis.revision).await {
+            Ok(judged) => Ok(Ok(judged)),
+            Err(refused) if refused.error.retryable() => Err(refused.error),
+            Err(refused) => Ok(Err(*refused)),
         }
-        Ok(judged)
     }
 
     /// Tells the workspace of usage that no price matches (usage.md R6): it is not billed, so it is not silent either.

@@ -345,11 +345,16 @@ impl State {
             let terms = terms.get(&event.subscription_id).filter(|terms| terms.workspace_id == scope.workspace_id);
             let catalog = self.catalog_of(scope.workspace_id).await?;
             match door::judge(scope, &shared.store, &catalog, terms, event.clone(), revision).await {
-                Err(error @ (Error::Unavailable { .. } | Error::Internal { .. })) => {
-                    patience.wait(&self.given_up, "judging a foreign record", error).await?;
-                }
-                Err(error) => return Ok(Judged::Bad(error)),
                 Ok(judged) => return Ok(judged),
+                Err(refused) if matches!(refused.error, Error::Unavailable { .. } | Error::Internal { .. }) => {
+                    patience.wait(&self.given_up, "judging a foreign record", refused.error).await?;
+                }
+                // What was created a moment ago may not be known here yet (rule B6).
+                Err(refused) => match shared.snapshots.is_behind(revision).await {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(Judged::Bad(refused.error)),
+                    Err(error) => patience.wait(&self.given_up, "judging a foreign record", error).await?,
+                },
             }
         }
     }
