@@ -95,6 +95,16 @@ pub async fn clickhouse_library() -> Option<PathBuf> {
     available("the ClickHouse library", library)
 }
 
+/// Path of kcat, a Kafka client that shares no code with ours. As [`kafka`].
+///
+/// # Panics
+/// With `CI=true`, when it is not installed.
+pub fn kcat() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut found = std::env::split_paths(&path).map(|dir| dir.join("kcat"));
+    available("kcat", found.find(|kcat| kcat.is_file()).ok_or_else(|| "it is not installed".to_owned()))
+}
+
 /// An address given from outside; an empty one says that the engine could not be started there.
 fn address(value: String) -> Result<String, String> {
     if value.is_empty() { Err("it could not be started for this run".to_owned()) } else { Ok(value) }
