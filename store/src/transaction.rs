@@ -1,8 +1,10 @@
 //! The pool and the named transaction: one wrapper through which every write goes.
 
 use domain::{Error, JsonMap, Result, Scope, WorkspaceId};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{PgConnection, PgPool};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgTransactionManager};
+use sqlx::{PgConnection, PgPool, Postgres};
+use sqlx_core::transaction::TransactionManager; // `sqlx` does not name it
 use uuid::Uuid;
 
 use crate::StoreError;
@@ -60,18 +62,31 @@ impl Store {
     /// # Errors
     /// `Unavailable` when no connection is to be had.
     pub async fn begin(&self, name: &'static str) -> Result<Tx> {
-        #[allow(clippy::disallowed_methods, reason = "the one place that begins transactions")]
-        let inner = self.pool.begin().await.context(name)?;
-        Ok(Tx { inner, name, catalog_changes: Vec::new() })
+        let mut conn = self.pool.acquire().await.context(name)?;
+        PgTransactionManager::begin(&mut conn, None).await.context(name)?;
+        Ok(Tx { conn, name, catalog_changes: Vec::new(), is_copying: false })
     }
 }
 
 /// A transaction. Dropped without [`Tx::commit`], it is rolled back.
 #[derive(Debug)]
 pub struct Tx {
-    inner: sqlx::Transaction<'static, sqlx::Postgres>,
+    conn: PoolConnection<Postgres>,
     name: &'static str,
     catalog_changes: Vec<CatalogChange>,
+    /// Whether a COPY is on its way.
+    is_copying: bool,
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        if self.is_copying {
+            // Cancelled in the middle: sqlx would take the answers to the COPY for those to the next statement.
+            self.conn.close_on_drop();
+        } else {
+            PgTransactionManager::start_rollback(&mut self.conn); // nothing to do after a commit
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -84,7 +99,12 @@ struct CatalogChange {
 impl Tx {
     /// The connection, for sqlx: `.execute(tx.conn())`.
     pub fn conn(&mut self) -> &mut PgConnection {
-        &mut self.inner
+        &mut self.conn
+    }
+
+    /// Says that a COPY begins or is over. A connection that is dropped in between is closed: nobody else could use it.
+    pub fn set_copying(&mut self, is_copying: bool) {
+        self.is_copying = is_copying;
     }
 
     /// The compiled catalog of this workspace changes with the commit (products, plans, prices, meters, bindings).
@@ -145,7 +165,7 @@ impl Tx {
         if !self.catalog_changes.is_empty() {
             self.number_revision().await?;
         }
-        self.inner.commit().await.context(self.name)
+        PgTransactionManager::commit(&mut self.conn).await.context(self.name)
     }
 
     async fn number_revision(&mut self) -> Result<()> {

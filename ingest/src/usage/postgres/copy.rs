@@ -25,6 +25,7 @@ pub(super) async fn write(tx: &mut Tx, rows: &[CountedEvent]) -> Result<()> {
     const OPERATION: &str = "writing counted events";
     let mut sorted: Vec<&CountedEvent> = rows.iter().collect();
     sorted.sort_unstable_by_key(|row| (row.event.subscription_id, row.event.timestamp, row.position));
+    tx.set_copying(true);
     let mut copy = tx
         .conn()
         .copy_in_raw(concat!("COPY usage_event (", columns!(), ") FROM STDIN (FORMAT binary)"))
@@ -40,6 +41,7 @@ pub(super) async fn write(tx: &mut Tx, rows: &[CountedEvent]) -> Result<()> {
     buffer.trailer();
     copy.send(buffer.0.as_slice()).await.context(OPERATION)?;
     copy.finish().await.context(OPERATION)?;
+    tx.set_copying(false);
     Ok(())
 }
 
