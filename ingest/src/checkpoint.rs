@@ -110,10 +110,11 @@ pub struct RejectionWrite {
 }
 
 impl RejectionWrite {
-    /// UUIDv5 of event and position, so that a replay of the log writes it once (rule B2).
+    /// UUIDv5 of event, partition and position, so that a replay of the log writes it once (rule B2).
     #[must_use]
-    pub fn id(&self) -> RejectionId {
-        RejectionId(Uuid::new_v5(&self.event_id.0, &self.position.as_i64().to_be_bytes()))
+    pub fn id(&self, partition: Partition) -> RejectionId {
+        let place = [&partition.to_be_bytes()[..], &self.position.as_i64().to_be_bytes()].concat();
+        RejectionId(Uuid::new_v5(&self.event_id.0, &place))
     }
 }
 
@@ -470,7 +471,7 @@ async fn write_rejections(
                 jsonb_build_object('rejection_id', id, 'code', code, 'message', message), $14
          FROM kept",
     )
-    .bind(rejections.iter().map(|r| r.id().0).collect::<Vec<_>>())
+    .bind(rejections.iter().map(|r| r.id(partition).0).collect::<Vec<_>>())
     .bind(rejections.iter().map(|r| r.workspace_id.0).collect::<Vec<_>>())
     .bind(rejections.iter().map(|r| r.event_id.0).collect::<Vec<_>>())
     .bind(rejections.iter().map(|r| member(r, "customer_id")).collect::<Vec<_>>())

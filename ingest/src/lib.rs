@@ -16,5 +16,6 @@ pub mod record;
 pub mod rejection;
 pub mod subscription;
 pub mod supervisor;
+pub mod twins;
 pub mod usage;
 pub mod view;

@@ -3,6 +3,8 @@
 //! It is created by its partition with the state of the last checkpoint, never writes anything itself, and can be dropped
 //! and rebuilt at any time (rule A2). Refusals travel in the answer; its death means that its state cannot be trusted.
 
+mod rebuild;
+
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::checkpoint::{AccrualWrite, WindowWrite};
 use crate::record::{Control, ControlKind};
+pub use rebuild::Rebuilt;
 
 /// An event that was read from the log and is no duplicate.
 #[derive(Debug)]
@@ -90,6 +93,13 @@ pub enum SubscriptionMsg {
         control: Control,
         /// Place of the record.
         position: Position,
+        /// Answered when it is done.
+        reply: UnboundedSender<()>,
+    },
+    /// Puts a window that was counted anew in the place of the one at hand.
+    Replace {
+        /// The window.
+        rebuilt: Box<Rebuilt>,
         /// Answered when it is done.
         reply: UnboundedSender<()>,
     },
@@ -167,6 +177,10 @@ impl Actor for SubscriptionActor {
             }
             SubscriptionMsg::Control { terms, control, position, reply } => {
                 windows.control(&terms, &control, position);
+                let _ = reply.send(());
+            }
+            SubscriptionMsg::Replace { rebuilt, reply } => {
+                windows.replace(*rebuilt);
                 let _ = reply.send(());
             }
             SubscriptionMsg::Snapshot { catalog, terms, reply } => {

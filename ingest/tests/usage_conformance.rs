@@ -34,6 +34,7 @@ for_both_stores!(
     an_open_store_answers,
     every_member_comes_back,
     known_ids_are_found_with_their_position,
+    rows_of_one_id_are_found_and_told_apart,
     ids_are_paged_by_position,
     a_window_is_replayed_without_voids,
     a_replay_goes_on_where_it_stopped,
@@ -94,7 +95,7 @@ async fn every_member_comes_back(bed: Bed) {
         let replayed = replay(&bed, row.window_start, Position::START, position(9), 10).await;
         assert_eq!(replayed, std::slice::from_ref(row));
     }
-    bed.void(bare.event.id, instant("2026-05-05T00:00:00.000007Z")).await;
+    bed.void(bare, instant("2026-05-05T00:00:00.000007Z")).await;
     let voided = bed.usage.get(&bed.people.scope, bare.event.id).await.unwrap().unwrap();
     assert_eq!(voided.voided_at, Some(instant("2026-05-05T00:00:00.000007Z")));
 }
@@ -109,15 +110,76 @@ async fn known_ids_are_found_with_their_position(bed: Bed) {
     let mut wanted: Vec<UsageEventId> = rows.iter().step_by(3).map(|row| row.event.id).collect();
     wanted.push(rows[4].event.id);
     wanted.extend((0..50).map(|n| UsageEventId::of(bed.people.scope.workspace_id, &format!("unknown {n}"))));
-    let found = bed.usage.find(&wanted).await.unwrap();
+    let found = bed.usage.find(PARTITION, &wanted).await.unwrap();
     assert_eq!(found.len(), 101); // every third, and the one that has a twin
     for row in rows.iter().take(300).step_by(3).chain([&rows[4]]) {
         let known = CountedId { position: row.position, payload_hash: row.payload_hash };
         assert_eq!(found.get(&row.event.id), Some(&known));
     }
-    assert!(bed.usage.find(&[]).await.unwrap().is_empty());
+    assert!(bed.usage.find(PARTITION, &[]).await.unwrap().is_empty());
     let seen = bed.usage.get(&bed.people.scope, rows[4].event.id).await.unwrap().unwrap();
     assert_eq!(seen.counted.position, rows[4].position);
+}
+
+/// Rule B5: one id counted in several partitions. Voiding one of its rows leaves the others.
+async fn rows_of_one_id_are_found_and_told_apart(bed: Bed) {
+    let [other, third] = [PARTITION + 1, PARTITION + 2];
+    let (may, june) = (instant("2026-05-01T00:00:00Z"), instant("2026-06-01T00:00:00Z"));
+    let [mine, _, theirs, _] = bed.people.subscriptions;
+    let rows: Vec<_> = (1..=400).map(|n| bed.people.event(n, may + TimeDelta::minutes(n as i64))).collect();
+    bed.write(&rows).await;
+    let everything = [(mine, may), (theirs, may), (theirs, june)];
+    assert!(bed.twins(&everything, 1).await.is_empty(), "the usual case");
+    // The same keys under the other customer, accepted later, at smaller positions; one of them earlier, in June.
+    let twin = |of: &CountedEvent, partition: u32, offset: u64, seconds: i64| {
+        let mut twin = of.clone();
+        twin.event.customer_id = bed.people.customers[1];
+        twin.event.subscription_id = theirs;
+        twin.event.accepted_at += TimeDelta::seconds(seconds);
+        (twin.partition, twin.position) = (partition, position(offset));
+        twin.payload_hash = twin.event.payload_hash();
+        twin
+    };
+    let mut early = twin(&rows[99], other, 3, -86_400);
+    early.window_start = june;
+    let twins = [twin(&rows[9], other, 1, 60), twin(&rows[49], other, 2, 60), early];
+    let further = [twin(&rows[49], third, 2, 30)];
+    for (partition, rows) in [(other, &twins[..]), (third, &further[..])] {
+        bed.usage.taken(partition).await.unwrap();
+        bed.write_to(partition, rows).await;
+    }
+    let mut expected = vec![&rows[9], &twins[0], &rows[49], &further[0], &twins[1], &twins[2], &rows[99]];
+    expected.sort_by_key(|row| row.event.id); // stable: by precedence within an id
+    for events in [1, 10_000_000] {
+        let found = bed.twins(&[(mine, may)], events).await;
+        assert_eq!(found.iter().collect::<Vec<_>>(), expected, "asked at once, or in parts");
+    }
+    let of_june: Vec<_> = expected.iter().copied().filter(|row| row.event.id == rows[99].event.id).collect();
+    assert_eq!(bed.twins(&[(theirs, june)], 1).await.iter().collect::<Vec<_>>(), of_june);
+    assert!(bed.twins(&[(mine, june)], 1).await.is_empty());
+    // Each partition knows its own rows.
+    let known = |row: &CountedEvent| Some(CountedId { position: row.position, payload_hash: row.payload_hash });
+    for (partition, row) in [(PARTITION, &rows[49]), (other, &twins[1]), (third, &further[0])] {
+        let found = bed.usage.find(partition, &[row.event.id]).await.unwrap();
+        assert_eq!(found.get(&row.event.id).copied(), known(row));
+    }
+    // The first stands until it is voided; voiding a row takes back that row only.
+    let shown = async || bed.usage.get(&bed.people.scope, rows[49].event.id).await.unwrap().unwrap().counted;
+    assert_eq!(shown().await, rows[49]);
+    bed.void(&rows[49], june).await;
+    bed.void(&further[0], june).await;
+    assert_eq!(shown().await, twins[1]);
+    assert_eq!(bed.twins(&[(mine, may)], 1).await.len(), 7, "voided rows are told, too");
+    let replayed = bed.usage.replay(theirs, may, Position::START, position(400), 10).await.unwrap();
+    assert_eq!(replayed, [twins[0].clone(), twins[1].clone()]);
+    assert_eq!(replay(&bed, may, Position::START, position(400), 1_000).await.len(), 399);
+    let query = aggregate(Size::Week, Metric::Count, GroupBy::None, "2026-04-27T00:00:00Z", "2026-05-04T00:00:00Z");
+    let counts = bed.usage.aggregate(&bed.people.scope, &query).await.unwrap();
+    assert_eq!(counts[0].value, Quantity::from_int(400 + 4 - 2));
+    let filter = EventFilter { customer_id: Some(bed.people.customers[1]), ..EventFilter::default() };
+    let (page, _) = bed.usage.list(&bed.people.scope, &filter, None, 10).await.unwrap();
+    let voided: Vec<_> = page.iter().filter(|event| event.voided_at.is_some()).map(|e| &e.counted).collect();
+    assert_eq!((page.len(), voided), (4, vec![&further[0]]));
 }
 
 async fn ids_are_paged_by_position(bed: Bed) {
@@ -186,7 +248,7 @@ async fn a_window_is_replayed_without_voids(bed: Bed) {
     assert_eq!(replay(&bed, may, Position::START, position(250), 1_000).await, of_window(may, 250));
     assert_eq!(replay(&bed, june, Position::START, position(400), 1_000).await, of_window(june, 400));
     let voided = &all[3];
-    bed.void(voided.event.id, june).await;
+    bed.void(voided, june).await;
     let rest: Vec<_> = all.iter().filter(|row| row.event.id != voided.event.id).cloned().collect();
     assert_eq!(replay(&bed, may, Position::START, position(400), 1_000).await, rest);
     let nobody = domain::SubscriptionId::generate();
@@ -198,7 +260,7 @@ async fn a_replay_goes_on_where_it_stopped(bed: Bed) {
     let rows: Vec<_> = (1..=100).map(|n| bed.people.event(n, may + TimeDelta::minutes(100 - n as i64))).collect();
     bed.write(&rows).await;
     for voided in [2, 3, 50] {
-        bed.void(rows[voided].event.id, may).await;
+        bed.void(&rows[voided], may).await;
     }
     let rest: Vec<_> = (0..100).filter(|n| ![2, 3, 50].contains(n)).map(|n| rows[n].clone()).collect();
     let (mut seen, mut after) = (Vec::new(), Position::START);
@@ -366,7 +428,7 @@ async fn sums_agree_with_a_model(bed: Bed) {
     }
     bed.write(&rows).await;
     let voided = rows[42].event.id;
-    bed.void(voided, instant("2026-06-01T00:00:00Z")).await;
+    bed.void(&rows[42], instant("2026-06-01T00:00:00Z")).await;
     let groups =
         [GroupBy::None, GroupBy::MetricKey, GroupBy::Dimension("region".into()), GroupBy::Dimension("x'y".into())];
     for size in [Size::Hour, Size::Day, Size::Week] {

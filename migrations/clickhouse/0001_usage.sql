@@ -49,12 +49,14 @@ PRIMARY KEY id
 ORDER BY (id, position)
 SETTINGS index_granularity = 256, fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 1000;
 
--- Events taken out of billing: a copy of PostgreSQL's table for sums; a row may be there twice.
+-- Counted rows taken out of billing: a copy of PostgreSQL's table for sums; a row may be there twice.
 CREATE TABLE IF NOT EXISTS usage_void (
     workspace_id UUID,
     event_id     UUID,
+    partition    UInt16,
+    position     Int64,
     reason       String,
     voided_at    DateTime64(6, 'UTC')
 ) ENGINE = ReplacingMergeTree
-ORDER BY (workspace_id, event_id)
+ORDER BY (workspace_id, event_id, partition, position)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;

@@ -36,6 +36,7 @@ CREATE TABLE usage_window (
     sealed_position bigint,
     -- Its invoice is finalized: nothing may change the window any more, nor open it again.
     billed          boolean NOT NULL DEFAULT false,
+    checked_position bigint,          -- events up to here were compared with the other partitions' (rule B5)
     event_count     bigint NOT NULL,
     state           bytea NOT NULL,
     updated_at      timestamptz NOT NULL,
@@ -168,13 +169,18 @@ CREATE TABLE usage_event_day (
     last_day  date NOT NULL
 );
 
+-- Counted rows that are taken out of billing. A row, not an id: one key under two customers is counted in two partitions,
+-- and only one of the two is taken back (rule B5).
 CREATE TABLE usage_void (
-    event_id     uuid PRIMARY KEY,
+    event_id     uuid NOT NULL,
+    partition    smallint NOT NULL,
+    position     bigint NOT NULL,
     workspace_id uuid NOT NULL,
     reason       text NOT NULL,
     voided_at    timestamptz NOT NULL,
     voided_by    uuid,
     -- Whether ClickHouse has it too, which leaves voided events out of its sums.
-    mirrored     boolean NOT NULL DEFAULT false
+    mirrored     boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (event_id, partition, position)
 );
 CREATE INDEX usage_void_mirror ON usage_void (event_id) WHERE NOT mirrored;

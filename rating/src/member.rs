@@ -71,6 +71,17 @@ impl Members {
         member.count == 1
     }
 
+    /// Values that only `old` has are counted no more: they change to 0.
+    pub fn supersede(&mut self, old: &Self) {
+        for hash in old.members.keys() {
+            if self.members.contains_key(hash) {
+                continue;
+            }
+            self.members.insert(*hash, Member { count: 0, changed: true });
+            self.changed.push(*hash);
+        }
+    }
+
     /// Number of distinct values that were counted.
     #[must_use]
     pub fn len(&self) -> usize {

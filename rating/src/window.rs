@@ -305,6 +305,14 @@ impl WindowState {
         rows.collect()
     }
 
+    /// Takes the place of `old`, a state of the same window over other events: members that are gone become rows with
+    /// count 0 at the next checkpoint, because rows are set and not deleted (rule C6).
+    pub fn supersede(&mut self, old: &Self) {
+        for (meter_id, members) in &old.members {
+            self.members_mut(*meter_id).supersede(members);
+        }
+    }
+
     /// Lines with atoms and tier walks, and the total of each wallet pin.
     ///
     /// # Errors

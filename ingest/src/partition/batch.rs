@@ -279,7 +279,7 @@ impl State {
         });
     }
 
-    fn keep_rejection(&mut self, rejection: RejectionWrite) {
+    pub(super) fn keep_rejection(&mut self, rejection: RejectionWrite) {
         self.shared.metrics.rejected.with_label_values(&[&self.owner.partition.to_string()]).inc();
         self.pending.rejections.push(rejection);
     }
@@ -387,6 +387,7 @@ impl State {
         let ids: Vec<SubscriptionId> = controls.iter().map(|(_, control)| control.subscription_id).collect();
         let terms = self.terms_of(&ids).await?;
         let billed = self.reopen(&controls).await?;
+        self.take_back_twins(&controls, &terms).await?;
         self.route(&ids).await?;
         let (reply, mut done) = mpsc::unbounded_channel();
         let mut asked = 0;
@@ -417,11 +418,7 @@ impl State {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        // Everything before the first of these records is counted, nothing after it is.
-        if let Some((first, _)) = controls.first() {
-            self.pending.next_offset = first.offset();
-        }
-        self.checkpoint().await?;
+        self.checkpoint_before(controls).await?;
         let mut patience = Patience::default();
         let billed = loop {
             match self.owner.reopen(&self.shared.store, &keys).await {
@@ -433,6 +430,14 @@ impl State {
             self.forget_actor(*id);
         }
         Ok(billed)
+    }
+
+    /// Everything before the first of these records is counted, nothing after it is.
+    pub(super) async fn checkpoint_before(&mut self, controls: &[(Position, Control)]) -> Result<(), Failure> {
+        if let Some((first, _)) = controls.first() {
+            self.pending.next_offset = first.offset();
+        }
+        self.checkpoint().await
     }
 }
 

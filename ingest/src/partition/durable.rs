@@ -110,7 +110,7 @@ impl State {
         if !doubtful.is_empty() {
             let mut patience = Patience::default();
             let found = loop {
-                match self.shared.usage.find(&doubtful).await {
+                match self.shared.usage.find(self.owner.partition, &doubtful).await {
                     Ok(found) => break found,
                     Err(error) => patience.wait(&self.given_up, "looking for counted ids", error).await?,
                 }

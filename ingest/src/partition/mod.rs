@@ -9,6 +9,7 @@ mod batch;
 mod decode;
 mod durable;
 mod routing;
+mod twins;
 
 use std::collections::HashMap;
 use std::sync::Arc;

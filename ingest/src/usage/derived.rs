@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 
-use domain::{Instant, InvoiceId, Result, Scope, SubscriptionId, UsageEventId};
+use domain::{Instant, InvoiceId, Position, Result, Scope, SubscriptionId, UsageEventId};
 use store::{Store, StoreError};
 
-use super::{CountedEvent, EventFilter, StoredEvent};
+use super::{CountedEvent, EventFilter, RowKey, StoredEvent};
 
 /// The subscriptions that a filter allows; `None` when it names neither customer nor subscription.
 ///
@@ -40,23 +40,39 @@ pub(super) async fn complete(store: &Store, scope: &Scope, events: Vec<CountedEv
     let invoices = invoices(store, scope, &events).await?;
     let complete = |counted: CountedEvent| StoredEvent {
         organization_id: scope.organization_id,
-        voided_at: voids.get(&counted.event.id).copied(),
+        voided_at: voids.get(&counted.key()).copied(),
         invoice_id: invoices.get(&(counted.event.subscription_id, counted.window_start)).copied(),
         counted,
     };
     Ok(events.into_iter().map(complete).collect())
 }
 
-async fn voids(store: &Store, scope: &Scope, events: &[CountedEvent]) -> Result<HashMap<UsageEventId, Instant>> {
-    let ids: Vec<UsageEventId> = events.iter().map(|counted| counted.event.id).collect();
-    let rows: Vec<(UsageEventId, Instant)> =
-        sqlx::query_as("SELECT event_id, voided_at FROM usage_void WHERE event_id = ANY($1) AND workspace_id = $2")
-            .bind(ids)
-            .bind(scope.workspace_id)
-            .fetch_all(store.pool())
-            .await
-            .context("reading voids")?;
-    Ok(rows.into_iter().collect())
+/// When each of these rows was voided; what is not voided is absent.
+async fn voids(store: &Store, scope: &Scope, events: &[CountedEvent]) -> Result<HashMap<RowKey, Instant>> {
+    let rows: Vec<(UsageEventId, i16, i64, Instant)> = sqlx::query_as(
+        "SELECT event_id, partition, position, voided_at FROM usage_void WHERE event_id = ANY($1) AND workspace_id = $2",
+    )
+    .bind(events.iter().map(|counted| counted.event.id).collect::<Vec<_>>())
+    .bind(scope.workspace_id)
+    .fetch_all(store.pool())
+    .await
+    .context("reading voids")?;
+    let key = |id, partition: i16, position| (id, u32::from(partition.unsigned_abs()), Position::from_i64(position));
+    Ok(rows.into_iter().map(|(id, partition, position, at)| (key(id, partition, position), at)).collect())
+}
+
+/// The row that stands for an id among all rows of it: the first that is not voided.
+pub(super) async fn standing(
+    store: &Store,
+    scope: &Scope,
+    mut rows: Vec<CountedEvent>,
+) -> Result<Option<CountedEvent>> {
+    rows.sort_by_key(CountedEvent::precedence);
+    if rows.len() > 1 {
+        let voids = voids(store, scope, &rows).await?;
+        rows.sort_by_key(|row| voids.contains_key(&row.key()));
+    }
+    Ok(rows.into_iter().next())
 }
 
 type Window = (SubscriptionId, Instant);

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use domain::{
     CustomerId, Instant, InvoiceId, OrganizationId, Position, ProductId, Quantity, Result, Scope, SubscriptionId,
-    UsageEvent, UsageEventId,
+    UsageEvent, UsageEventId, WorkspaceId,
 };
 use serde::Serialize;
 use store::Tx;
@@ -39,6 +39,36 @@ pub struct CountedEvent {
     pub position: Position,
     /// [`UsageEvent::payload_hash`].
     pub payload_hash: u64,
+}
+
+/// Which counted row: one id may be counted in several partitions until its windows are sealed (rule B5).
+pub type RowKey = (UsageEventId, Partition, Position);
+
+impl CountedEvent {
+    /// Which row it is.
+    #[must_use]
+    pub fn key(&self) -> RowKey {
+        (self.event.id, self.partition, self.position)
+    }
+
+    /// Which of the rows of one id stands: the smallest. Every partition orders them alike (rule B5).
+    #[must_use]
+    pub fn precedence(&self) -> (Instant, Partition, Position) {
+        (self.event.accepted_at, self.partition, self.position)
+    }
+}
+
+/// A window whose events are compared with everybody's (rule B5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CountedWindow {
+    /// Data space.
+    pub workspace_id: WorkspaceId,
+    /// Whose window.
+    pub subscription_id: SubscriptionId,
+    /// Its first instant.
+    pub window_start: Instant,
+    /// About how many events it has: what is asked at once is bounded by it.
+    pub event_count: u64,
 }
 
 /// What is remembered of a counted id (rule B2).
@@ -163,8 +193,14 @@ pub trait UsageStore: Send + Sync + 'static {
     /// The largest position stored of a partition.
     async fn largest_position(&self, partition: Partition) -> Result<Option<Position>>;
 
-    /// What is known of these ids, in one query. Unknown ids are absent.
-    async fn find(&self, ids: &[UsageEventId]) -> Result<HashMap<UsageEventId, CountedId>>;
+    /// What a partition has counted of these ids, in one query; ids that it has not counted are absent. Positions of other
+    /// partitions say nothing about its order (rule A6): what they have counted is found by [`UsageStore::twins`].
+    async fn find(&self, partition: Partition, ids: &[UsageEventId]) -> Result<HashMap<UsageEventId, CountedId>>;
+
+    /// All rows of those ids of these windows that are stored under more than one (partition, position), by id and then by
+    /// [`CountedEvent::precedence`]; voided ones too. Usually none (rule B5). In the caller's transaction where the rows are
+    /// in its database.
+    async fn twins(&self, tx: &mut Tx, windows: &[CountedWindow]) -> Result<Vec<CountedEvent>>;
 
     /// Ids counted by a partition in positions `(after, up_to]`, in order of position, at most `limit` (rule B3).
     async fn ids_between(
@@ -186,7 +222,7 @@ pub trait UsageStore: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<CountedEvent>>;
 
-    /// One event of the scope's workspace.
+    /// One event of the scope's workspace; of several rows of its id the one that is not voided.
     async fn get(&self, scope: &Scope, id: UsageEventId) -> Result<Option<StoredEvent>>;
 
     /// A page of events, newest first by (timestamp, id), at most `limit`; the flag says whether there are more.

@@ -22,6 +22,7 @@ use ingest::partition::{Settings, Shared};
 use ingest::record::{Control, ControlKind, Record};
 use ingest::supervisor::Ingest;
 use ingest::usage::UsageStore;
+use ingest::usage::clickhouse::{ClickHouseAddress, ClickHouseUsage};
 use ingest::usage::postgres::PostgresUsage;
 use ingest::view::{self, SubscriptionUsage};
 use serde_json::{Value, json};
@@ -103,6 +104,17 @@ impl World {
         world
     }
 
+    /// Counted events go to ClickHouse; `None` when there is none on this machine.
+    pub async fn with_clickhouse(mut self) -> Option<Self> {
+        let url = engines::testing::clickhouse().await?;
+        let database = format!("ingest_test_{}", uuid::Uuid::new_v4().simple());
+        let address = ClickHouseAddress { url, database, user: None, password: None };
+        ClickHouseUsage::migrate(&address).await.expect("ClickHouse migrates");
+        self.usage =
+            Arc::new(ClickHouseUsage::connect(&address, self.store.clone()).await.expect("ClickHouse answers"));
+        Some(self)
+    }
+
     /// Starts ingest.
     pub async fn run(&mut self) {
         let shared = self.shared();
@@ -142,12 +154,17 @@ impl World {
 
     /// Opens the log again and starts ingest.
     pub async fn reopen(&mut self) {
+        self.reopen_log().await;
+        self.run().await;
+    }
+
+    /// Opens the log again: nobody counts until [`World::run`].
+    pub async fn reopen_log(&mut self) {
         let empty: Arc<dyn EventLog> = Arc::new(Closed(self.log.identity().clone()));
         self.log = empty.clone();
         self.door = Door::new(self.store.clone(), self.snapshots.clone(), empty);
         self.log = open_log_when_free(&self.store, self.dir.path()).await;
         self.door = Door::new(self.store.clone(), self.snapshots.clone(), self.log.clone());
-        self.run().await;
     }
 
     async fn execute(&self, sql: &str) {
@@ -239,6 +256,16 @@ impl World {
         (customer, subscription)
     }
 
+    /// A further customer whose events have another home than the first one's.
+    pub async fn subscribe_elsewhere(&self) -> (CustomerId, SubscriptionId) {
+        loop {
+            let (customer, subscription) = self.subscribe().await;
+            if domain::home::partition(customer, PARTITIONS) != self.home() {
+                return (customer, subscription);
+            }
+        }
+    }
+
     /// An event of the first subscription.
     pub fn event(&self, key: &str, quantity: impl Into<Value>, timestamp: &str) -> Value {
         json!({
@@ -315,16 +342,26 @@ impl World {
 
     /// Publishes a control record for the first subscription's window.
     pub async fn control(&self, kind: ControlKind, start: &str, end: &str) {
+        self.control_of((self.customer, self.subscription), kind, start, end).await;
+    }
+
+    pub async fn control_of(
+        &self,
+        (customer_id, subscription_id): (CustomerId, SubscriptionId),
+        kind: ControlKind,
+        start: &str,
+        end: &str,
+    ) {
         let control = Control {
             kind,
             workspace_id: self.scope.workspace_id,
-            subscription_id: self.subscription,
-            customer_id: self.customer,
+            subscription_id,
+            customer_id,
             window_start: at(start),
             window_end: at(end),
             catalog_revision: self.snapshots.revision(),
         };
-        let partition = domain::home::partition(self.customer, PARTITIONS);
+        let partition = domain::home::partition(customer_id, PARTITIONS);
         self.append(partition, Record::Control(control)).await;
     }
 

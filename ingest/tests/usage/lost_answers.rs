@@ -37,7 +37,7 @@ async fn assert_stored_once(bed: &Bed, count: u64) {
     assert_eq!(bed.clickhouse_number(ROWS).await, count);
     assert_eq!(bed.clickhouse_number(ROWS_FINAL).await, count);
     let ids: Vec<UsageEventId> = rows(bed, 1..=count).iter().map(|row| row.event.id).collect();
-    assert_eq!(bed.usage.find(&ids).await.unwrap().len() as u64, count);
+    assert_eq!(bed.usage.find(PARTITION, &ids).await.unwrap().len() as u64, count);
 }
 
 #[tokio::test]
@@ -115,7 +115,10 @@ async fn what_cannot_be_written_waits_until_it_can() {
     });
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert!(!waiting.is_finished());
-    assert!(matches!(bed.usage.find(&[rows(&bed, 1..=1)[0].event.id]).await, Err(Error::Unavailable { .. })));
+    assert!(matches!(
+        bed.usage.find(PARTITION, &[rows(&bed, 1..=1)[0].event.id]).await,
+        Err(Error::Unavailable { .. })
+    ));
     proxy.close(false);
     waiting.await.unwrap().unwrap();
     assert_stored_once(&bed, 80).await;

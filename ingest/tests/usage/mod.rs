@@ -14,7 +14,7 @@ use domain::{
 use engines::testing::{self, TestDatabase};
 use ingest::usage::clickhouse::{ClickHouseAddress, ClickHouseUsage};
 use ingest::usage::postgres::PostgresUsage;
-use ingest::usage::{CountedEvent, UsageStore};
+use ingest::usage::{CountedEvent, CountedWindow, UsageStore};
 use store::Store;
 use uuid::Uuid;
 
@@ -83,22 +83,42 @@ impl Bed {
 
     /// As a partition does: durable first, then in the checkpoint.
     pub async fn write(&self, rows: &[CountedEvent]) {
-        self.usage.append(PARTITION, rows).await.unwrap();
+        self.write_to(PARTITION, rows).await;
+    }
+
+    pub async fn write_to(&self, partition: u32, rows: &[CountedEvent]) {
+        self.usage.append(partition, rows).await.unwrap();
         let mut tx = self.store.begin("test checkpoint").await.unwrap();
         self.usage.append_in_checkpoint(&mut tx, rows).await.unwrap();
         tx.commit().await.unwrap();
     }
 
-    pub async fn void(&self, event: UsageEventId, at: Instant) {
+    pub async fn void(&self, row: &CountedEvent, at: Instant) {
         sqlx::query(
-            "INSERT INTO usage_void (event_id, workspace_id, reason, voided_at) VALUES ($1, $2, 'it''s wrong', $3)",
+            "INSERT INTO usage_void (event_id, partition, position, workspace_id, reason, voided_at)
+             VALUES ($1, $2, $3, $4, 'it''s wrong', $5)",
         )
-        .bind(event)
+        .bind(row.event.id)
+        .bind(i16::try_from(row.partition).unwrap())
+        .bind(row.position.as_i64())
         .bind(self.people.scope.workspace_id)
         .bind(at)
         .execute(self.store.pool())
         .await
         .unwrap();
+    }
+
+    /// [`UsageStore::twins`] of windows of the first workspace.
+    pub async fn twins(&self, windows: &[(SubscriptionId, Instant)], event_count: u64) -> Vec<CountedEvent> {
+        let workspace_id = self.people.scope.workspace_id;
+        let window = |(subscription_id, window_start): &(SubscriptionId, Instant)| CountedWindow {
+            workspace_id,
+            subscription_id: *subscription_id,
+            window_start: *window_start,
+            event_count,
+        };
+        let mut tx = self.store.begin("test comparison").await.unwrap();
+        self.usage.twins(&mut tx, &windows.iter().map(window).collect::<Vec<_>>()).await.unwrap()
     }
 
     /// ClickHouse itself, not through the store.

@@ -68,7 +68,7 @@ async fn measure(name: &str, bed: Bed, batches: u64, batch: u64) {
         until: instant("2026-05-05T00:00:00Z"),
     };
     for round in ["cold", "warm"] {
-        let (found, a) = timed(usage.find(&ids)).await;
+        let (found, a) = timed(usage.find(PARTITION, &ids)).await;
         let (page, b) = timed(usage.list(scope, &all, cursor, 100)).await;
         let (of_ten, c) = timed(usage.list(scope, &of_customer, cursor, 100)).await;
         let (replayed, d) = timed(usage.replay(one, window, Position::START, super::position(total), 10_000)).await;

@@ -13,6 +13,7 @@
 //! | `get` | the same, then the block whose positions hold it | events of about an hour |
 //! | `list` | backward along the key (workspace, hour) until the page is full, one hour sorted at a time | the hours that the page spans |
 //! | `aggregate` | hours of the range; with subscriptions, their blocks in each hour | events in the range |
+//! | `twins` | the windows' blocks for their ids, then the blocks of `usage_event_id` that hold them | events of the windows' time, all ids |
 //! | `replay` | blocks of the workspace's window that hold the subscription | events of the window in those blocks |
 //! | `ids_between` | blocks whose positions overlap the step | events of about an hour per step |
 
@@ -20,6 +21,7 @@ mod encode;
 mod migrate;
 mod query;
 mod row;
+mod twins;
 mod voids;
 mod writer;
 
@@ -38,8 +40,8 @@ use tokio::sync::{mpsc, oneshot};
 use self::writer::{Append, Writer};
 use super::positions::{self, ByPosition};
 use super::{
-    AggregateBucket, AggregateQuery, CountedEvent, CountedId, EventCursor, EventFilter, StoredEvent, UsageStore,
-    derived,
+    AggregateBucket, AggregateQuery, CountedEvent, CountedId, CountedWindow, EventCursor, EventFilter, StoredEvent,
+    UsageStore, derived,
 };
 use crate::log::Partition;
 
@@ -209,8 +211,12 @@ impl UsageStore for ClickHouseUsage {
         }
     }
 
-    async fn find(&self, ids: &[UsageEventId]) -> Result<HashMap<UsageEventId, CountedId>> {
-        query::find(&self.client, ids).await
+    async fn find(&self, partition: Partition, ids: &[UsageEventId]) -> Result<HashMap<UsageEventId, CountedId>> {
+        query::find(&self.client, partition, ids).await
+    }
+
+    async fn twins(&self, _tx: &mut Tx, windows: &[CountedWindow]) -> Result<Vec<CountedEvent>> {
+        twins::of(&self.client, windows).await
     }
 
     async fn ids_between(
@@ -243,7 +249,8 @@ impl UsageStore for ClickHouseUsage {
     }
 
     async fn get(&self, scope: &Scope, id: UsageEventId) -> Result<Option<StoredEvent>> {
-        let counted = query::get(&self.client, scope, id).await?;
+        let rows = query::rows_of(&self.client, scope, id).await?;
+        let counted = derived::standing(&self.store, scope, rows).await?;
         Ok(derived::complete(&self.store, scope, counted.into_iter().collect()).await?.pop())
     }
 

@@ -70,13 +70,17 @@ pub(super) async fn stored_positions(
     Ok(positions.into_iter().map(Position::from_i64).collect())
 }
 
-/// What is known of ids.
-pub(super) async fn find(client: &Client, ids: &[UsageEventId]) -> Result<HashMap<UsageEventId, CountedId>> {
+/// What a partition has counted of ids.
+pub(super) async fn find(
+    client: &Client,
+    partition: Partition,
+    ids: &[UsageEventId],
+) -> Result<HashMap<UsageEventId, CountedId>> {
     let mut found = HashMap::new();
     for ids in ids.chunks(IDS_PER_QUERY) {
         let sql = format!(
             "SELECT id, min(i.position) AS position, argMin(i.payload_hash, i.position) AS payload_hash
-             FROM usage_event_id AS i WHERE id IN ({}) GROUP BY id",
+             FROM usage_event_id AS i WHERE id IN ({}) AND i.partition = {partition} GROUP BY id",
             listed(ids.iter().map(|id| id.0))
         );
         let rows = within("looking for ids in the usage store", client.query(&sql).fetch_all::<IdRow>()).await?;
@@ -149,27 +153,36 @@ pub(super) async fn replay(
     Ok(events)
 }
 
-/// One event of the workspace: the first record that counted its id.
-pub(super) async fn get(client: &Client, scope: &Scope, id: UsageEventId) -> Result<Option<CountedEvent>> {
+/// The rows of one event of the workspace: usually one.
+pub(super) async fn rows_of(client: &Client, scope: &Scope, id: UsageEventId) -> Result<Vec<CountedEvent>> {
     const OPERATION: &str = "reading a usage event";
     let sql = format!("SELECT DISTINCT partition, position FROM usage_event_id WHERE id = '{id}'");
     let places = within(OPERATION, client.query(&sql).fetch_all::<PlaceRow>()).await?;
+    at_places(client, OPERATION, &format!("workspace_id = '{}' AND id = '{id}'", scope.workspace_id), &places).await
+}
+
+/// The rows that fulfil a condition at these places, each once.
+pub(super) async fn at_places(
+    client: &Client,
+    operation: &str,
+    condition: &str,
+    places: &[PlaceRow],
+) -> Result<Vec<CountedEvent>> {
     if places.is_empty() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let mut conditions = String::new();
-    for PlaceRow { partition, position } in &places {
-        let or = if conditions.is_empty() { "" } else { " OR " };
+    let mut anywhere = String::new();
+    for PlaceRow { partition, position } in places {
+        let or = if anywhere.is_empty() { "" } else { " OR " };
         // Writing to a string cannot fail.
-        let _ = write!(conditions, "{or}(partition = {partition} AND position = {position})");
+        let _ = write!(anywhere, "{or}(partition = {partition} AND position = {position})");
     }
     let sql = format!(
-        "SELECT ?fields FROM usage_event WHERE workspace_id = '{}' AND id = '{id}' AND ({conditions})
-         ORDER BY position LIMIT 1",
-        scope.workspace_id
+        "SELECT ?fields FROM usage_event WHERE {condition} AND ({anywhere})
+         ORDER BY id, ingested_at, partition, position LIMIT 1 BY id, partition, position"
     );
-    let row = within(OPERATION, client.query(&sql).fetch_optional::<EventRow>()).await?;
-    row.map(EventRow::into_counted).transpose()
+    let rows = within(operation, client.query(&sql).fetch_all::<EventRow>()).await?;
+    rows.into_iter().map(EventRow::into_counted).collect()
 }
 
 /// Conditions of a filter with the texts that are bound to them.
@@ -293,11 +306,14 @@ pub(super) async fn buckets(
 }
 
 /// Leaves out events that PostgreSQL has voided, as far as [`super::voids`] has copied them.
-fn not_voided(workspace_id: WorkspaceId) -> String {
-    format!("id NOT IN (SELECT event_id FROM usage_void WHERE workspace_id = '{workspace_id}')")
+pub(super) fn not_voided(workspace_id: WorkspaceId) -> String {
+    format!(
+        "(id, partition, position) NOT IN (SELECT event_id, partition, position FROM usage_void \
+         WHERE workspace_id = '{workspace_id}')"
+    )
 }
 
-fn listed(ids: impl Iterator<Item = Uuid>) -> String {
+pub(super) fn listed(ids: impl Iterator<Item = Uuid>) -> String {
     let mut text = String::new();
     for id in ids {
         let comma = if text.is_empty() { "" } else { "," };
@@ -308,7 +324,7 @@ fn listed(ids: impl Iterator<Item = Uuid>) -> String {
 }
 
 /// SQL of an instant.
-fn micros(instant: Instant) -> String {
+pub(super) fn micros(instant: Instant) -> String {
     let micros = instant.timestamp_micros().clamp(EARLIEST_MICROS, LATEST_MICROS);
     format!("fromUnixTimestamp64Micro(toInt64({micros}), 'UTC')")
 }

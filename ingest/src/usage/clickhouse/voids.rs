@@ -1,7 +1,7 @@
 //! Copies voids from PostgreSQL, where they are recorded with the money they change.
 //!
 //! A row is marked as mirrored after ClickHouse has it, so a crash between the two copies it again, which changes
-//! nothing: readers ask whether an id is there. Called before every sum and replay, so both see all voids that were
+//! nothing: readers ask whether a row is there. Called before every sum and replay, so both see all voids that were
 //! committed before them; usually one look at an empty index.
 
 use clickhouse::Client;
@@ -12,11 +12,23 @@ use super::{encode, writer};
 
 /// Voids that are copied at once.
 const CHUNK: i64 = 10_000;
+const COLUMNS: &str = "workspace_id, event_id, partition, position, reason, voided_at";
+
+#[derive(sqlx::FromRow)]
+struct Void {
+    workspace_id: WorkspaceId,
+    event_id: UsageEventId,
+    partition: i16,
+    position: i64,
+    reason: String,
+    voided_at: Instant,
+}
 
 pub(super) async fn mirror(client: &Client, store: &Store) -> Result<()> {
     loop {
-        let voids: Vec<(WorkspaceId, UsageEventId, String, Instant)> = sqlx::query_as(
-            "SELECT workspace_id, event_id, reason, voided_at FROM usage_void WHERE NOT mirrored ORDER BY event_id LIMIT $1",
+        let voids: Vec<Void> = sqlx::query_as(
+            "SELECT workspace_id, event_id, partition, position, reason, voided_at FROM usage_void WHERE NOT mirrored
+             ORDER BY event_id LIMIT $1",
         )
         .bind(CHUNK)
         .fetch_all(store.pool())
@@ -26,20 +38,28 @@ pub(super) async fn mirror(client: &Client, store: &Store) -> Result<()> {
             return Ok(());
         }
         let mut body = Vec::new();
-        for (workspace_id, event_id, reason, voided_at) in &voids {
-            encode::uuid(&mut body, workspace_id.0);
-            encode::uuid(&mut body, event_id.0);
-            encode::text(&mut body, reason);
-            encode::instant(&mut body, *voided_at);
+        for void in &voids {
+            encode::uuid(&mut body, void.workspace_id.0);
+            encode::uuid(&mut body, void.event_id.0);
+            body.extend_from_slice(&void.partition.to_le_bytes());
+            body.extend_from_slice(&void.position.to_le_bytes());
+            encode::text(&mut body, &void.reason);
+            encode::instant(&mut body, void.voided_at);
         }
-        writer::insert(client, "usage_void", "workspace_id, event_id, reason, voided_at", body.into())
+        writer::insert(client, "usage_void", COLUMNS, body.into())
             .await
             .map_err(|error| super::failed("mirroring voids", error))?;
-        let ids: Vec<UsageEventId> = voids.into_iter().map(|(_, id, _, _)| id).collect();
-        sqlx::query("UPDATE usage_void SET mirrored = true WHERE event_id = ANY($1)")
-            .bind(ids)
-            .execute(store.pool())
-            .await
-            .context("marking mirrored voids")?;
+        sqlx::query(
+            "UPDATE usage_void SET mirrored = true
+             FROM unnest($1::uuid[], $2::smallint[], $3::bigint[]) AS copied (event_id, partition, position)
+             WHERE (usage_void.event_id, usage_void.partition, usage_void.position)
+                 = (copied.event_id, copied.partition, copied.position)",
+        )
+        .bind(voids.iter().map(|void| void.event_id.0).collect::<Vec<_>>())
+        .bind(voids.iter().map(|void| void.partition).collect::<Vec<_>>())
+        .bind(voids.iter().map(|void| void.position).collect::<Vec<_>>())
+        .execute(store.pool())
+        .await
+        .context("marking mirrored voids")?;
     }
 }

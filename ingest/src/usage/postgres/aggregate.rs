@@ -6,6 +6,7 @@ use sqlx::postgres::types::PgInterval;
 use store::{Store, StoreError};
 
 use super::super::{AggregateBucket, AggregateQuery, GroupBy, UsageAggregateMetric, bucket, derived};
+use super::row::not_voided;
 
 /// Non-empty buckets by start and group, without voided events.
 pub(super) async fn buckets(store: &Store, scope: &Scope, query: &AggregateQuery) -> Result<Vec<AggregateBucket>> {
@@ -27,8 +28,9 @@ pub(super) async fn buckets(store: &Store, scope: &Scope, query: &AggregateQuery
            AND ($6::uuid[] IS NULL OR subscription_id = ANY($6))
            AND ($7::uuid IS NULL OR product_id = $7)
            AND (cardinality($8::text[]) = 0 OR metric_key = ANY($8))
-           AND NOT EXISTS (SELECT FROM usage_void v WHERE v.event_id = e.id)
-         GROUP BY 1, 2"
+           AND {}
+         GROUP BY 1, 2",
+        not_voided!()
     );
     let (since, until) = bucket::range(query);
     let mut statement = sqlx::query_as(AssertSqlSafe(sql))

@@ -11,6 +11,7 @@
 //! | list of subscriptions or a customer | one backward index walk per subscription | subscriptions × page |
 //! | list of a workspace | newest timestamps first, in time ranges that grow fourfold until the page is full; BRIN of the days that hold them | all events of about four times the time that the page spans |
 //! | `aggregate` | as the filter, over the whole range | events in the range, or of the subscriptions |
+//! | `twins` | index walk of the subscriptions, for each row the index on id in every day | events of the windows × days |
 //! | `replay` | index walk of the subscription | all events of the subscription |
 //! | `ids_between` | BRIN of position | blocks that hold the range |
 //! | `largest_position` | whole table | all events: for audits, a start-up does not need it here |
@@ -20,6 +21,7 @@ mod copy;
 mod days;
 mod list;
 mod row;
+mod twins;
 
 use std::collections::HashMap;
 
@@ -28,11 +30,11 @@ use domain::{Instant, Position, Result, Scope, SubscriptionId, UsageEventId};
 use store::{Store, StoreError, Tx};
 
 use self::days::Days;
-use self::row::{EventRow, columns};
+use self::row::{EventRow, columns, not_voided};
 use super::positions::{self, ByPosition};
 use super::{
-    AggregateBucket, AggregateQuery, CountedEvent, CountedId, EventCursor, EventFilter, StoredEvent, UsageStore,
-    derived,
+    AggregateBucket, AggregateQuery, CountedEvent, CountedId, CountedWindow, EventCursor, EventFilter, StoredEvent,
+    UsageStore, derived,
 };
 use crate::log::Partition;
 
@@ -88,15 +90,21 @@ impl UsageStore for PostgresUsage {
         Ok(position.map(Position::from_i64))
     }
 
-    async fn find(&self, ids: &[UsageEventId]) -> Result<HashMap<UsageEventId, CountedId>> {
+    async fn find(&self, partition: Partition, ids: &[UsageEventId]) -> Result<HashMap<UsageEventId, CountedId>> {
         let rows: Vec<(UsageEventId, i64, i64)> = sqlx::query_as(
-            "SELECT DISTINCT ON (id) id, position, payload_hash FROM usage_event WHERE id = ANY($1) ORDER BY id, position",
+            "SELECT DISTINCT ON (id) id, position, payload_hash FROM usage_event
+             WHERE id = ANY($1) AND partition = $2 ORDER BY id, position",
         )
         .bind(ids)
+        .bind(partition_column(partition))
         .fetch_all(self.store.pool())
         .await
         .context("looking for ids in the usage store")?;
         Ok(rows.into_iter().map(row::counted_id).collect())
+    }
+
+    async fn twins(&self, tx: &mut Tx, windows: &[CountedWindow]) -> Result<Vec<CountedEvent>> {
+        twins::of(tx, windows).await
     }
 
     async fn ids_between(
@@ -122,8 +130,9 @@ impl UsageStore for PostgresUsage {
             columns!(),
             " FROM usage_event e
              WHERE subscription_id = $1 AND window_start = $2 AND position > $3 AND position <= $4
-               AND NOT EXISTS (SELECT FROM usage_void v WHERE v.event_id = e.id)
-             ORDER BY position LIMIT $5"
+               AND ",
+            not_voided!(),
+            " ORDER BY position LIMIT $5"
         ))
         .bind(subscription_id)
         .bind(window_start)
@@ -137,17 +146,15 @@ impl UsageStore for PostgresUsage {
     }
 
     async fn get(&self, scope: &Scope, id: UsageEventId) -> Result<Option<StoredEvent>> {
-        let row: Option<EventRow> = sqlx::query_as(concat!(
-            "SELECT ",
-            columns!(),
-            " FROM usage_event WHERE id = $1 AND workspace_id = $2 ORDER BY position LIMIT 1"
-        ))
-        .bind(id)
-        .bind(scope.workspace_id)
-        .fetch_optional(self.store.pool())
-        .await
-        .context("reading a usage event")?;
-        let counted = row.map(EventRow::into_counted).transpose()?;
+        let rows: Vec<EventRow> =
+            sqlx::query_as(concat!("SELECT ", columns!(), " FROM usage_event WHERE id = $1 AND workspace_id = $2"))
+                .bind(id)
+                .bind(scope.workspace_id)
+                .fetch_all(self.store.pool())
+                .await
+                .context("reading a usage event")?;
+        let rows = rows.into_iter().map(EventRow::into_counted).collect::<Result<_>>()?;
+        let counted = derived::standing(&self.store, scope, rows).await?;
         Ok(derived::complete(&self.store, scope, counted.into_iter().collect()).await?.pop())
     }
 

@@ -19,6 +19,15 @@ macro_rules! columns {
 }
 pub(super) use columns;
 
+/// Condition on a row `e` of `usage_event`.
+macro_rules! not_voided {
+    () => {
+        "NOT EXISTS (SELECT FROM usage_void v
+                     WHERE (v.event_id, v.partition, v.position) = (e.id, e.partition, e.position))"
+    };
+}
+pub(super) use not_voided;
+
 #[derive(sqlx::FromRow)]
 pub(super) struct EventRow {
     id: UsageEventId,

@@ -1,0 +1,70 @@
+//! A window that is counted anew from the usage store, after a row of it was taken back: every meter function can be, since
+//! nothing is subtracted.
+
+use catalog::compiled::{SubscriptionTerms, WorkspaceCatalog};
+use domain::period::Period;
+use domain::{Error, Result};
+
+use super::{Incoming, Judge, Rates, Verdict, Windows};
+use crate::usage::CountedEvent;
+
+/// A window on its way: rows are counted by the same code as events that come from the log.
+#[derive(Debug)]
+pub struct Rebuilt {
+    /// Only this window.
+    windows: Windows,
+}
+
+impl Rebuilt {
+    /// The window before its first event.
+    #[must_use]
+    pub fn new(window: Period) -> Self {
+        let mut windows = Windows { slots: Vec::new(), sealed_until: None, rates: Rates::new() };
+        windows.slot(window);
+        Self { windows }
+    }
+
+    /// Counts a row of the window. Thresholds that it crosses were announced when it came, so they are not told again.
+    ///
+    /// # Errors
+    /// `Internal` for a row that cannot be counted, although it was: the window is not to be replaced.
+    pub fn count(
+        &mut self,
+        catalog: &WorkspaceCatalog,
+        terms: &SubscriptionTerms,
+        counted: CountedEvent,
+    ) -> Result<()> {
+        let id = counted.event.id;
+        let refused = |verdict: Verdict| match verdict {
+            Verdict::Counted { .. } => Ok(()),
+            Verdict::Rejected { message, .. } => {
+                Err(Error::invariant(format!("usage event {id} was counted and cannot be counted again: {message}")))
+            }
+            Verdict::Dropped { reason } => {
+                Err(Error::invariant(format!("usage event {id} was counted and cannot be counted again: {reason}")))
+            }
+        };
+        let judge = Judge { catalog, terms };
+        let CountedEvent { event, late, position, payload_hash, .. } = counted;
+        let incoming = Incoming { event, position, payload_hash, is_foreign: false };
+        match judge.resolve(&incoming.event) {
+            Ok(resolved) => refused(self.windows.apply(&judge, &incoming, &resolved, 0, late)),
+            Err(verdict) => refused(verdict),
+        }
+    }
+}
+
+impl Windows {
+    /// Takes over what was counted anew; how far the window is closed stays.
+    pub(super) fn replace(&mut self, rebuilt: Rebuilt) {
+        for new in rebuilt.windows.slots {
+            let index = self.slot(new.window);
+            let slot = &mut self.slots[index];
+            let old = std::mem::replace(&mut slot.state, new.state);
+            slot.state.supersede(&old);
+            slot.event_count = new.event_count;
+            slot.magnitude = new.magnitude;
+            slot.is_dirty = true;
+        }
+    }
+}
