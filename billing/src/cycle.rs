@@ -135,18 +135,22 @@ impl Billing {
             let mut refs = works.iter().map(read).collect::<Result<Vec<_>>>()?;
             refs = self.existing_only(scope, works, refs).await?;
             let sealed = self.seal(scope, &refs).await?;
-            let outcome = self.finalize_sealed(scope, &refs).await;
-            if let Err(error) = &outcome
-                && !error.retryable()
-                && !sealed.is_empty()
-            {
-                self.control.reopen(&sealed).await?; // rule C2: nothing may be late because a finalization failed
+            match self.finalize_sealed(scope, &refs).await {
+                // Whoever loses the answer to the COMMIT must not take the seals back: the invoices may be there.
+                Ok(tx) => tx.commit().await,
+                // Nothing may be late because a finalization failed (rule C2). What an earlier try finalized stays sealed.
+                Err(error) => {
+                    if !sealed.is_empty() {
+                        self.control.reopen(&sealed).await?;
+                    }
+                    Err(error)
+                }
             }
-            outcome
         })
     }
 
-    async fn finalize_sealed(&self, scope: &Scope, refs: &[RunRef]) -> Result<()> {
+    /// Books everything up to the COMMIT; when this fails, nothing is finalized.
+    async fn finalize_sealed(&self, scope: &Scope, refs: &[RunRef]) -> Result<Tx> {
         let mut tx = self.store.begin("finalizing invoices").await?;
         let settings = BillingSettings::load(tx.conn(), scope.organization_id).await?;
         if settings.auto_finalize {
@@ -154,7 +158,7 @@ impl Billing {
         } else {
             self.draft_in(scope, &mut tx, refs).await?;
         }
-        tx.commit().await
+        Ok(tx)
     }
 
     /// Drops work on subscriptions that are gone: it is done.

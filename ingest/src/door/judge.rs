@@ -59,10 +59,9 @@ impl Refused {
     #[must_use]
     pub fn into_judged(self, workspace_id: WorkspaceId) -> Judged {
         match self.is_unmatched {
-            true => Judged::Unmatched {
-                id: UsageEventId::of(workspace_id, &self.event.idempotency_key),
-                error: self.error,
-            },
+            true => {
+                Judged::Unmatched { id: UsageEventId::of(workspace_id, &self.event.idempotency_key), error: self.error }
+            }
             false => Judged::Bad(self.error),
         }
     }

@@ -7,4 +7,5 @@ mod cycles;
 mod fixture;
 mod lifecycle;
 mod numbers;
+mod real_log;
 mod usage;
