@@ -29,7 +29,8 @@ CREATE TABLE IF NOT EXISTS usage_event (
     position               Int64 CODEC(Delta, LZ4),
     payload_hash           UInt64,
     INDEX usage_event_position position TYPE minmax GRANULARITY 1,
-    INDEX usage_event_window window_start TYPE minmax GRANULARITY 1
+    INDEX usage_event_window window_start TYPE minmax GRANULARITY 1,
+    INDEX usage_event_timestamp timestamp TYPE minmax GRANULARITY 1 -- a minute is a small part of its hour
 ) ENGINE = ReplacingMergeTree
 PARTITION BY toYYYYMM(ingested_at)
 PRIMARY KEY (workspace_id, toStartOfHour(timestamp), subscription_id)

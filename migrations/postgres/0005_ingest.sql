@@ -184,3 +184,19 @@ CREATE TABLE usage_void (
     PRIMARY KEY (event_id, partition, position)
 );
 CREATE INDEX usage_void_mirror ON usage_void (event_id) WHERE NOT mirrored;
+
+-- Rollups of the ClickHouse usage store (rule C7): how far each partition's rows have their minutes noted, and the minutes
+-- that are to be computed (again).
+CREATE TABLE usage_rollup_position (
+    partition     smallint PRIMARY KEY,
+    next_position bigint NOT NULL
+);
+CREATE TABLE usage_rollup_due (
+    workspace_id uuid NOT NULL,
+    minute       timestamptz NOT NULL,
+    -- A number that grows: a minute that is noted again while it is computed stays due.
+    noted        bigint NOT NULL,
+    noted_at     timestamptz NOT NULL,
+    PRIMARY KEY (workspace_id, minute)
+);
+CREATE SEQUENCE usage_rollup_number;

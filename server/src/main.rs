@@ -1,5 +1,6 @@
 //! The `kontorion` binary: one program for every role and every command.
 
+mod audit;
 mod cli;
 mod config;
 mod database;
@@ -60,6 +61,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Org(OrgCommand::Create { name, json }) => create_organization(&config, &name, json).await,
         Command::Ledger(LedgerCommand::Verify) => verify_ledger(&config).await,
+        Command::Usage(UsageCommand::Audit) => audit_usage(&config).await,
         Command::Usage(UsageCommand::Rejected(command)) => match command {
             RejectedCommand::List { access, status, code } => rejected::list(&access, &status, code.as_deref()).await,
             RejectedCommand::Replay { access, ids, all: _, code } => {
@@ -82,6 +84,14 @@ async fn create_organization(config: &Config, name: &str, json: bool) -> Result<
     let created = org::create(&database.store, name).await;
     database.close().await;
     org::print(&created?, json)
+}
+
+async fn audit_usage(config: &Config) -> Result<(), Failure> {
+    logging::to_stderr(config)?;
+    let database = Database::open(config).await?;
+    let audited = audit::run(config, &database.store).await;
+    database.close().await;
+    audited
 }
 
 async fn verify_ledger(config: &Config) -> Result<(), Failure> {

@@ -24,7 +24,7 @@ use ingest::partition::Shared;
 use ingest::record::{Control, ControlKind};
 use ingest::supervisor::Ingest;
 use ingest::usage::UsageStore;
-use ingest::usage::clickhouse::{ClickHouseAddress, ClickHouseUsage};
+use ingest::usage::clickhouse::{ClickHouseAddress, ClickHouseUsage, Rollups};
 use ingest::usage::postgres::PostgresUsage;
 use scheduler::Scheduler;
 use store::Store;
@@ -43,10 +43,11 @@ pub async fn start_rooms(config: &Config, store: &Store, running: &mut Running) 
     let log = open_log(config, store).await?;
     let closing = log.clone();
     running.add("event log", || async move { closing.close().await });
-    let usage = open_usage(config, store).await?;
+    let (usage, rollups) = open_usage(config, store).await?;
     let registry = prometheus::Registry::new();
     if config.has(Role::Ingest) {
         start_ingest(config, store, &snapshots, &log, &usage, &registry, running).await?;
+        start_rollups(rollups, running);
     }
     let control = Arc::new(LogControl { controls: Controls::new(log.clone(), snapshots.clone()) });
     let billing = Billing::new(store.clone(), snapshots.clone(), control);
@@ -116,15 +117,21 @@ async fn open_log(config: &Config, store: &Store) -> Result<Arc<dyn EventLog>, F
     }
 }
 
-async fn open_usage(config: &Config, store: &Store) -> Result<Arc<dyn UsageStore>, Failure> {
+/// The usage store, and the job beside it that only ClickHouse has.
+///
+/// # Errors
+/// When ClickHouse does not answer.
+pub async fn open_usage(config: &Config, store: &Store) -> Result<(Arc<dyn UsageStore>, Option<Rollups>), Failure> {
     let url = match (config.store_kind, &config.clickhouse_url) {
         (StoreKind::Clickhouse, Some(url)) => url.expose(),
-        _ => return Ok(Arc::new(PostgresUsage::new(store.clone()))),
+        _ => return Ok((Arc::new(PostgresUsage::new(store.clone())), None)),
     };
     let address = clickhouse_address(url, &config.clickhouse_database);
     let failed = |error| Failure::work("opening ClickHouse", error);
     ClickHouseUsage::migrate(&address).await.map_err(failed)?;
-    Ok(Arc::new(ClickHouseUsage::connect(&address, store.clone()).await.map_err(failed)?))
+    let usage = ClickHouseUsage::connect(&address, store.clone()).await.map_err(failed)?;
+    let rollups = usage.rollups();
+    Ok((Arc::new(usage), Some(rollups)))
 }
 
 /// User and password stand in the address, as everywhere: `http://user:password@host:8123`.
@@ -170,6 +177,18 @@ async fn start_ingest(
         .map_err(|error| Failure::work("starting ingest", error))?;
     running.add("ingest", || ingest.stop());
     Ok(())
+}
+
+/// Sums per minute for analysts (rule C7).
+fn start_rollups(rollups: Option<Rollups>, running: &mut Running) {
+    let Some(rollups) = rollups else { return };
+    let (stop, stopped) = watch::channel(false);
+    let job = tokio::spawn(rollups.run(stopped));
+    running.add("usage per minute", move || async move {
+        // The job may have ended by itself, which is a stop as well.
+        let _ = stop.send(true);
+        let _ = job.await;
+    });
 }
 
 fn start_scheduler(billing: Billing, running: &mut Running) {

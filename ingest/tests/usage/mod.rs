@@ -3,6 +3,7 @@
 mod lost_answers;
 mod proxy;
 mod rates;
+mod rollups;
 
 use std::sync::Arc;
 
@@ -119,6 +120,11 @@ impl Bed {
         };
         let mut tx = self.store.begin("test comparison").await.unwrap();
         self.usage.twins(&mut tx, &windows.iter().map(window).collect::<Vec<_>>()).await.unwrap()
+    }
+
+    /// Statements on PostgreSQL.
+    pub async fn execute(&self, sql: &'static str) {
+        sqlx::raw_sql(sql).execute(self.store.pool()).await.unwrap();
     }
 
     /// ClickHouse itself, not through the store.

@@ -8,8 +8,10 @@ use domain::Result;
 
 use super::{ClickHouseAddress, within};
 
-const MIGRATIONS: [(&str, &str); 1] =
-    [("0001_usage", include_str!("../../../../migrations/clickhouse/0001_usage.sql"))];
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("0001_usage", include_str!("../../../../migrations/clickhouse/0001_usage.sql")),
+    ("0002_rollups", include_str!("../../../../migrations/clickhouse/0002_rollups.sql")),
+];
 
 pub(super) async fn run(address: &ClickHouseAddress) -> Result<()> {
     let outside = ClickHouseAddress { database: "default".to_owned(), ..address.clone() }.client();

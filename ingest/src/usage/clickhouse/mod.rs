@@ -5,6 +5,7 @@
 //! * Ids have a table of their own, ordered by id, because a batch of unknown ids must cost neither a scan nor a random
 //!   read per day of history (rule B3).
 //! * Voids are recorded in PostgreSQL with the money they change; [`voids`] copies them before sums and replays.
+//! * Sums per minute for analysts are computed from the rows by a job ([`rollup`]).
 //! * `late` is a column of the row: it is known when the event is counted and never changes.
 //!
 //! | read | plan | bounded by |
@@ -17,9 +18,11 @@
 //! | `replay` | blocks of the workspace's window that hold the subscription | events of the window in those blocks |
 //! | `ids_between` | blocks whose positions overlap the step | events of about an hour per step |
 
+mod audit;
 mod encode;
 mod migrate;
 mod query;
+mod rollup;
 mod row;
 mod twins;
 mod voids;
@@ -37,6 +40,8 @@ use parking_lot::Mutex;
 use store::{Store, StoreError, Tx};
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::audit::{Audit, Difference};
+pub use self::rollup::{RollupReport, Rollups};
 use self::writer::{Append, Writer};
 use super::positions::{self, ByPosition};
 use super::{
@@ -123,6 +128,12 @@ impl ClickHouseUsage {
         let (writer, appends) = mpsc::unbounded_channel();
         tokio::spawn(Writer::new(client.clone(), appends).run());
         Ok(Self { client, store, writer, known: Mutex::default() })
+    }
+
+    /// The job that fills the sums per minute of this database, and the audit of both.
+    #[must_use]
+    pub fn rollups(&self) -> Rollups {
+        Rollups { client: self.client.clone(), store: self.store.clone() }
     }
 
     /// The largest position stored after the partition's checkpoint, and the checkpoint itself. What lies before the

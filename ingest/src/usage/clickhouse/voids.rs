@@ -4,14 +4,16 @@
 //! nothing: readers ask whether a row is there. Called before every sum and replay, so both see all voids that were
 //! committed before them; usually one look at an empty index.
 
+use std::fmt::Write as _;
+
 use clickhouse::Client;
 use domain::{Instant, Result, UsageEventId, WorkspaceId};
 use store::{Store, StoreError};
 
-use super::{encode, writer};
+use super::{encode, query, rollup, writer};
 
 /// Voids that are copied at once.
-const CHUNK: i64 = 10_000;
+const CHUNK: i64 = 2_000;
 const COLUMNS: &str = "workspace_id, event_id, partition, position, reason, voided_at";
 
 #[derive(sqlx::FromRow)]
@@ -49,6 +51,9 @@ pub(super) async fn mirror(client: &Client, store: &Store) -> Result<()> {
         writer::insert(client, "usage_void", COLUMNS, body.into())
             .await
             .map_err(|error| super::failed("mirroring voids", error))?;
+        // A sum per minute that was computed before must not outlive the void.
+        let minutes = rollup::minutes_of(client, &places(&voids)).await?;
+        let mut tx = store.begin("marking mirrored voids").await?;
         sqlx::query(
             "UPDATE usage_void SET mirrored = true
              FROM unnest($1::uuid[], $2::smallint[], $3::bigint[]) AS copied (event_id, partition, position)
@@ -58,8 +63,25 @@ pub(super) async fn mirror(client: &Client, store: &Store) -> Result<()> {
         .bind(voids.iter().map(|void| void.event_id.0).collect::<Vec<_>>())
         .bind(voids.iter().map(|void| void.partition).collect::<Vec<_>>())
         .bind(voids.iter().map(|void| void.position).collect::<Vec<_>>())
-        .execute(store.pool())
+        .execute(tx.conn())
         .await
         .context("marking mirrored voids")?;
+        rollup::note(&mut tx, &minutes).await?;
+        tx.commit().await?;
     }
+}
+
+/// Condition on the rows that are voided.
+fn places(voids: &[Void]) -> String {
+    let mut workspaces: Vec<_> = voids.iter().map(|void| void.workspace_id.0).collect();
+    workspaces.sort_unstable();
+    workspaces.dedup();
+    let mut places = String::new();
+    for Void { partition, position, .. } in voids {
+        let comma = if places.is_empty() { "" } else { "," };
+        // Writing to a string cannot fail.
+        let _ = write!(places, "{comma}({partition},{position})");
+    }
+    let workspaces = query::listed(workspaces.into_iter());
+    format!("workspace_id IN ({workspaces}) AND (partition, position) IN ({places})")
 }
