@@ -43,6 +43,7 @@ pub struct OwnServer {
     pub data_dir: PathBuf,
     /// Where it listens, whenever it runs.
     pub address: SocketAddr,
+    _port: TcpListener,
     child: Option<Child>,
 }
 
@@ -75,7 +76,7 @@ impl OwnServer {
     /// When it does not start.
     pub async fn start(program: &Path, data_dir: &Path, set: &[String]) -> Result<Self, ServerError> {
         std::fs::create_dir_all(data_dir).map_err(failed(format!("creating {}", data_dir.display())))?;
-        let address = free_address()?;
+        let (address, port) = reserve_address()?;
         let mut options = vec![format!("--data-dir={}", data_dir.display()), format!("--listen={address}")];
         // One client is all the clients here: the limits are for others.
         for limit in ["rate_sandbox_per_second", "rate_sandbox_burst", "rate_events_per_second"] {
@@ -85,7 +86,7 @@ impl OwnServer {
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build();
         let http = http.map_err(failed("making a client"))?;
         let (program, data_dir) = (program.to_owned(), data_dir.to_owned());
-        let mut server = Self { program, options, http, data_dir, address, child: None };
+        let mut server = Self { program, options, http, data_dir, address, _port: port, child: None };
         server.start_again().await?;
         Ok(server)
     }
@@ -237,14 +238,16 @@ impl OwnServer {
     }
 }
 
-fn free_address() -> Result<SocketAddr, ServerError> {
-    let doing = "finding a free port";
+/// An address for one server, and what keeps others of its kind away from the port while nobody listens on it: the same
+/// port, held on a neighbouring address.
+fn reserve_address() -> Result<(SocketAddr, TcpListener), ServerError> {
     for _ in 0..1_000 {
         let [high, low, ..] = *Uuid::new_v4().as_bytes();
         let port = PORTS.start + u16::from_be_bytes([high, low]) % (PORTS.end - PORTS.start);
+        let Ok(held) = TcpListener::bind(("127.0.0.2", port)) else { continue };
         if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
-            return listener.local_addr().map_err(failed(doing));
+            return Ok((listener.local_addr().map_err(failed("finding a free port"))?, held));
         }
     }
-    Err(ServerError(format!("{doing}: none from {} to {}", PORTS.start, PORTS.end)))
+    Err(ServerError(format!("no port from {} to {} is free", PORTS.start, PORTS.end)))
 }
