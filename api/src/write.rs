@@ -28,7 +28,7 @@ impl Write {
             return Ok(Self { tx: ctx.app.store.begin(name).await?, key: None });
         };
         let operation = format!("{} {}", ctx.method(), ctx.path());
-        let key = IdempotencyKey::new(ctx.scope.workspace_id, &operation, text, &fingerprint(ctx));
+        let key = IdempotencyKey::new(ctx.scope.workspace_id, &operation, text, &fingerprint(ctx)).lapsing();
         let mut tx = ctx.app.store.begin(name).await?;
         if !key.enter(&mut tx, Clock::System.now()).await? {
             let detail = "the first request with this idempotency key is still running";

@@ -55,10 +55,14 @@ pub(crate) async fn emit(conn: &mut PgConnection, events: &[Event]) -> Result<()
     if events.is_empty() {
         return Ok(());
     }
-    sqlx::query("INSERT INTO outbox SELECT * FROM jsonb_populate_recordset(NULL::outbox, $1)")
-        .bind(Json(events))
-        .execute(conn)
-        .await
-        .context("writing to the outbox")?;
+    sqlx::query(
+        "INSERT INTO outbox (id, workspace_id, event_type, entity_type, entity_id, payload, created_at)
+         SELECT id, workspace_id, event_type, entity_type, entity_id, payload, created_at
+         FROM jsonb_populate_recordset(NULL::outbox, $1)",
+    )
+    .bind(Json(events))
+    .execute(conn)
+    .await
+    .context("writing to the outbox")?;
     Ok(())
 }

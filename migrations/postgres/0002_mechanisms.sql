@@ -7,6 +7,8 @@ CREATE TABLE catalog_revision (
 );
 INSERT INTO catalog_revision (revision) VALUES (1);
 
+-- What changed with each revision; every revision has a row. Only the last ones are kept: whoever finds that the next one is
+-- gone reads everything anew.
 CREATE TABLE catalog_change (
     revision     bigint NOT NULL,
     workspace_id uuid NOT NULL,
@@ -47,15 +49,24 @@ CREATE TABLE idempotency_key (
     status       smallint NOT NULL,
     body         bytea NOT NULL,
     created_at   timestamptz NOT NULL,
+    -- A header's key is forgotten after a day, a body's never.
+    lapses       boolean NOT NULL,
     PRIMARY KEY (workspace_id, operation, key)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+CREATE INDEX idempotency_key_lapsing ON idempotency_key (created_at) WHERE lapses;
 
+-- Partitioned by day (outbox_YYYYMMDD), made ahead and dropped by the scheduler's housekeeping (P13). By real time, because
+-- `created_at` is the time of the event, which a test clock may put anywhere.
 CREATE TABLE outbox (
-    id           uuid PRIMARY KEY, -- UUIDv7: order of creation
+    id           uuid NOT NULL, -- UUIDv7: order of creation
     workspace_id uuid NOT NULL,
     event_type   text NOT NULL, -- 'invoice.finalized'
     entity_type  text NOT NULL,
     entity_id    uuid NOT NULL,
     payload      jsonb NOT NULL,
-    created_at   timestamptz NOT NULL
-);
+    created_at   timestamptz NOT NULL,
+    recorded_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (id, recorded_at)
+) PARTITION BY RANGE (recorded_at);
+-- For days that nobody has made: an event must never fail for want of housekeeping.
+CREATE TABLE outbox_rest PARTITION OF outbox DEFAULT;

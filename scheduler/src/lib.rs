@@ -9,6 +9,7 @@
 //! transaction may live that long (P13).
 
 mod claim;
+pub mod housekeeping;
 mod run;
 pub mod test_clock;
 

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::claim::{Agenda, claim, has_more, record_failure};
+use crate::housekeeping::{self, Swept};
 
 /// How the loop works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,9 @@ const WAIT: Duration = Duration::from_millis(20);
 /// Wallets of one sweep.
 const SWEEP_WALLETS_MAX: i64 = 200;
 
+/// Time between two sweeps of tables that would grow for ever.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+
 /// A scheduler. Any number of them work side by side.
 #[derive(Clone, Debug)]
 pub struct Scheduler {
@@ -78,7 +82,12 @@ impl Scheduler {
     /// Works until `shutdown` turns true; the batch at hand is finished first.
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
         let mut drifting = false;
+        let mut swept: Option<tokio::time::Instant> = None;
         while !*shutdown.borrow() {
+            if swept.is_none_or(|swept| swept.elapsed() >= HOUSEKEEPING) {
+                swept = Some(tokio::time::Instant::now());
+                self.sweep_tables().await;
+            }
             match self.tick(&mut drifting).await {
                 Ok(report) if report.failed > 0 => {
                     tracing::warn!(
@@ -95,6 +104,32 @@ impl Scheduler {
                 changed = shutdown.changed() => if changed.is_err() { return },
             }
         }
+    }
+
+    /// Failing is no matter for due work; the next sweep makes it good.
+    async fn sweep_tables(&self) {
+        let swept = match self.database_time().await {
+            Ok(now) => housekeeping::run_once(&self.billing.store, now).await,
+            Err(error) => Err(error),
+        };
+        match swept {
+            Ok(swept) if swept == Swept::default() => {}
+            Ok(swept) => tracing::info!(
+                days_made = swept.days_made,
+                days_dropped = swept.days_dropped,
+                rows_deleted = swept.rows_deleted,
+                "kept house"
+            ),
+            Err(error) => tracing::warn!(error = %error, "housekeeping did not come to its end; it will be repeated"),
+        }
+    }
+
+    /// Real time is PostgreSQL's (rule E2).
+    async fn database_time(&self) -> Result<Instant> {
+        sqlx::query_scalar("SELECT clock_timestamp()")
+            .fetch_one(self.pool())
+            .await
+            .context("asking PostgreSQL for the time")
     }
 
     async fn tick(&self, drifting: &mut bool) -> Result<Report> {
@@ -115,10 +150,7 @@ impl Scheduler {
 
     async fn drift(&self) -> Result<TimeDelta> {
         let before = Clock::System.now();
-        let theirs: Instant = sqlx::query_scalar("SELECT clock_timestamp()")
-            .fetch_one(self.pool())
-            .await
-            .context("asking PostgreSQL for the time")?;
+        let theirs = self.database_time().await?;
         let after = Clock::System.now();
         // Their instant lies between ours: only what leaves that span is drift.
         Ok((before - theirs).max(theirs - after).max(TimeDelta::zero()))

@@ -13,6 +13,7 @@ pub struct IdempotencyKey {
     operation: String,
     key: String,
     request_hash: Vec<u8>,
+    lapses: bool,
 }
 
 /// The answer that the first call got.
@@ -26,7 +27,7 @@ pub struct StoredAnswer {
 
 impl IdempotencyKey {
     /// `operation` is the method and path (`POST /v1/customers`) or the name of an operation with a key in its body;
-    /// `request` is what must be the same in a repeat.
+    /// `request` is what must be the same in a repeat. The key does not lapse.
     #[must_use]
     pub fn new(
         workspace_id: WorkspaceId,
@@ -35,7 +36,13 @@ impl IdempotencyKey {
         request: &[u8],
     ) -> Self {
         let request_hash = sha2::Sha256::digest(request).to_vec();
-        Self { workspace_id, operation: operation.into(), key: key.into(), request_hash }
+        Self { workspace_id, operation: operation.into(), key: key.into(), request_hash, lapses: false }
+    }
+
+    /// The same key, to be forgotten after a day: those of the header `Idempotency-Key`.
+    #[must_use]
+    pub fn lapsing(self) -> Self {
+        Self { lapses: true, ..self }
     }
 
     /// Takes the key's lock until the transaction ends, and forgets what was stored under it for longer than a day.
@@ -82,14 +89,15 @@ impl IdempotencyKey {
     /// `Conflict` with `IDEMPOTENCY_CONFLICT` when the key was used for another request.
     pub async fn claim(&self, tx: &mut Tx, now: Instant) -> Result<Option<StoredAnswer>> {
         let claimed = sqlx::query(
-            "INSERT INTO idempotency_key (workspace_id, operation, key, request_hash, status, body, created_at)
-             VALUES ($1, $2, $3, $4, 0, '', $5) ON CONFLICT DO NOTHING",
+            "INSERT INTO idempotency_key (workspace_id, operation, key, request_hash, status, body, created_at, lapses)
+             VALUES ($1, $2, $3, $4, 0, '', $5, $6) ON CONFLICT DO NOTHING",
         )
         .bind(self.workspace_id)
         .bind(&self.operation)
         .bind(&self.key)
         .bind(&self.request_hash)
         .bind(now)
+        .bind(self.lapses)
         .execute(tx.conn())
         .await
         .context("claiming the idempotency key")?;

@@ -179,6 +179,15 @@ impl Snapshots {
         .await
         .context("reading catalog changes")?;
         let mut reached = known;
+        // Only the last changes are kept. Who slept longer cannot tell what has changed: everything is read again.
+        let next: Option<i64> = match rows.first() {
+            Some(row) => Some(row.try_get("revision").context("reading a catalog change")?),
+            None => None,
+        };
+        if next.is_some_and(|next| next > known + 1) {
+            self.workspaces.clear();
+            self.terms.clear();
+        }
         for row in rows {
             let entity_type: String = row.try_get("entity_type").context("reading a catalog change")?;
             let workspace_id: WorkspaceId = row.try_get("workspace_id").context("reading a catalog change")?;

@@ -5,6 +5,7 @@ mod books;
 mod clocks;
 mod cycles;
 mod fixture;
+mod housekeeping;
 mod lifecycle;
 mod numbers;
 mod real_log;
