@@ -58,6 +58,8 @@ pub struct WindowWrite {
     pub members: Vec<MemberRow>,
     /// Running amount per wallet pin; empty for a trial.
     pub accruals: Vec<AccrualWrite>,
+    /// Whether the window was counted anew: pins that are not in `accruals` have no amount any more.
+    pub is_rebuilt: bool,
 }
 
 /// Running amount of a window for one wallet pin (rule D3).
@@ -205,6 +207,7 @@ impl Ownership {
         usage.append_in_checkpoint(&mut tx, &checkpoint.events).await?;
         write_windows(&mut tx, self.partition, &checkpoint.windows, now).await?;
         write_members(&mut tx, &checkpoint.windows).await?;
+        clear_accruals(&mut tx, &checkpoint.windows).await?;
         write_accruals(&mut tx, &checkpoint.windows).await?;
         write_breaches(&mut tx, &checkpoint.breaches, now).await?;
         write_rejections(&mut tx, self.partition, &checkpoint.rejections, now).await?;
@@ -356,6 +359,24 @@ async fn write_members(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
     .execute(tx.conn())
     .await
     .context("writing meter members")?;
+    Ok(())
+}
+
+/// What a window that was counted anew had accrued before; what it has now is written after it.
+async fn clear_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
+    let rebuilt: Vec<_> = windows.iter().filter(|write| write.is_rebuilt).collect();
+    if rebuilt.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE usage_accrual a SET net = 0, accrued = 0 FROM unnest($1::uuid[], $2::timestamptz[]) AS t (s, ws)
+         WHERE a.subscription_id = s AND a.window_start = ws AND NOT a.closed",
+    )
+    .bind(rebuilt.iter().map(|write| write.subscription_id.0).collect::<Vec<_>>())
+    .bind(rebuilt.iter().map(|write| write.window.start).collect::<Vec<_>>())
+    .execute(tx.conn())
+    .await
+    .context("clearing usage accruals")?;
     Ok(())
 }
 

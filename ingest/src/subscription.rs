@@ -133,6 +133,8 @@ pub struct WindowSlot {
     pub allowed: SmallVec<[ProductId; 4]>,
     /// Whether a checkpoint has to write it.
     pub is_dirty: bool,
+    /// Whether it was counted anew since the last checkpoint, so that amounts may be gone.
+    pub is_rebuilt: bool,
 }
 
 /// What a partition hands to a new actor.
@@ -330,6 +332,7 @@ impl Windows {
             magnitude: 0,
             allowed: SmallVec::new(),
             is_dirty: false,
+            is_rebuilt: false,
         });
         self.slots.len() - 1
     }
@@ -431,8 +434,9 @@ impl Windows {
                 state: slot.state.encode(),
                 members: slot.state.take_changed_members(),
                 accruals: accruals(catalog, terms, slot),
+                is_rebuilt: slot.is_rebuilt,
             });
-            slot.is_dirty = false;
+            (slot.is_dirty, slot.is_rebuilt) = (false, false);
         }
         self.slots.retain(|slot| slot.status != WindowStatus::Sealed);
         writes

@@ -240,5 +240,7 @@ async fn b5_the_first_accepted_stays_whoever_is_sealed_first() {
         }
         assert_eq!(pair.totals().await, [("50".into(), 1), ("0".into(), 0)]);
         assert_eq!(pair.taken_back().await, [(pair.other.0, "shared".to_owned())]);
+        let accrued = "SELECT count(*) FROM usage_accrual WHERE accrued <> 0 OR net <> 0";
+        assert_eq!(pair.world.count(accrued).await, 0, "50 are included, and nothing is left of 900");
     }
 }

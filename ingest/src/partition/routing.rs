@@ -166,5 +166,6 @@ fn slot(window: StoredWindow) -> WindowSlot {
         state: window.state,
         allowed: smallvec::SmallVec::new(),
         is_dirty: false,
+        is_rebuilt: false,
     }
 }

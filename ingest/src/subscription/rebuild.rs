@@ -64,7 +64,7 @@ impl Windows {
             slot.state.supersede(&old);
             slot.event_count = new.event_count;
             slot.magnitude = new.magnitude;
-            slot.is_dirty = true;
+            (slot.is_dirty, slot.is_rebuilt) = (true, true);
         }
     }
 }

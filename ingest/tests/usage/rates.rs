@@ -76,6 +76,15 @@ async fn measure(name: &str, bed: Bed, batches: u64, batch: u64) {
         let (listed, e) = timed(usage.ids_between(PARTITION, middle, super::position(total), 10_000)).await;
         let (buckets, f) = timed(usage.aggregate(scope, &hours)).await;
         let (one_event, g) = timed(usage.get(scope, ids[0])).await;
+        let sealed: Vec<_> = (0..100).map(|n| (subscription(n), window)).collect();
+        let start = Stopwatch::now();
+        let twins = bed.twins(&sealed, total / SUBSCRIPTIONS).await;
+        println!(
+            "{name}, {round}: {} twins among {} events of 100 windows in {:.1} ms",
+            twins.len(),
+            total / SUBSCRIPTIONS * 100,
+            start.elapsed().as_secs_f64() * 1_000.0
+        );
         println!(
             "{name}, {round}, ms: find {} of 2,000 {a:.1}; page of workspace ({}) {b:.1}; page of ten subscriptions ({}) {c:.1}; \
              replay {} {d:.1}; ids_between {} {e:.1}; aggregate ({}) {f:.1}; get ({}) {g:.1}",
