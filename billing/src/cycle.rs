@@ -134,6 +134,7 @@ impl Billing {
             };
             let mut refs = works.iter().map(read).collect::<Result<Vec<_>>>()?;
             refs = self.existing_only(scope, works, refs).await?;
+            refs = self.draft_for_operator(scope, refs).await?;
             let sealed = self.seal(scope, &refs).await?;
             match self.finalize_sealed(scope, &refs).await {
                 // Whoever loses the answer to the COMMIT must not take the seals back: the invoices may be there.
@@ -152,13 +153,21 @@ impl Billing {
     /// Books everything up to the COMMIT; when this fails, nothing is finalized.
     async fn finalize_sealed(&self, scope: &Scope, refs: &[RunRef]) -> Result<Tx> {
         let mut tx = self.store.begin("finalizing invoices").await?;
-        let settings = BillingSettings::load(tx.conn(), scope.organization_id).await?;
-        if settings.auto_finalize {
-            self.finalize_in(scope, &mut tx, refs, FinalizeOptions::default()).await?;
-        } else {
-            self.draft_in(scope, &mut tx, refs).await?;
-        }
+        self.finalize_in(scope, &mut tx, refs, FinalizeOptions::default()).await?;
         Ok(tx)
+    }
+
+    /// Where invoices are finalized by hand, runs with charges get their drafts only and their windows stay open. Answers
+    /// the runs that remain.
+    async fn draft_for_operator(&self, scope: &Scope, refs: Vec<RunRef>) -> Result<Vec<RunRef>> {
+        let mut tx = self.store.begin("drafting invoices").await?;
+        if BillingSettings::load(tx.conn(), scope.organization_id).await?.auto_finalize {
+            return Ok(refs);
+        }
+        let (free, charged): (Vec<_>, Vec<_>) = refs.into_iter().partition(|run| run.key.reason.is_free());
+        self.draft_in(scope, &mut tx, &charged).await?;
+        tx.commit().await?;
+        Ok(free)
     }
 
     /// Drops work on subscriptions that are gone: it is done.
@@ -185,7 +194,7 @@ impl Billing {
         if windows.is_empty() { Ok(Vec::new()) } else { self.control.period_end(windows).await }
     }
 
-    /// The windows of the periods that end, of subscriptions that meter something and are not paused.
+    /// The windows of the periods that end, of subscriptions that meter something.
     async fn windows_to_close(&self, scope: &Scope, works: &[DueWork]) -> Result<Vec<WindowRef>> {
         self.snapshots.refresh().await?;
         let catalog = self.snapshots.workspace(scope.workspace_id).await?;
@@ -198,7 +207,7 @@ impl Billing {
             let payload: PeriodClosePayload = payload(work)?;
             let period = match payload.closing {
                 Some(closing) => Some(closing.run.period()),
-                None => subscription.current_period().filter(|period| period.end == work.due_at),
+                None => subscription.period_ending(work.due_at)?,
             };
             windows.extend(period.map(|period| subscription.window(period)));
         }
@@ -262,9 +271,7 @@ fn close(
         return Ok(Some((closing.run.start, consequences)));
     }
     let running = !subscription.status.is_terminal() && !subscription.is_past_term();
-    let Some(period) = subscription.current_period().filter(|period| running && period.end == work.due_at) else {
-        return Ok(None);
-    };
+    let Some(period) = subscription.period_ending(work.due_at)?.filter(|_| running) else { return Ok(None) };
     Ok(Some((period.start, subscription.close_period(period, settings, has_usage)?)))
 }
 

@@ -1,7 +1,7 @@
 //! Due work: what billing asks the scheduler to do at an instant (rules E). Rows are written in the transaction of their
 //! cause and deleted in the transaction of their effect, so that each is done once.
 
-use domain::{CustomerId, Instant, Result, TestClockId, WorkspaceId};
+use domain::{CustomerId, Error, Instant, Result, Scope, TestClockId, WorkspaceId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
@@ -134,7 +134,8 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Writes rows in one statement; one that is already planned (kind, subject, instant) stays as it is.
+/// Writes rows in one statement; one that is already planned (kind, subject, instant, reason of its run)
+/// stays as it is.
 ///
 /// # Errors
 /// As every statement.
@@ -145,7 +146,7 @@ pub async fn plan(conn: &mut PgConnection, now: Instant, work: &[NewWork]) -> Re
     let rows: Vec<_> = work.iter().map(|work| Row::new(work, now)).collect();
     sqlx::query(
         "INSERT INTO due_work SELECT * FROM jsonb_populate_recordset(NULL::due_work, $1)
-         ON CONFLICT (kind, subject_id, due_at) DO NOTHING",
+         ON CONFLICT (kind, subject_id, due_at, (coalesce(payload ->> 'reason', ''))) DO NOTHING",
     )
     .bind(Json(rows))
     .execute(conn)
@@ -172,6 +173,34 @@ pub async fn withdraw(
         .execute(conn)
         .await
         .context("withdrawing due work")?;
+    Ok(())
+}
+
+/// Refuses to change a subscription while something waits that was due before: a boundary that was passed and is not
+/// worked off yet would find another subscription than the one that it was due for, and its period would not be billed.
+///
+/// # Errors
+/// `CONFLICT`: the scheduler catches up, and the call can be repeated.
+pub(crate) async fn refuse_overtaking(
+    scope: &Scope,
+    conn: &mut PgConnection,
+    subscription: &Subscription,
+) -> Result<()> {
+    let waits: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM due_work WHERE workspace_id = $1 AND subject_id = $2 AND due_at <= $3
+                           AND kind IN ('subscription_start', 'trial_end', 'period_close'))
+             OR EXISTS (SELECT FROM test_clock WHERE id = $4 AND status = 'advancing')",
+    )
+    .bind(scope.workspace_id)
+    .bind(subscription.id)
+    .bind(scope.now())
+    .bind(subscription.test_clock_id)
+    .fetch_one(conn)
+    .await
+    .context("looking for due work")?;
+    if waits {
+        return Err(Error::conflict("CONFLICT", "a boundary of the subscription is being worked off; try again"));
+    }
     Ok(())
 }
 

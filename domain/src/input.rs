@@ -422,8 +422,8 @@ impl<'a> Field<'a> {
         let Value::Object(object) = self.value else {
             return self.refuse(Code::InvalidFormat, "must be an object");
         };
-        if object.len() > 50 {
-            return self.refuse(Code::TooLong, "must have at most 50 keys");
+        if object.len() > METADATA_KEYS_MAX {
+            return self.refuse(Code::TooLong, METADATA_TOO_LONG);
         }
         let mut bad = Vec::new();
         for (key, value) in object {
@@ -432,6 +432,7 @@ impl<'a> Field<'a> {
                 _ if key.is_empty() || key.chars().count() > 40 => {
                     field.refuse(Code::TooLong, "keys have 1 to 40 characters")
                 }
+                _ if key.contains('\0') => field.refuse(Code::InvalidFormat, "keys must not contain U+0000"),
                 Value::String(_) => field.text(0, 500).map(drop),
                 Value::Number(_) | Value::Bool(_) | Value::Null => Ok(()),
                 _ => field.refuse(Code::InvalidFormat, "must be a string, a number or a boolean"),
@@ -442,8 +443,14 @@ impl<'a> Field<'a> {
     }
 }
 
+const METADATA_KEYS_MAX: usize = 50;
+const METADATA_TOO_LONG: &str = "must have at most 50 keys";
+
 /// Applies sent metadata to stored metadata: sent keys replace, null removes (conventions.md).
-pub fn merge_metadata(current: &mut JsonMap, sent: JsonMap) {
+///
+/// # Errors
+/// `Validation` when there are more than 50 keys then.
+pub fn merge_metadata(current: &mut JsonMap, sent: JsonMap) -> Result<()> {
     for (key, value) in sent {
         if value.is_null() {
             current.remove(&key);
@@ -452,6 +459,10 @@ pub fn merge_metadata(current: &mut JsonMap, sent: JsonMap) {
         }
     }
     current.retain(|_, value| !value.is_null());
+    if current.len() > METADATA_KEYS_MAX {
+        return Err(Error::field("metadata", Code::TooLong, METADATA_TOO_LONG));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -498,5 +509,17 @@ mod tests {
         assert_eq!(input.patch("b", |v| v.text(0, 9)), Patch::Set("x".to_owned()));
         assert_eq!(input.patch("c", |v| v.text(0, 9)), Patch::Keep);
         input.finish().expect("all members are known");
+    }
+
+    #[test]
+    fn metadata_stays_within_its_bounds() {
+        let keys = |range: std::ops::Range<u32>| range.map(|key| (key.to_string(), json!(1))).collect::<JsonMap>();
+        let mut current = keys(0..50);
+        merge_metadata(&mut current, json!({"0": null, "x": 1}).as_object().expect("an object").clone()).expect("50");
+        assert!(merge_metadata(&mut current, keys(60..61)).is_err(), "51 keys after the merge");
+        let body = json!({"metadata": {"a\0b": 1}});
+        let mut input = Input::new(&body).expect("an object");
+        input.optional("metadata", Field::metadata);
+        assert!(input.finish().is_err(), "PostgreSQL cannot store U+0000");
     }
 }

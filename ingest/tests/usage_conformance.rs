@@ -491,36 +491,21 @@ async fn a_stranger_sees_nothing(bed: Bed) {
     assert!(bed.usage.aggregate(stranger, &foreign).await.unwrap().is_empty());
 }
 
+/// In advance the invoice that bills a window is that of the next period: only its usage lines tell.
 async fn the_invoice_of_a_window_is_shown(bed: Bed) {
     let rows =
         [bed.people.event(1, instant("2026-05-04T10:00:00Z")), bed.people.event(2, instant("2026-06-04T10:00:00Z"))];
     bed.write(&rows).await;
-    let made = ["activation", "renewal"].map(|reason| (domain::InvoiceId::generate(), reason));
+    let may = "2026-05-01";
+    let _own_fees = bed.invoice(may, Some(1), "RECURRING", may).await;
+    let billed = bed.invoice("2026-06-01", Some(2), "USAGE", may).await;
+    let _draft = bed.invoice("2026-07-01", None, "USAGE", "2026-06-01").await;
     let people = &bed.people;
-    for (id, reason) in made {
-        let mut tx = bed.store.begin("test invoice").await.unwrap();
-        sqlx::query("SET LOCAL session_replication_role = replica").execute(tx.conn()).await.unwrap();
-        sqlx::query(
-            "INSERT INTO invoice (id, organization_id, workspace_id, customer_id, subscription_id, invoice_type, status, currency,
-                subtotal, total, amount_due, billing_period_start, billing_period_end, billing_reason, created_at, updated_at)
-             VALUES ($1, $2, $3, $4, $5, 'subscription', 'draft', 'EUR', 0, 0, 0, '2026-05-01Z', '2026-06-01Z', $6, now(), now())",
-        )
-        .bind(id)
-        .bind(people.scope.organization_id)
-        .bind(people.scope.workspace_id)
-        .bind(people.customers[0])
-        .bind(people.subscriptions[0])
-        .bind(reason)
-        .execute(tx.conn())
-        .await
-        .unwrap();
-        tx.commit().await.unwrap();
-    }
     let (page, _) = bed.usage.list(&people.scope, &EventFilter::default(), None, 10).await.unwrap();
     let invoices: Vec<_> = page.iter().map(|event| event.invoice_id).collect();
-    assert_eq!(invoices, [None, Some(made[1].0)]);
+    assert_eq!(invoices, [None, Some(billed)]);
     let one = bed.usage.get(&people.scope, rows[0].event.id).await.unwrap().unwrap();
-    assert_eq!(one.invoice_id, Some(made[1].0));
+    assert_eq!(one.invoice_id, Some(billed));
 }
 
 async fn an_empty_store_answers(bed: Bed) {

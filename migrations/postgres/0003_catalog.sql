@@ -115,6 +115,8 @@ CREATE TABLE price (
 );
 CREATE INDEX price_list ON price (workspace_id, created_at DESC, id DESC);
 CREATE INDEX price_product ON price (product_id);
+CREATE INDEX price_plan ON price (workspace_id, plan_id, created_at DESC, id DESC) WHERE plan_id IS NOT NULL;
+CREATE INDEX price_customer ON price (workspace_id, customer_id, created_at DESC, id DESC) WHERE customer_id IS NOT NULL;
 
 CREATE TABLE meter (
     id                  uuid PRIMARY KEY,

@@ -55,6 +55,7 @@ CREATE TABLE customer (
 );
 CREATE UNIQUE INDEX customer_external_id ON customer (workspace_id, external_id) WHERE deleted_at IS NULL;
 CREATE INDEX customer_list ON customer (workspace_id, created_at DESC, id DESC) WHERE deleted_at IS NULL;
+CREATE INDEX customer_status ON customer (workspace_id, status, created_at DESC, id DESC) WHERE deleted_at IS NULL;
 CREATE INDEX customer_email ON customer (workspace_id, email);
 
 CREATE TABLE subscription (
@@ -74,6 +75,7 @@ CREATE TABLE subscription (
     billing_interval_unit  text NOT NULL CHECK (billing_interval_unit IN ('daily', 'weekly', 'monthly', 'yearly', 'one_time')),
     billing_interval_count integer NOT NULL CHECK (billing_interval_count >= 1),
     billing_anchor_day     integer NOT NULL CHECK (billing_anchor_day BETWEEN 1 AND 28),
+    anchor_is_explicit     boolean NOT NULL DEFAULT false, -- asked for, or else the day of the first period's start
     billing_timing         text NOT NULL CHECK (billing_timing IN ('IN_ADVANCE', 'IN_ARREARS')),
     timezone               text NOT NULL, -- of the organization when it was created: boundaries are at its midnight
     auto_renew             boolean NOT NULL,
@@ -82,6 +84,8 @@ CREATE TABLE subscription (
     started_at             timestamptz NOT NULL,
     -- Start of the first charged period: started_at, or the end of the trial.
     first_period_start     timestamptz NOT NULL,
+    -- When periods began anew after a pause, in order.
+    schedule_restarts      timestamptz[] NOT NULL DEFAULT '{}',
     activated_at           timestamptz,
     current_period_start   timestamptz,
     current_period_end     timestamptz,
@@ -108,6 +112,8 @@ CREATE TABLE subscription (
     deleted_at             timestamptz
 );
 CREATE INDEX subscription_list ON subscription (workspace_id, created_at DESC, id DESC) WHERE deleted_at IS NULL;
+CREATE INDEX subscription_status ON subscription (workspace_id, status, created_at DESC, id DESC) WHERE deleted_at IS NULL;
+CREATE INDEX subscription_billing ON subscription (workspace_id, next_billing_date) WHERE deleted_at IS NULL;
 CREATE INDEX subscription_customer ON subscription (customer_id);
 CREATE INDEX subscription_plan ON subscription (plan_id);
 
@@ -132,6 +138,7 @@ CREATE TABLE subscription_item (
     updated_at         timestamptz NOT NULL
 );
 CREATE INDEX subscription_item_subscription ON subscription_item (subscription_id);
+CREATE INDEX subscription_item_product ON subscription_item (product_id);
 
 -- Every subscription has at least one phase, so that current_phase_id is set (subscriptions.md 3.1).
 CREATE TABLE subscription_phase (

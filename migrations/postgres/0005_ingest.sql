@@ -92,6 +92,7 @@ CREATE TABLE meter_breach (
 );
 CREATE INDEX meter_breach_list ON meter_breach (workspace_id, occurred_at DESC, id DESC);
 CREATE INDEX meter_breach_meter ON meter_breach (meter_id, occurred_at DESC, id DESC);
+CREATE INDEX meter_breach_subscription ON meter_breach (workspace_id, subscription_id, occurred_at DESC, id DESC);
 
 -- Accepted and then not billable; a replay of the log writes it once: id = UUIDv5(event id, position) (rule B2).
 CREATE TABLE usage_rejection (
@@ -115,6 +116,7 @@ CREATE TABLE usage_rejection (
     resolved_by     uuid
 );
 CREATE INDEX usage_rejection_list ON usage_rejection (workspace_id, rejected_at DESC, id DESC);
+CREATE INDEX usage_rejection_status ON usage_rejection (workspace_id, status, rejected_at DESC, id DESC);
 CREATE INDEX usage_rejection_event ON usage_rejection (event_id);
 
 -- Records that no workspace could be told from (foreign Kafka messages without a valid signature): kept for the operator.

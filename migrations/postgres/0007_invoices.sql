@@ -59,6 +59,9 @@ CREATE UNIQUE INDEX invoice_number ON invoice (workspace_id, sequence_number);
 CREATE UNIQUE INDEX invoice_run_key ON invoice (subscription_id, billing_period_start, billing_period_end, billing_reason)
     WHERE deleted_at IS NULL AND status <> 'void';
 CREATE INDEX invoice_list ON invoice (workspace_id, created_at DESC, id DESC) WHERE deleted_at IS NULL;
+CREATE INDEX invoice_status ON invoice (workspace_id, status, created_at DESC, id DESC) WHERE deleted_at IS NULL;
+CREATE INDEX invoice_due ON invoice (workspace_id, due_date) WHERE deleted_at IS NULL;
+CREATE INDEX invoice_issued ON invoice (workspace_id, issued_at) WHERE deleted_at IS NULL;
 CREATE INDEX invoice_customer ON invoice (customer_id, created_at DESC, id DESC);
 
 CREATE TABLE invoice_line (

@@ -103,10 +103,17 @@ impl Scalar {
         match value {
             Value::Bool(value) => Some(Self::Bool(*value)),
             Value::Number(number) => Quantity::parse(&number.to_string()).ok().map(Self::Number),
-            Value::String(text) => Some(Self::Text { text: text.clone(), number: Quantity::parse(text).ok() }),
-            Value::Null | Value::Array(_) | Value::Object(_) => None,
+            Value::String(text) if is_storable(text) => {
+                Some(Self::Text { text: text.clone(), number: Quantity::parse(text).ok() })
+            }
+            Value::String(_) | Value::Null | Value::Array(_) | Value::Object(_) => None,
         }
     }
+}
+
+/// PostgreSQL keeps no U+0000.
+fn is_storable(text: &str) -> bool {
+    !text.contains('\0')
 }
 
 impl FilterTree {
@@ -222,7 +229,7 @@ fn compile(operator: FilterOperator, value: Option<&Value>) -> Result<Test, (Cod
     let scalar =
         || value.and_then(Scalar::read).ok_or((Code::InvalidFormat, "must be a string, a number or a boolean"));
     let text = || match value {
-        Some(Value::String(text)) => Ok(text.clone()),
+        Some(Value::String(text)) if is_storable(text) => Ok(text.clone()),
         _ => Err((Code::InvalidFormat, "must be a string")),
     };
     match operator {

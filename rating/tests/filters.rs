@@ -115,6 +115,8 @@ fn refuses_with_paths() {
         (json!({"root": leaf("price_key", "EQ", Value::Null)}), vec!["root.value REQUIRED"]),
         (json!({"root": leaf("price_key", "EXISTS", json!(true))}), vec!["root.value NOT_ALLOWED"]),
         (json!({"root": leaf("price_key", "CONTAINS", json!(1))}), vec!["root.value INVALID_FORMAT"]),
+        (json!({"root": leaf("price_key", "EQ", json!("a\0"))}), vec!["root.value INVALID_FORMAT"]),
+        (json!({"root": leaf("price_key", "CONTAINS", json!("\0"))}), vec!["root.value INVALID_FORMAT"]),
     ] {
         assert_eq!(errors(tree.clone()), expected, "{tree}");
     }

@@ -25,34 +25,54 @@ const BACKOFF_SECS_MAX: i32 = 3_600;
 /// An advance waits for rows that are tried again within this time, and leaves the others to the loop.
 const ADVANCE_WAITS_SECS: i32 = 5;
 
-/// The first row of every customer that has one due.
-const CLAIM_REAL_TIME: &str = "
-    WITH head AS (
+/// Whether `work` is the first row of its customer (rule E1). A subject one of whose rows failed three times holds back only
+/// rows of its own: one subscription that cannot be billed does not stop the others (billing-cycles.md 3.4 rule 4). A claim
+/// clears the error of the attempt before, so that an attempt under way does not count as failed.
+macro_rules! is_first {
+    () => {
+        "NOT EXISTS (
+            SELECT FROM due_work earlier WHERE earlier.customer_id = work.customer_id
+               AND (earlier.due_at, earlier.kind_order, earlier.id) < (work.due_at, work.kind_order, work.id)
+               AND (earlier.subject_id = work.subject_id OR NOT EXISTS (
+                   SELECT FROM due_work stuck
+                   WHERE stuck.customer_id = work.customer_id AND stuck.subject_id = earlier.subject_id
+                     AND stuck.attempts - (stuck.last_error IS NULL)::integer >= 3)))"
+    };
+}
+
+const CLAIM_REAL_TIME: &str = concat!(
+    "WITH head AS (
         SELECT work.id FROM due_work work
         WHERE work.clock_id IS NULL AND work.due_at <= now() AND (work.retry_at IS NULL OR work.retry_at <= now())
-          AND NOT EXISTS (
-              SELECT FROM due_work earlier WHERE earlier.customer_id = work.customer_id
-                 AND (earlier.due_at, earlier.kind_order, earlier.id) < (work.due_at, work.kind_order, work.id))
-        ORDER BY work.due_at, work.kind_order, work.id LIMIT $1 FOR UPDATE OF work SKIP LOCKED
+          AND ",
+    is_first!(),
+    "   ORDER BY work.due_at, work.kind_order, work.id LIMIT $1 FOR UPDATE OF work SKIP LOCKED
     )
     UPDATE due_work SET attempts = attempts + 1, retry_at = now() + make_interval(secs => $2), last_error = NULL
     FROM head WHERE due_work.id = head.id
-    RETURNING due_work.id, workspace_id, customer_id, kind, subject_id, due_at, clock_id, payload, attempts";
+    RETURNING due_work.id, workspace_id, customer_id, kind, subject_id, due_at, clock_id, payload, attempts"
+);
 
-const CLAIM_CLOCK: &str = "
-    WITH head AS (
-        SELECT work.id FROM due_work work
-        WHERE work.clock_id = $3 AND work.due_at <= $4 AND (work.retry_at IS NULL OR work.retry_at <= now())
-          AND NOT EXISTS (
-              SELECT FROM due_work earlier WHERE earlier.customer_id = work.customer_id
-                 AND (earlier.due_at, earlier.kind_order, earlier.id) < (work.due_at, work.kind_order, work.id))
-        ORDER BY work.due_at, work.kind_order, work.id LIMIT $1 FOR UPDATE OF work SKIP LOCKED
+/// Rows of the earliest instant only, whosever they are, so that documents of one instant get their numbers before those of
+/// a later one (test-clocks.md 4). What waits after a failure does not hold the clock.
+const CLAIM_CLOCK: &str = concat!(
+    "WITH first AS MATERIALIZED (
+        SELECT work.id, work.due_at, work.last_error, work.retry_at IS NULL OR work.retry_at <= now() AS is_free
+        FROM due_work work
+        WHERE work.clock_id = $3 AND work.due_at <= $4 AND ",
+    is_first!(),
+    "), head AS (
+        SELECT work.id FROM due_work work JOIN first ON first.id = work.id
+        WHERE (work.retry_at IS NULL OR work.retry_at <= now()) -- seen again behind the lock
+          AND first.due_at = (SELECT min(due_at) FROM first WHERE is_free OR last_error IS NULL)
+        ORDER BY work.kind_order, work.id LIMIT $1 FOR UPDATE OF work SKIP LOCKED
     )
     UPDATE due_work SET attempts = attempts + 1, retry_at = now() + make_interval(secs => $2), last_error = NULL
     FROM head WHERE due_work.id = head.id
-    RETURNING due_work.id, workspace_id, customer_id, kind, subject_id, due_at, clock_id, payload, attempts";
+    RETURNING due_work.id, workspace_id, customer_id, kind, subject_id, due_at, clock_id, payload, attempts"
+);
 
-/// Claims at most `limit` rows for `lease_secs`: at most one of each customer.
+/// Claims at most `limit` rows for `lease_secs`: of each customer the first, beside those that it does not hold back.
 pub(crate) async fn claim(pool: &PgPool, agenda: Agenda, limit: i64, lease_secs: u32) -> Result<Vec<DueWork>> {
     let lease = f64::from(lease_secs);
     let claimed = match agenda {
@@ -66,15 +86,14 @@ pub(crate) async fn claim(pool: &PgPool, agenda: Agenda, limit: i64, lease_secs:
 
 /// Whether an advance still has something to wait for: the first row of a customer that nobody gave up.
 pub(crate) async fn has_more(pool: &PgPool, id: TestClockId, until: Instant) -> Result<bool> {
-    sqlx::query_scalar(
+    sqlx::query_scalar(concat!(
         "SELECT EXISTS (
-            SELECT FROM due_work work
-            WHERE work.clock_id = $1 AND work.due_at <= $2
-              AND (work.last_error IS NULL OR work.retry_at <= now() + make_interval(secs => $3))
-              AND NOT EXISTS (
-                  SELECT FROM due_work earlier WHERE earlier.customer_id = work.customer_id
-                     AND (earlier.due_at, earlier.kind_order, earlier.id) < (work.due_at, work.kind_order, work.id)))",
-    )
+                SELECT FROM due_work work
+                WHERE work.clock_id = $1 AND work.due_at <= $2
+                  AND (work.last_error IS NULL OR work.retry_at <= now() + make_interval(secs => $3)) AND ",
+        is_first!(),
+        ")"
+    ))
     .bind(id)
     .bind(until)
     .bind(f64::from(ADVANCE_WAITS_SECS))

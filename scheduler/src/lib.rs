@@ -1,7 +1,8 @@
 //! Time: due work in order, by PostgreSQL's clock or by test clocks (rules E, DESIGN section 6).
 //!
 //! Due work is claimed by customer agenda: of each customer only the first row by (due_at, kind, id) can be claimed, so
-//! that a customer's rows run in order whatever the number of schedulers. A claim is a lease: a row that is claimed gets
+//! that a customer's rows run in order whatever the number of schedulers; a row that fails for the third time holds back
+//! its own subject only. A test clock works off one instant after the other. A claim is a lease: a row that is claimed gets
 //! its `retry_at` moved ahead in a short transaction and is deleted in the transaction of its effect. A scheduler that dies
 //! leaves rows whose lease runs out.
 //!

@@ -200,8 +200,8 @@ impl Scheduler {
         }
     }
 
-    /// Handles claimed rows: groups of one kind, workspace and instant side by side; a claim has one row per customer, so
-    /// no order is at stake between them.
+    /// Handles claimed rows: groups of one kind, workspace and instant side by side; no order is at stake
+    /// between the rows of one claim.
     async fn handle(&self, works: Vec<DueWork>) -> Result<Report> {
         let mut groups: BTreeMap<(Instant, DueKind, WorkspaceId), Vec<DueWork>> = BTreeMap::new();
         let attempts: BTreeMap<Uuid, i32> = works.iter().map(|work| (work.id, work.attempts)).collect();

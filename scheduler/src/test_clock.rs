@@ -14,6 +14,8 @@ use utoipa::ToSchema;
 const ADVANCE_MONTHS_MAX: u32 = 24;
 /// More due rows than this, and an advance answers before it is done.
 pub const SYNCHRONOUS_ROWS_MAX: i64 = 1_000;
+/// And so does one that takes longer: rows that are due make others, which nobody can count beforehand.
+pub const SYNCHRONOUS_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 
 domain::wire_enum! {
     /// What a clock is doing.

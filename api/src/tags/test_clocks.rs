@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use domain::TestClockId;
-use scheduler::test_clock::{self, SYNCHRONOUS_ROWS_MAX};
+use scheduler::test_clock::{self, SYNCHRONOUS_ROWS_MAX, SYNCHRONOUS_TIME_MAX};
 use scheduler::{AdvanceTestClockRequest, CreateTestClockRequest, Scheduler, TestClock, TestClockListResponse};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -69,8 +69,8 @@ async fn get_test_clock(ctx: Ctx) -> Answer {
 
 /// Move the clock, running everything that falls due in between
 ///
-/// The target is stored first, so that a scheduler finishes what a crash interrupts. More than 1,000 due events are left to
-/// the schedulers: the answer is then 202 with status `advancing`.
+/// The target is stored first, so that a scheduler finishes what a crash interrupts. More than 1,000 due events, or more than
+/// ten seconds of work, go on by themselves: the answer is then 202 with status `advancing`.
 #[utoipa::path(
     post, path = "/v1/test-clocks/{id}/advance", operation_id = "advance_test_clock", tag = TAG,
     request_body = AdvanceTestClockRequest,
@@ -93,9 +93,10 @@ async fn advance_test_clock(ctx: Ctx) -> Answer {
     if due > SYNCHRONOUS_ROWS_MAX {
         return Ok(accepted);
     }
-    // A task of its own: a client that hangs up does not stop the advance half-way.
+    // A task of its own: neither a client that hangs up nor an answer before the end stops the advance half-way.
     let run = tokio::spawn(async move { Scheduler::new(billing).run_clock(id).await });
-    run.await.map_err(|error| domain::Error::internal("advancing a test clock", error))??;
+    let Ok(done) = tokio::time::timeout(SYNCHRONOUS_TIME_MAX, run).await else { return Ok(accepted) };
+    done.map_err(|error| domain::Error::internal("advancing a test clock", error))??;
     let mut conn = ctx.conn().await?;
     answer::json(StatusCode::OK, &Data(test_clock::get(&ctx.scope, &mut conn, id).await?))
 }

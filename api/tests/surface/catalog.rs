@@ -15,6 +15,23 @@ fn open_tier(unit: &str) -> Value {
     json!([{"up_to": null, "unit_amount": unit}])
 }
 
+/// An item of a subscription, without the subscription around it.
+async fn db_item(api: &TestApi, product: &str) {
+    let mut tx = api.app.store.begin("test item").await.unwrap();
+    sqlx::query("SET LOCAL session_replication_role = replica").execute(tx.conn()).await.unwrap();
+    sqlx::query(
+        "INSERT INTO subscription_item (id, workspace_id, subscription_id, product_id, charge_kind, billing_timing, added_at,
+             created_at, updated_at)
+         VALUES (gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), $1::text::uuid, 'USAGE', 'IN_ARREARS', now(), now(),
+             now())",
+    )
+    .bind(product)
+    .execute(tx.conn())
+    .await
+    .unwrap();
+    tx.commit().await.unwrap();
+}
+
 #[tokio::test]
 async fn type_and_model_must_go_together() {
     let api = TestApi::start().await;
@@ -332,10 +349,10 @@ async fn a_plan_is_published_only_when_it_can_be_sold() {
     let publish = format!("{path}/publish");
     api.live.post_empty(&publish).await.problem(422, "BUSINESS_RULE_VIOLATION"); // no product
     let seats = product(&api.live, json!({"name": "Seats", "type": "SEAT"})).await;
-    let add = json!({"product_id": seats["id"], "included_quantity": 3, "rollover_enabled": true, "rollover_expiry_periods": 2});
+    let add = json!({"product_id": seats["id"], "included_quantity": 3});
     let attached = api.live.post(&format!("{path}/products"), add.clone()).await.data(201);
     assert_eq!((&attached["included_quantity"], &attached["overage_policy"]), (&json!("3"), &json!("CHARGE")));
-    assert_eq!((&attached["rollover_expiry_periods"], &attached["rollover_max_quantity"]), (&json!(2), &Value::Null));
+    assert_eq!((&attached["rollover_enabled"], &attached["rollover_max_quantity"]), (&json!(false), &Value::Null));
     api.live.post(&format!("{path}/products"), add).await.problem(409, "CONFLICT");
     let refused = api.live.post_empty(&publish).await.problem(422, "BUSINESS_RULE_VIOLATION"); // no price
     assert_eq!(refused["product_id"], seats["id"]);
@@ -370,6 +387,71 @@ async fn a_plan_is_published_only_when_it_can_be_sold() {
     api.live.delete(&path).await.problem(409, "CONFLICT");
 }
 
+/// docs/api.md: what no bill would follow is refused, not kept in silence.
+#[tokio::test]
+async fn terms_that_are_not_evaluated_are_refused() {
+    let api = TestApi::start().await;
+    let seats = product(&api.live, json!({"name": "Seats", "type": "SEAT"})).await;
+    let plan = id(&api.live.post("/v1/plans", json!({"name": "Team"})).await.data(201));
+    let path = format!("/v1/plans/{plan}/products");
+    let _ = api.live.post(&path, json!({"product_id": seats["id"]})).await.expect(201);
+    for term in [
+        json!({"rollover_enabled": true}),
+        json!({"rollover_max_quantity": "1"}),
+        json!({"rollover_expiry_periods": 2}),
+        json!({"overage_policy": "BLOCK"}),
+        json!({"pool_scope": "ITEM"}),
+    ] {
+        api.live.put(&format!("{path}/{}", id(&seats)), term.clone()).await.problem(422, "BUSINESS_RULE_VIOLATION");
+        let mut attached = term;
+        attached["product_id"] = seats["id"].clone();
+        let body = json!({"name": "Crew", "products": [attached]});
+        api.live.post("/v1/plans", body).await.problem(422, "BUSINESS_RULE_VIOLATION");
+    }
+    let meter = |kind: &str| {
+        let threshold = json!({"name": "cap", "value": "5", "actions": [{"kind": kind}]});
+        json!({"key": "m", "name": "M", "metric_key": "m", "function": "COUNT", "thresholds": [threshold]})
+    };
+    for kind in ["BLOCK", "INVOICE", "NOTIFY"] {
+        api.live.post("/v1/meters", meter(kind)).await.problem(422, "BUSINESS_RULE_VIOLATION");
+    }
+    let made = id(&api.live.post("/v1/meters", meter("WEBHOOK")).await.data(201));
+    let change = json!({"thresholds": meter("BLOCK")["thresholds"]});
+    api.live.put(&format!("/v1/meters/{made}"), change.clone()).await.problem(422, "BUSINESS_RULE_VIOLATION");
+    let units = usage_product(&api.live, "VOLUME").await;
+    let binding = json!({"meter_id": made, "thresholds": change["thresholds"]});
+    api.live
+        .post(&format!("/v1/products/{units}/meter-bindings"), binding)
+        .await
+        .problem(422, "BUSINESS_RULE_VIOLATION");
+}
+
+/// docs/api.md: a further price of a product that a subscription has begins now or later.
+#[tokio::test]
+async fn a_further_price_of_a_product_in_use_begins_now() {
+    let api = TestApi::start().await;
+    let units = usage_product(&api.live, "VOLUME").await;
+    let body = json!({"product_id": units, "currency": "EUR", "tiers": open_tier("1")});
+    assert_eq!(api.live.post("/v1/prices", body.clone()).await.data(201)["effective_from"], Value::Null);
+    let price = |more: Value| {
+        let mut body = body.clone();
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let live = api.live.clone();
+        async move { live.post("/v1/prices", body).await }
+    };
+    let _ = price(json!({"country_code": "DE", "effective_from": "2020-01-01T00:00:00Z"})).await.expect(201);
+    db_item(&api, &units).await;
+    let past = json!({"country_code": "FR", "effective_from": "2020-01-01T00:00:00Z"});
+    price(past).await.problem(422, "BUSINESS_RULE_VIOLATION");
+    let past = json!({"country_code": "FR", "valid_from": "2020-01-01T00:00:00Z"});
+    price(past).await.problem(422, "BUSINESS_RULE_VIOLATION");
+    let now = price(json!({"country_code": "FR"})).await.data(201);
+    assert_eq!(now["effective_from"], now["created_at"]);
+    let ahead = price(json!({"country_code": "IT", "effective_from": "2100-01-01T00:00:00Z"})).await.data(201);
+    assert_eq!(ahead["effective_from"], "2100-01-01T00:00:00Z");
+    assert_eq!(price(json!({"currency": "USD"})).await.data(201)["effective_from"], Value::Null);
+}
+
 #[tokio::test]
 async fn plan_edits_and_transitions() {
     let api = TestApi::start().await;
@@ -383,9 +465,8 @@ async fn plan_edits_and_transitions() {
     let _ = api.live.post_empty(&format!("{path}/publish")).await.expect(200);
     assert_eq!(api.live.put(&path, json!({"description": "x"})).await.data(200)["version"], 2);
     let product_path = format!("{path}/products/{}", id(&seats));
-    let changed =
-        api.live.put(&product_path, json!({"included_quantity": "5", "overage_policy": "BLOCK"})).await.data(200);
-    assert_eq!((&changed["included_quantity"], &changed["overage_policy"]), (&json!("5"), &json!("BLOCK")));
+    let changed = api.live.put(&product_path, json!({"included_quantity": "5"})).await.data(200);
+    assert_eq!((&changed["included_quantity"], &changed["overage_policy"]), (&json!("5"), &json!("CHARGE")));
     let frozen = api.live.get(&format!("{path}/versions/2")).await.data(200);
     assert_eq!(frozen["snapshot"]["products"][0]["included_quantity"], "0", "a published version is immutable");
     for (status, good) in

@@ -38,8 +38,7 @@ pub(super) fn apply(customer: &mut Customer, request: UpdateCustomerRequest) -> 
     customer.default_max_single_credit = r.default_max_single_credit.apply(customer.default_max_single_credit);
     customer.vat_validation_disabled_reason =
         r.vat_validation_disabled_reason.apply(customer.vat_validation_disabled_reason.take());
-    domain::input::merge_metadata(&mut customer.metadata, r.metadata.unwrap_or_default());
-    Ok(())
+    domain::input::merge_metadata(&mut customer.metadata, r.metadata.unwrap_or_default())
 }
 
 fn set<T>(member: &mut T, sent: Option<T>) {

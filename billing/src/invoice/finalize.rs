@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
+use domain::period::midnight;
 use domain::{Currency, CustomerId, Error, Instant, InvoiceId, Money, Result, Scope, SubscriptionId, WalletId};
 use ledger::invoice::charge_transfer_id;
 use rust_decimal::Decimal;
@@ -358,7 +359,7 @@ fn final_row(
         due_date: due.ok_or_else(|| Error::business_rule("the due date is out of range"))?,
         payment_terms_days: terms,
         customer_profile_at_issue: customer.customer_type.clone(),
-        issued_at: now,
+        issued_at: options.issue_date.map_or(now, |date| midnight(date, timezone)),
         finalized_at: now,
         paid_at: is_paid.then_some(now),
         locale: customer.locale.clone(),

@@ -220,7 +220,7 @@ fn period_of(subscription: &Subscription, request: &GenerateInvoiceRequest) -> R
             subscription.status
         )));
     };
-    let scheduled = schedule.containing(start).map(|(_, period)| period);
+    let scheduled = schedule.containing(start);
     let cut = subscription.current_period_end.filter(|_| current == Some(start));
     let period =
         scheduled.filter(|period| period.start == start).map(|period| Period { start, end: cut.unwrap_or(period.end) });

@@ -20,6 +20,16 @@ domain::wire_enum! {
         Manual = "manual",
         /// The end of a trial: its window is sealed and nothing is charged.
         Trial = "trial",
+        /// The end of a window in a pause: it is sealed and nothing is charged (3.4 rule 5).
+        Paused = "paused",
+    }
+}
+
+impl RunReason {
+    /// Whether nothing is charged: the run seals a window that no invoice has.
+    #[must_use]
+    pub fn is_free(self) -> bool {
+        matches!(self, Self::Trial | Self::Paused)
     }
 }
 
@@ -95,24 +105,24 @@ impl Run {
         let schedule = subscription.schedule()?;
         let head = key.period();
         // The period as the schedule has it: a head that was cut by a cancellation is a share of it.
-        let scheduled = schedule.containing(head.start).map_or(head, |(_, period)| period);
+        let scheduled = schedule.containing(head.start).unwrap_or(head);
         let charge = RecurringCharge { period: head, whole: schedule.whole(scheduled) };
         let in_advance = is_billed_in_advance(subscription);
-        let before = || schedule.containing(head.start - TimeDelta::microseconds(1)).map(|(_, period)| period);
+        let before = || schedule.containing(head.start - TimeDelta::microseconds(1));
         let (recurring, usage) = match (key.reason, in_advance) {
             (RunReason::Activation, _) => (Some(charge), None),
             (RunReason::Renewal, true) => (Some(charge), before()),
             (RunReason::Renewal | RunReason::Closing | RunReason::Manual, false) => (Some(charge), Some(head)),
             (RunReason::Closing | RunReason::Manual, true) => (None, Some(head)),
-            (RunReason::Trial, _) => (None, None),
+            (RunReason::Trial | RunReason::Paused, _) => (None, None),
         };
         Ok(Self { subscription_id: subscription.id, key, recurring, usage })
     }
 
-    /// The window that finalizing seals: the usage on the invoice, or the trial's.
+    /// The window that finalizing seals: the usage on the invoice, or that of a trial or a pause, which no invoice has.
     #[must_use]
     pub fn sealed_window(&self) -> Option<Period> {
-        if self.key.reason == RunReason::Trial { Some(self.key.period()) } else { self.usage }
+        if self.key.reason.is_free() { Some(self.key.period()) } else { self.usage }
     }
 }
 

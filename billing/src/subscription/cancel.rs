@@ -1,8 +1,9 @@
 //! Closing a subscription (subscriptions.md 3.4), and taking a planned closing back.
 
-use domain::period::Period;
-use domain::{BillingTiming, Error, Money, Result, Scope, SubscriptionId};
+use domain::period::{FAR_FUTURE, Period};
+use domain::{BillingTiming, Error, Instant, Money, Result, Scope, SubscriptionId};
 use serde_json::json;
+use sqlx::PgConnection;
 use store::{StoreError, Tx};
 
 use super::lifecycle::{Closing, Consequences, PeriodClosePayload};
@@ -12,12 +13,13 @@ use super::request::CancelSubscriptionRequest;
 use super::words::{CancellationReason, ProrationType, SubscriptionStatus};
 use super::write::store_state;
 use crate::billing::{Billing, clocked};
-use crate::due::{DueKind, NewWork, plan, withdraw};
+use crate::due::{DueKind, NewWork, plan, refuse_overtaking, withdraw};
 use crate::events::{self, Event};
 use crate::invoice::draft::assemble;
 use crate::invoice::load::Loaded;
 use crate::invoice::run::{Run, RunKey, RunReason, is_open_ended};
 use crate::invoice::share::Share;
+use crate::settings::BillingSettings;
 
 impl Billing {
     /// Closes a subscription now or at the end of its period. The closing invoice is made by the scheduler: it waits for
@@ -27,7 +29,8 @@ impl Billing {
     /// (proration.md, P7); the credit note that settles it is not built yet.
     ///
     /// # Errors
-    /// `NotFound`; `INVALID_TRANSITION` on a closed subscription; 422 for another instant than now.
+    /// `NotFound`; `INVALID_TRANSITION` on a closed subscription; `CONFLICT` while a boundary is being worked off; 422 for
+    /// another instant than now.
     pub async fn cancel_subscription(
         &self,
         scope: &Scope,
@@ -45,7 +48,7 @@ impl Billing {
                 "effective_at other than now is not available yet; use cancel_at_period_end",
             ));
         }
-        let consequences = if request.cancel_at_period_end && waits_for_period_end(&subscription) {
+        let consequences = if request.cancel_at_period_end && waits_for_period_end(&subscription, scope.now()) {
             subscription.cancel_at_period_end = true;
             subscription.cancellation_reason =
                 request.cancellation_reason.or(Some(CancellationReason::CustomerRequest));
@@ -68,37 +71,37 @@ impl Billing {
         request: &CancelSubscriptionRequest,
     ) -> Result<Consequences> {
         let now = scope.now();
+        refuse_overtaking(scope, tx.conn(), subscription).await?;
         let kinds = [DueKind::SubscriptionStart, DueKind::TrialEnd, DueKind::PeriodClose];
         withdraw(tx.conn(), scope.workspace_id, subscription.id.0, &kinds).await?;
-        let was_charged = matches!(subscription.status, SubscriptionStatus::Active | SubscriptionStatus::Dunning);
         let is_past_term = subscription.is_past_term();
-        let open = Period {
-            start: subscription.current_period_start.unwrap_or(now),
-            end: subscription.current_period_end.unwrap_or(domain::period::FAR_FUTURE),
-        };
-        let (to, default) = if is_past_term && !is_open_ended(open) {
+        let (to, default) = if is_past_term {
             (SubscriptionStatus::Expired, CancellationReason::TermEnded)
         } else {
             (SubscriptionStatus::Cancelled, CancellationReason::CustomerRequest)
         };
-        let cut = Period { start: open.start, end: now.min(open.end) };
-        let refund =
-            if was_charged && to == SubscriptionStatus::Cancelled && request.proration_type == ProrationType::Prorate {
-                self.unused_prepaid(scope, tx, subscription, open, cut).await?
-            } else {
-                None
-            };
+        let left = subscription.paused_window(now)?;
+        let open = charged_period(subscription, now).filter(|_| !is_past_term);
+        let refund = match open {
+            Some(open) if request.proration_type == ProrationType::Prorate => {
+                self.unused_prepaid(scope, tx, subscription, open, Period { start: open.start, end: now }).await?
+            }
+            _ => None,
+        };
         let mut consequences = subscription.close(to, now, Some(request.cancellation_reason.unwrap_or(default)));
         consequences.events.extend(refund);
         if let (Some(event), Some(comment)) = (consequences.events.first_mut(), &request.comment) {
             event.add("comment", comment);
         }
-        // A term that ended was billed at its end; PENDING, TRIALING and PAUSED are not charged (3.4 rule 3).
-        if was_charged && to == SubscriptionStatus::Cancelled {
-            subscription.current_period_end = Some(cut.end);
-            let run = RunKey::new(RunReason::Closing, cut);
+        if let Some(open) = open {
+            subscription.current_period_end = Some(now);
+            let run = RunKey::new(RunReason::Closing, Period { start: open.start, end: now });
             let payload = PeriodClosePayload { closing: Some(Closing { run, invoice_now: request.invoice_now }) };
             consequences.work.push(NewWork::on(subscription, DueKind::PeriodClose, now, payload));
+        }
+        if let Some(left) = left {
+            let settings = BillingSettings::load(tx.conn(), scope.organization_id).await?;
+            consequences.work.push(subscription.seal_unbilled(RunKey::new(RunReason::Paused, left), &settings));
         }
         Ok(consequences)
     }
@@ -159,7 +162,7 @@ impl Billing {
     /// Deletes a subscription softly.
     ///
     /// # Errors
-    /// `NotFound`; `CONFLICT` unless PENDING, TRIALING, CANCELLED or EXPIRED.
+    /// `NotFound`; `CONFLICT` unless PENDING, TRIALING, CANCELLED or EXPIRED, and while its last invoice is not finalized.
     pub async fn delete_subscription(&self, scope: &Scope, tx: &mut Tx, id: SubscriptionId) -> Result<()> {
         use SubscriptionStatus::{Active, Dunning, Paused};
         let subscription = read::lock(tx.conn(), scope.workspace_id, id).await?;
@@ -168,6 +171,7 @@ impl Billing {
             return Err(Error::conflict("CONFLICT", detail));
         }
         let scope = clocked(scope, tx.conn(), subscription.test_clock_id).await?;
+        refuse_unbilled(&scope, tx.conn(), id).await?;
         withdraw(tx.conn(), scope.workspace_id, id.0, &[DueKind::SubscriptionStart, DueKind::TrialEnd]).await?;
         sqlx::query("UPDATE subscription SET deleted_at = $3, updated_at = $3 WHERE workspace_id = $1 AND id = $2")
             .bind(scope.workspace_id)
@@ -181,11 +185,41 @@ impl Billing {
     }
 }
 
+/// The charged period that runs at an instant. PENDING and TRIALING are not charged (3.4 rule 3), and neither is a pause
+/// behind the end of its period.
+fn charged_period(subscription: &Subscription, now: Instant) -> Option<Period> {
+    use SubscriptionStatus::{Active, Dunning, Paused};
+    let start = subscription.current_period_start?;
+    let end = subscription.current_period_end.unwrap_or(FAR_FUTURE);
+    let is_charged = matches!(subscription.status, Active | Dunning | Paused) && now < end;
+    is_charged.then_some(Period { start, end })
+}
+
 /// Whether a cancellation at the period's end has an end to wait for.
-fn waits_for_period_end(subscription: &Subscription) -> bool {
-    let running = matches!(
-        subscription.status,
-        SubscriptionStatus::Active | SubscriptionStatus::Dunning | SubscriptionStatus::Trialing
-    );
-    running && subscription.next_billing_date.is_some()
+fn waits_for_period_end(subscription: &Subscription, now: Instant) -> bool {
+    use SubscriptionStatus::{Active, Dunning, Paused, Trialing};
+    match subscription.status {
+        Active | Dunning | Trialing => subscription.next_billing_date.is_some(),
+        Paused => subscription.current_period_end.is_some_and(|end| now < end),
+        _ => false,
+    }
+}
+
+/// Refuses to delete a subscription whose usage is not billed yet: nobody could bill it afterwards.
+async fn refuse_unbilled(scope: &Scope, conn: &mut PgConnection, id: SubscriptionId) -> Result<()> {
+    let is_unbilled: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM due_work WHERE workspace_id = $1 AND subject_id = $2
+                           AND kind IN ('period_close', 'invoice_finalize'))
+             OR EXISTS (SELECT FROM invoice WHERE workspace_id = $1 AND subscription_id = $2 AND deleted_at IS NULL
+                           AND status IN ('draft', 'pending_approval') AND billing_reason NOT LIKE 'manual%')",
+    )
+    .bind(scope.workspace_id)
+    .bind(id)
+    .fetch_one(conn)
+    .await
+    .context("looking for what is not billed")?;
+    if is_unbilled {
+        return Err(Error::conflict("CONFLICT", "the last invoice of the subscription is not finalized yet"));
+    }
+    Ok(())
 }

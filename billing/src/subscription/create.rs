@@ -1,9 +1,10 @@
 //! Creating a subscription (subscriptions.md 1.2 and 3.1).
 
-use catalog::compiled::{PriceQuery, WorkspaceCatalog};
+use catalog::compiled::{PriceQuery, ProductTerms, Unpriced, WorkspaceCatalog};
 use chrono::Days;
 use chrono_tz::Tz;
 use domain::error::FieldErrorCode as Code;
+use domain::event::{VarValue, Vars};
 use domain::period::default_anchor_day;
 use domain::{
     BillingIntervalUnit, BillingTiming, ChargeKind, CustomerId, Error, Instant, JsonMap, PhaseId, ProductId,
@@ -59,7 +60,8 @@ impl Billing {
     ///
     /// # Errors
     /// `NotFound` for customer, plan or product; 422 for a plan that takes no subscriptions, a product that is not of the
-    /// plan, a price that does not resolve in the subscription's currency, another test clock than the customer's.
+    /// plan, is archived or lacks one that it requires, a price that is not for this subscription or does not resolve in
+    /// its currency, another test clock than the customer's.
     pub async fn create_subscription(
         &self,
         scope: &Scope,
@@ -71,6 +73,7 @@ impl Billing {
         let catalog = self.snapshots.workspace(scope.workspace_id).await?;
         let context = Context::load(scope, tx.conn(), request, &catalog).await?;
         let items = context.items()?;
+        check_requirements(scope, tx.conn(), &items).await?;
         let id = SubscriptionId::generate();
         let mut subscription = context.subscription(id, partitions);
         insert(tx.conn(), &subscription).await?;
@@ -153,6 +156,9 @@ impl<'a> Context<'a> {
             let product =
                 self.catalog.product(input.product_id).ok_or_else(|| Error::not_found("product", input.product_id))?;
             let field = |name: &str| format!("items[{index}].{name}");
+            if !product.is_live {
+                return Err(Error::business_rule(format!("product {} is not published", product.id)));
+            }
             if !planned.contains(&input.product_id) {
                 let detail = format!("product {} is not a product of the plan {}", input.product_id, self.plan_name);
                 return Err(Error::business_rule(detail));
@@ -172,13 +178,20 @@ impl<'a> Context<'a> {
         Ok(items)
     }
 
-    fn check_price(&self, input: &SubscriptionItemInput, product: &catalog::compiled::ProductTerms) -> Result<()> {
+    fn check_price(&self, input: &SubscriptionItemInput, product: &ProductTerms) -> Result<()> {
+        let none = Vars::new();
+        let query = self.price_query(input, &none);
         if let Some(price_id) = input.price_id {
             let price = product.prices.iter().find(|price| price.id == price_id);
             let price = price.ok_or_else(|| Error::not_found("price", price_id))?;
             if price.currency != self.request.currency {
-                let unpriced = catalog::compiled::Unpriced::OtherCurrency(price.currency);
-                return Err(unpriced.into_error(input.product_id));
+                return Err(Unpriced::OtherCurrency(price.currency).into_error(input.product_id));
+            }
+            if !self.catalog.can_be_fixed(&query, price) {
+                let detail = format!(
+                    "price {price_id} is for another price_key, plan, customer or interval, or is not in effect"
+                );
+                return Err(Error::business_rule(detail));
             }
             return Ok(());
         }
@@ -186,7 +199,25 @@ impl<'a> Context<'a> {
         if product.kind == ProductType::Usage && product.is_keyed() && input.price_key.is_none() {
             return Ok(());
         }
-        let query = PriceQuery {
+        match self.catalog.resolve(&query) {
+            Err(Unpriced::NoPrice) if product.kind == ProductType::Usage && self.has_dimensions(input, product) => {
+                Ok(())
+            }
+            resolved => resolved.map(drop).map_err(|unpriced| unpriced.into_error(input.product_id)),
+        }
+    }
+
+    /// Whether events with the right dimensions have a price.
+    fn has_dimensions(&self, input: &SubscriptionItemInput, product: &ProductTerms) -> bool {
+        product.prices.iter().any(|price| {
+            let named = price.custom_dimensions.iter();
+            let dimensions = named.map(|(name, value)| (name.clone(), VarValue::Text(value.clone()))).collect();
+            self.catalog.resolve(&self.price_query(input, &dimensions)).is_ok()
+        })
+    }
+
+    fn price_query<'q>(&'q self, input: &'q SubscriptionItemInput, dimensions: &'q Vars) -> PriceQuery<'q> {
+        PriceQuery {
             product_id: input.product_id,
             price_key: input.price_key.as_deref(),
             plan_id: Some(self.request.plan_id),
@@ -195,11 +226,9 @@ impl<'a> Context<'a> {
             country: self.country.as_deref(),
             currency: Some(self.request.currency),
             interval: Some((self.request.billing_interval_unit, self.request.billing_interval_count.unsigned_abs())),
-            dimensions: &Default::default(),
+            dimensions,
             at: self.first_period_start(),
-        };
-        let resolved = self.catalog.resolve(&query);
-        resolved.map(drop).map_err(|unpriced| unpriced.into_error(input.product_id))
+        }
     }
 
     fn subscription(&self, id: SubscriptionId, partitions: u32) -> Subscription {
@@ -222,6 +251,7 @@ impl<'a> Context<'a> {
             billing_interval_unit: request.billing_interval_unit,
             billing_interval_count: request.billing_interval_count,
             billing_anchor_day: request.billing_anchor_day.unwrap_or_else(|| i32::try_from(anchor).unwrap_or(1)),
+            anchor_is_explicit: request.billing_anchor_day.is_some(),
             billing_timing: request.billing_timing,
             timezone: self.timezone.name().to_owned(),
             auto_renew: request.auto_renew && request.billing_interval_unit != BillingIntervalUnit::OneTime,
@@ -229,6 +259,7 @@ impl<'a> Context<'a> {
             trial_ends_at: self.trial_ends_at,
             started_at: self.started_at,
             first_period_start: self.first_period_start(),
+            schedule_restarts: Vec::new(),
             activated_at: None,
             current_period_start: None,
             current_period_end: None,
@@ -254,6 +285,31 @@ impl<'a> Context<'a> {
             created_at: now,
             updated_at: now,
             deleted_at: None,
+        }
+    }
+}
+
+/// Products that must be bought together with another are there (products.md rule 7).
+async fn check_requirements(
+    scope: &Scope,
+    conn: &mut PgConnection,
+    items: &[(SubscriptionItemInput, ProductType)],
+) -> Result<()> {
+    let ids: Vec<_> = items.iter().map(|(item, _)| item.product_id.0).collect();
+    let missing: Option<(ProductId, ProductId)> = sqlx::query_as(
+        "SELECT product.id, needed FROM product, unnest(requires_product_ids) AS needed
+         WHERE workspace_id = $1 AND product.id = ANY($2) AND needed <> ALL($2) LIMIT 1",
+    )
+    .bind(scope.workspace_id)
+    .bind(ids)
+    .fetch_optional(conn)
+    .await
+    .context("looking for required products")?;
+    match missing {
+        None => Ok(()),
+        Some((product, needed)) => {
+            let detail = format!("product {product} requires product {needed}, which is not among the items");
+            Err(Error::business_rule(detail).with("product_id", product))
         }
     }
 }
@@ -329,6 +385,7 @@ async fn insert(conn: &mut PgConnection, subscription: &Subscription) -> Result<
         "billing_interval_unit": subscription.billing_interval_unit,
         "billing_interval_count": subscription.billing_interval_count,
         "billing_anchor_day": subscription.billing_anchor_day,
+        "anchor_is_explicit": subscription.anchor_is_explicit,
         "billing_timing": subscription.billing_timing,
         "timezone": subscription.timezone,
         "auto_renew": subscription.auto_renew,
@@ -336,6 +393,7 @@ async fn insert(conn: &mut PgConnection, subscription: &Subscription) -> Result<
         "trial_ends_at": subscription.trial_ends_at,
         "started_at": subscription.started_at,
         "first_period_start": subscription.first_period_start,
+        "schedule_restarts": subscription.schedule_restarts,
         "status": subscription.status,
         "cancel_at_period_end": false,
         "current_phase_id": subscription.current_phase_id,

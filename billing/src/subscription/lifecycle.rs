@@ -3,7 +3,7 @@
 
 use chrono::TimeDelta;
 use domain::period::Period;
-use domain::{Instant, Result};
+use domain::{Error, Instant, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -72,14 +72,16 @@ impl Subscription {
     fn activate(&mut self, now: Instant) -> Result<Consequences> {
         self.status = SubscriptionStatus::Active;
         self.activated_at = self.activated_at.or(Some(now));
-        let mut consequences = self.begin_first_period()?;
+        let mut consequences = self.begin_periods(self.first_period_start)?;
         consequences.events.push(self.event("subscription.activated", now));
         Ok(consequences)
     }
 
-    /// Enters the first period of the schedule; in advance its charges are billed at once (3.3, first invoice).
-    pub(crate) fn begin_first_period(&mut self) -> Result<Consequences> {
-        let period = self.schedule()?.period(0);
+    /// Enters the period that begins a schedule, or begins it anew; in advance its charges are billed at once (3.3, first
+    /// invoice).
+    pub(crate) fn begin_periods(&mut self, start: Instant) -> Result<Consequences> {
+        let period = self.schedule()?.containing(start);
+        let period = period.ok_or_else(|| Error::invariant(format!("subscription {}: no period begins", self.id)))?;
         let mut consequences = Consequences::default();
         if is_billed_in_advance(self) {
             let run = RunKey::new(RunReason::Activation, period);
@@ -113,11 +115,56 @@ impl Subscription {
             self.activate(now)?
         };
         if has_usage {
-            let run = RunKey::new(RunReason::Trial, trial);
-            let due_at = now + settings.usage_grace;
-            consequences.work.push(NewWork::on(self, DueKind::InvoiceFinalize, due_at, run));
+            consequences.work.push(self.seal_unbilled(RunKey::new(RunReason::Trial, trial), settings));
         }
         Ok(consequences)
+    }
+
+    /// A window that nobody pays for is sealed after the grace all the same: what it accrued stands open until then.
+    pub(crate) fn seal_unbilled(&self, run: RunKey, settings: &BillingSettings) -> NewWork {
+        NewWork::on(self, DueKind::InvoiceFinalize, run.end + settings.usage_grace, run)
+    }
+
+    /// The period or window that ends at an instant: the current period, or, in a pause that goes on behind its end, a
+    /// window of the schedule.
+    pub(crate) fn period_ending(&self, at: Instant) -> Result<Option<Period>> {
+        let current = self.current_period().filter(|period| period.end <= at);
+        if self.status != SubscriptionStatus::Paused || current.is_some_and(|period| period.end == at) {
+            return Ok(current.filter(|period| period.end == at));
+        }
+        let scheduled = self.schedule()?.containing(at - TimeDelta::microseconds(1));
+        Ok(scheduled.filter(|period| current.is_some() && period.end == at))
+    }
+
+    /// A pause that goes on at the end of its period: the window that runs at an instant, as far as it has come.
+    pub(crate) fn paused_window(&self, now: Instant) -> Result<Option<Period>> {
+        let passed = self.status == SubscriptionStatus::Paused && self.current_period_end.is_some_and(|end| end <= now);
+        if !passed || self.is_past_term() {
+            return Ok(None);
+        }
+        let window = self.schedule()?.containing(now).filter(|window| window.start < now);
+        Ok(window.map(|window| Period { start: window.start, end: now }))
+    }
+
+    /// A boundary is passed in a pause (3.4 rule 5): no invoice, and `current_period_end` stays. The windows behind it end
+    /// one after the other until the pause does.
+    fn pass_in_pause(&mut self, passed: Period, settings: &BillingSettings, has_usage: bool) -> Result<Consequences> {
+        let mut consequences = Consequences::default();
+        if has_usage {
+            consequences.work.push(self.seal_unbilled(RunKey::new(RunReason::Paused, passed), settings));
+        }
+        if !self.auto_renew {
+            self.end_term(passed.end);
+        } else if let Some(next) = self.schedule()?.containing(passed.end).filter(|_| has_usage) {
+            consequences.work.push(NewWork::on(self, DueKind::PeriodClose, next.end, PeriodClosePayload::default()));
+        }
+        Ok(consequences)
+    }
+
+    /// The term is over: it stays as it is until it is closed, and usage of later instants is refused (3.1, EXPIRED).
+    fn end_term(&mut self, at: Instant) {
+        self.next_billing_date = None;
+        self.ended_at = Some(at);
     }
 
     /// A charged period ends (3.4 rule 2): what it and the next one cost is put on a run, and the next one begins.
@@ -127,15 +174,12 @@ impl Subscription {
         settings: &BillingSettings,
         has_usage: bool,
     ) -> Result<Consequences> {
-        if self.status == SubscriptionStatus::Paused {
-            return Ok(Consequences::default()); // no invoice; resuming begins a new period (rule 5)
+        if self.status == SubscriptionStatus::Paused && !self.cancel_at_period_end {
+            return self.pass_in_pause(closed, settings, has_usage);
         }
         let mut consequences = Consequences::default();
-        let next = if self.cancel_at_period_end || !self.auto_renew {
-            None
-        } else {
-            self.schedule()?.containing(closed.end).map(|(_, period)| period)
-        };
+        let next =
+            if self.cancel_at_period_end || !self.auto_renew { None } else { self.schedule()?.containing(closed.end) };
         let run = at_boundary(self, closed, next);
         match next {
             Some(next) => self.enter(next, &mut consequences),
@@ -143,7 +187,7 @@ impl Subscription {
                 let closing = self.close(SubscriptionStatus::Cancelled, closed.end, self.cancellation_reason);
                 consequences.events.extend(closing.events);
             }
-            None => self.next_billing_date = None, // stays ACTIVE until it is closed (3.1, EXPIRED)
+            None => self.end_term(closed.end),
         }
         self.plan_invoice(run, closed.end, settings, has_usage, &mut consequences);
         Ok(consequences)
@@ -167,7 +211,7 @@ impl Subscription {
         }
     }
 
-    /// The end of the agreement.
+    /// The end of the agreement; usage that a term's end refuses stays refused.
     pub(crate) fn close(
         &mut self,
         to: SubscriptionStatus,
@@ -175,7 +219,7 @@ impl Subscription {
         reason: Option<CancellationReason>,
     ) -> Consequences {
         self.status = to;
-        self.ended_at = Some(now);
+        self.ended_at = self.ended_at.or(Some(now));
         self.next_billing_date = None;
         self.dunning_stage = None;
         self.current_phase_id = None;

@@ -21,8 +21,8 @@ use crate::control::WindowRef;
 /// Columns of [`Subscription`].
 pub(crate) const COLUMNS: &str = "id, organization_id, workspace_id, customer_id, home_partition, name, description, \
      public_description, plan_id, plan_version, plan_version_id, currency, billing_interval_unit, billing_interval_count, \
-     billing_anchor_day, billing_timing, timezone, auto_renew, trial_duration_days, trial_ends_at, started_at, \
-     first_period_start, activated_at, current_period_start, current_period_end, next_billing_date, ended_at, status, \
+     billing_anchor_day, anchor_is_explicit, billing_timing, timezone, auto_renew, trial_duration_days, trial_ends_at, \
+     started_at, first_period_start, schedule_restarts, activated_at, current_period_start, current_period_end, next_billing_date, ended_at, status, \
      cancel_at_period_end, cancelled_at, expired_at, cancellation_reason, paused_at, resumed_at, dunning_stage, \
      current_phase_id, payment_terms_days, version_track, test_clock_id, version, custom_fields, metadata, created_at, \
      updated_at, deleted_at";
@@ -67,6 +67,10 @@ pub struct Subscription {
     pub billing_interval_count: i32,
     /// Day of month 1 to 28 on which periods begin.
     pub billing_anchor_day: i32,
+    /// Whether that day was asked for.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub anchor_is_explicit: bool,
     /// When recurring charges are billed.
     pub billing_timing: BillingTiming,
     /// Of the organization at creation: boundaries are at its midnight.
@@ -87,6 +91,10 @@ pub struct Subscription {
     #[serde(skip)]
     #[schema(ignore)]
     pub first_period_start: DateTime<Utc>,
+    /// When periods began anew after a pause, in order.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub schedule_restarts: Vec<DateTime<Utc>>,
     /// First entry into ACTIVE.
     #[schema(required)]
     pub activated_at: Option<DateTime<Utc>>,
@@ -164,10 +172,10 @@ impl Subscription {
         self
     }
 
-    /// Whether its last period was closed and no new one starts.
+    /// Whether its last period was closed and no new one starts. The only period of a `one_time` subscription has no end.
     #[must_use]
     pub fn is_past_term(&self) -> bool {
-        self.status == SubscriptionStatus::Active && self.activated_at.is_some() && self.next_billing_date.is_none()
+        self.ended_at.is_some() && !self.status.is_terminal()
     }
 
     /// The arithmetic of its charged periods.
@@ -184,6 +192,8 @@ impl Subscription {
             unit: self.billing_interval_unit,
             count: self.billing_interval_count.unsigned_abs(),
             anchor_day: self.billing_anchor_day.unsigned_abs(),
+            is_anchor_explicit: self.anchor_is_explicit,
+            restarts: self.schedule_restarts.clone(),
             timezone,
         })
     }

@@ -13,7 +13,6 @@ use utoipa::ToSchema;
 use super::model::Subscription;
 use super::read;
 use super::words::{BillingPeriodStatus, SubscriptionStatus};
-use crate::invoice::run::is_open_ended;
 use crate::pages;
 
 /// One charged period.
@@ -59,15 +58,16 @@ fn periods(subscription: &Subscription) -> Result<Vec<(Period, BillingPeriodStat
         return Ok(Vec::new());
     };
     let schedule = subscription.schedule()?;
-    let Some((current, scheduled)) = schedule.containing(start) else { return Ok(Vec::new()) };
-    let mut periods: Vec<_> = (0..current).map(|index| (schedule.period(index), BillingPeriodStatus::Past)).collect();
+    let Some(scheduled) = schedule.containing(start) else { return Ok(Vec::new()) };
+    let past = schedule.periods().take_while(|period| period.start < start);
+    let mut periods: Vec<_> = past.map(|period| (period, BillingPeriodStatus::Past)).collect();
     let end = subscription.current_period_end.unwrap_or(scheduled.end);
-    let over = subscription.status.is_terminal() || subscription.is_past_term() && !is_open_ended(scheduled);
+    let over = subscription.status.is_terminal() || subscription.is_past_term();
     let status = if over { BillingPeriodStatus::Past } else { BillingPeriodStatus::Current };
     periods.push((Period { start, end }, status));
     let renews = subscription.auto_renew && !subscription.cancel_at_period_end && !over;
     if renews && subscription.status != SubscriptionStatus::Paused {
-        periods.push((schedule.period(current + 1), BillingPeriodStatus::Next));
+        periods.extend(schedule.containing(scheduled.end).map(|next| (next, BillingPeriodStatus::Next)));
     }
     Ok(periods)
 }

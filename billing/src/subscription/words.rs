@@ -21,8 +21,8 @@ domain::wire_enum! {
 }
 
 impl SubscriptionStatus {
-    /// Statuses that an action can reach from this one, in the order of the reference. An ACTIVE subscription past its
-    /// term end lists EXPIRED in place of CANCELLED.
+    /// Statuses that an action can reach from this one, in the order of the reference. A subscription past its term end
+    /// lists EXPIRED in place of CANCELLED.
     #[must_use]
     pub fn transitions(self, is_past_term: bool) -> Vec<Self> {
         let mut to = match self {
@@ -32,7 +32,7 @@ impl SubscriptionStatus {
             Self::Dunning => vec![Self::Active, Self::Cancelled],
             Self::Cancelled | Self::Expired => Vec::new(),
         };
-        if is_past_term && self == Self::Active {
+        if is_past_term {
             to.iter_mut().filter(|status| **status == Self::Cancelled).for_each(|status| *status = Self::Expired);
         }
         to

@@ -11,10 +11,10 @@ use super::words::{CancellationReason, DunningStage, SubscriptionStatus};
 
 /// Every column that a change of state may write.
 #[derive(Serialize)]
-struct StateRow {
+struct StateRow<'a> {
     id: SubscriptionId,
     status: SubscriptionStatus,
-    first_period_start: Instant,
+    schedule_restarts: &'a [Instant],
     activated_at: Option<Instant>,
     current_period_start: Option<Instant>,
     current_period_end: Option<Instant>,
@@ -30,12 +30,12 @@ struct StateRow {
     current_phase_id: Option<PhaseId>,
 }
 
-impl From<&Subscription> for StateRow {
-    fn from(subscription: &Subscription) -> Self {
+impl<'a> From<&'a Subscription> for StateRow<'a> {
+    fn from(subscription: &'a Subscription) -> Self {
         Self {
             id: subscription.id,
             status: subscription.status,
-            first_period_start: subscription.first_period_start,
+            schedule_restarts: &subscription.schedule_restarts,
             activated_at: subscription.activated_at,
             current_period_start: subscription.current_period_start,
             current_period_end: subscription.current_period_end,
@@ -68,7 +68,7 @@ pub(crate) async fn store_state(
     }
     let rows: Vec<_> = subscriptions.iter().map(|subscription| StateRow::from(*subscription)).collect();
     sqlx::query(
-        "UPDATE subscription SET status = new.status, first_period_start = new.first_period_start,
+        "UPDATE subscription SET status = new.status, schedule_restarts = new.schedule_restarts,
                 activated_at = new.activated_at, current_period_start = new.current_period_start,
                 current_period_end = new.current_period_end, next_billing_date = new.next_billing_date,
                 ended_at = new.ended_at, cancel_at_period_end = new.cancel_at_period_end,

@@ -20,7 +20,7 @@ use crate::version::{self, Entity, NewVersion};
 ///
 /// # Errors
 /// `NotFound` for product or meter; `Conflict` when a live PRIMARY binding has the same metric; `Rule` when the product is
-/// not USAGE, the meter is not active, or the window cannot be evaluated; `Validation` for multiplier and thresholds.
+/// not USAGE, the meter is not active, or window or thresholds cannot be evaluated; `Validation` for multiplier and thresholds.
 pub async fn create(
     scope: &Scope,
     tx: &mut Tx,
@@ -28,6 +28,7 @@ pub async fn create(
     request: CreateProductMeterBindingRequest,
 ) -> Result<Binding> {
     version::refuse_draft(request.save_as_draft)?;
+    meter::refuse_unevaluated(request.thresholds.as_deref().unwrap_or_default())?;
     if request.formula_bindings.is_some() {
         return Err(Error::business_rule("formula_bindings need price formulas, which are not supported yet"));
     }

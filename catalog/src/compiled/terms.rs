@@ -76,7 +76,7 @@ impl SubscriptionTerms {
         if instant < self.schedule.first_start {
             return Some(Period { start: self.started_at, end: self.schedule.first_start });
         }
-        self.schedule.containing(instant).map(|(_, period)| period)
+        self.schedule.containing(instant)
     }
 
     /// Whether the window is the trial: counted, never charged.
@@ -102,8 +102,8 @@ impl SubscriptionTerms {
         let ids: Vec<uuid::Uuid> = ids.iter().map(|id| id.0).collect();
         let rows = sqlx::query(
             "SELECT s.id, s.organization_id, s.workspace_id, s.customer_id, s.home_partition, s.plan_id, s.plan_version_id,
-                    s.currency, s.billing_interval_unit, s.billing_interval_count, s.billing_anchor_day, s.timezone,
-                    s.started_at, s.first_period_start, s.ended_at, s.test_clock_id, c.billing_address ->> 'country' AS country
+                    s.currency, s.billing_interval_unit, s.billing_interval_count, s.billing_anchor_day,
+                    s.anchor_is_explicit, s.schedule_restarts, s.timezone, s.started_at, s.first_period_start, s.ended_at, s.test_clock_id, c.billing_address ->> 'country' AS country
              FROM subscription s JOIN customer c ON c.id = s.customer_id
              WHERE s.id = ANY($1) AND s.deleted_at IS NULL",
         )
@@ -153,6 +153,8 @@ impl SubscriptionTerms {
                     unit: row.try_get("billing_interval_unit")?,
                     count: count.unsigned_abs(),
                     anchor_day: anchor.unsigned_abs(),
+                    is_anchor_explicit: row.try_get("anchor_is_explicit")?,
+                    restarts: row.try_get("schedule_restarts")?,
                     timezone: chrono_tz::Tz::UTC,
                 },
                 started_at: row.try_get("started_at")?,

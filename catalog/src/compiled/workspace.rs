@@ -279,6 +279,14 @@ impl WorkspaceCatalog {
         }
     }
 
+    /// Whether a price that is named, not resolved, can be the caller's: it has the key, customer, plan, interval and time
+    /// of the query. Country and dimensions need not match, since nothing is chosen by them.
+    #[must_use]
+    pub fn can_be_fixed(&self, query: &PriceQuery<'_>, price: &PriceTimeline) -> bool {
+        let plan = query.plan_version_id.and_then(|id| self.plan_versions.get(&id));
+        price.is_for(query, plan) && price.version(query.at, plan).is_some()
+    }
+
     /// The price of a subscription's product at an instant: the item's fixed price, or what resolves.
     ///
     /// # Errors
@@ -371,18 +379,23 @@ type Specificity = (bool, bool, bool, usize, Instant, PriceId);
 impl PriceTimeline {
     /// Whether nothing that the row names is denied by the caller.
     fn fits(&self, query: &PriceQuery<'_>, plan: Option<&PlanVersionTerms>) -> bool {
-        self.price_key.as_deref() == query.price_key
-            && self.customer_id.is_none_or(|id| query.customer_id == Some(id))
-            && self.plan_id.is_none_or(|id| query.plan_id == Some(id))
-            && self.plan_version.is_none_or(|version| plan.is_some_and(|plan| plan.version == version))
+        self.is_for(query, plan)
             && self.country_code.as_deref().is_none_or(|country| query.country == Some(country))
-            && self.interval.is_none_or(|interval| query.interval == Some(interval))
-            && self.valid_from.is_none_or(|from| from <= query.at)
-            && self.valid_to.is_none_or(|to| query.at < to)
             && self
                 .custom_dimensions
                 .iter()
                 .all(|(name, value)| query.dimensions.get(name).is_some_and(|given| given.to_string() == *value))
+    }
+
+    /// Whether key, customer, plan, interval and time are those of the caller.
+    fn is_for(&self, query: &PriceQuery<'_>, plan: Option<&PlanVersionTerms>) -> bool {
+        self.price_key.as_deref() == query.price_key
+            && self.customer_id.is_none_or(|id| query.customer_id == Some(id))
+            && self.plan_id.is_none_or(|id| query.plan_id == Some(id))
+            && self.plan_version.is_none_or(|version| plan.is_some_and(|plan| plan.version == version))
+            && self.interval.is_none_or(|interval| query.interval == Some(interval))
+            && self.valid_from.is_none_or(|from| from <= query.at)
+            && self.valid_to.is_none_or(|to| query.at < to)
     }
 
     /// The version that the plan version pins, else the one in effect at an instant.
@@ -423,3 +436,6 @@ impl PriceTimeline {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

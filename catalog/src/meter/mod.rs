@@ -19,6 +19,7 @@ use store::{ListField, ListKind, ListQuery, ListSpec, Page, StoreError, Tx};
 use utoipa::ToSchema;
 
 pub use request::{CreateMeterRequest, UpdateMeterRequest};
+pub(crate) use write::refuse_unevaluated;
 pub use write::{archive, create, update};
 
 domain::wire_enum! {

@@ -1,6 +1,7 @@
 //! Writes of meters: create, edit-as-publish, archive.
 
-use domain::{Error, Instant, JsonMap, LateEventPolicy, MeterId, Result, Scope, VersionStatus};
+use domain::{Error, Instant, JsonMap, LateEventPolicy, MeterId, Result, Scope, ThresholdActionKind, VersionStatus};
+use rating::Threshold;
 use serde_json::{Value, json};
 use sqlx::types::Json;
 use store::{StoreError, Tx, on_constraint};
@@ -11,10 +12,11 @@ use crate::version::{self, Entity, NewVersion};
 /// Creates a meter: active with version 1. It is compiled here once.
 ///
 /// # Errors
-/// `Conflict` with `DUPLICATE` on `key`; `Validation` for paths, filter and thresholds; `Rule` for functions and windows
-/// that cannot be evaluated.
+/// `Conflict` with `DUPLICATE` on `key`; `Validation` for paths, filter and thresholds; `Rule` for functions, windows and
+/// actions of thresholds that cannot be evaluated.
 pub async fn create(scope: &Scope, tx: &mut Tx, request: CreateMeterRequest) -> Result<Meter> {
     version::refuse_draft(request.save_as_draft)?;
+    refuse_unevaluated(request.thresholds.as_deref().unwrap_or_default())?;
     let mut meter = new_meter(scope, request);
     meter.compile(scope.now())?;
     if let Some(id) = find_by_key(scope, tx, &meter.key).await? {
@@ -25,6 +27,15 @@ pub async fn create(scope: &Scope, tx: &mut Tx, request: CreateMeterRequest) -> 
     save(scope, tx, &meter).await?;
     changed(scope, tx, "meter.created", &meter).await?;
     Ok(meter)
+}
+
+/// A threshold that is crossed is recorded, and nothing else is done about it yet.
+pub(crate) fn refuse_unevaluated(thresholds: &[Threshold]) -> Result<()> {
+    let kinds = thresholds.iter().flat_map(|threshold| &threshold.actions).map(|action| action.kind);
+    match kinds.into_iter().find(|kind| *kind != ThresholdActionKind::Webhook) {
+        Some(kind) => Err(Error::business_rule(format!("the action {kind} of thresholds is not evaluated yet"))),
+        None => Ok(()),
+    }
 }
 
 fn new_meter(scope: &Scope, request: CreateMeterRequest) -> Meter {
@@ -82,6 +93,7 @@ pub async fn update(scope: &Scope, tx: &mut Tx, id: MeterId, request: UpdateMete
     if current.status == MeterStatus::Archived {
         return Err(Error::conflict("CONFLICT", "an archived meter cannot be changed"));
     }
+    refuse_unevaluated(request.thresholds.as_deref().unwrap_or_default())?;
     let mut meter = merged(current, request);
     meter.compile(scope.now())?;
     meter.updated_at = scope.now();

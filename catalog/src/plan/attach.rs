@@ -11,7 +11,7 @@ use crate::product::{self, ProductStatus};
 ///
 /// # Errors
 /// `NotFound` for plan or product; `Conflict` when it is attached already or the plan is archived; `Rule` for an archived
-/// product or too many products.
+/// product, too many products, or terms that are not evaluated yet.
 pub async fn add_product(scope: &Scope, tx: &mut Tx, plan: PlanId, request: AddProductRequest) -> Result<PlanProduct> {
     let plan = editable(scope, tx, plan).await?;
     let attached = super::attachments(scope, tx.conn(), plan.id).await?;
@@ -31,6 +31,7 @@ pub(super) async fn attach(
     plan: PlanId,
     request: AddProductRequest,
 ) -> Result<PlanProduct> {
+    request.allowance.refuse_unevaluated()?;
     let product = product::get(scope, tx.conn(), request.product_id).await?;
     if product.status == ProductStatus::Archived {
         return Err(Error::business_rule(format!("product {} is archived", product.id)));
@@ -60,7 +61,7 @@ pub(super) async fn attach(
 /// Changes the allowance of an attached product.
 ///
 /// # Errors
-/// `NotFound`, `Conflict` for an archived plan.
+/// `NotFound`, `Conflict` for an archived plan; `Rule` for terms that are not evaluated yet.
 pub async fn update_product(
     scope: &Scope,
     tx: &mut Tx,
@@ -72,6 +73,7 @@ pub async fn update_product(
     let attached = super::attachments(scope, tx.conn(), plan.id).await?;
     let found = attached.into_iter().find(|attachment| attachment.product_id == product);
     let mut attachment = found.ok_or_else(|| Error::not_found("plan_product", product))?;
+    request.allowance.refuse_unevaluated()?;
     apply(&mut attachment, request.allowance);
     attachment.updated_at = scope.now();
     save(scope, tx, &attachment).await?;

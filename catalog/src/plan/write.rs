@@ -61,7 +61,7 @@ pub async fn update(scope: &Scope, tx: &mut Tx, id: PlanId, request: UpdatePlanR
     }
     let status = request.status.filter(|status| *status != plan.status);
     let (transition_only, pins) = (request.is_transition_only, request.product_version_pins.clone());
-    merge(&mut plan, request);
+    merge(&mut plan, request)?;
     plan.updated_at = scope.now();
     check_external_id(scope, tx, &plan).await?;
     if !is_draft && !transition_only {
@@ -75,7 +75,7 @@ pub async fn update(scope: &Scope, tx: &mut Tx, id: PlanId, request: UpdatePlanR
     Ok(plan)
 }
 
-fn merge(plan: &mut Plan, request: UpdatePlanRequest) {
+fn merge(plan: &mut Plan, request: UpdatePlanRequest) -> Result<()> {
     plan.name = request.name.unwrap_or_else(|| std::mem::take(&mut plan.name));
     plan.description = request.description.apply(plan.description.take());
     plan.public_description = request.public_description.apply(plan.public_description.take());
@@ -86,7 +86,7 @@ fn merge(plan: &mut Plan, request: UpdatePlanRequest) {
     if let Some(translations) = request.translations {
         plan.translations = translations;
     }
-    merge_metadata(&mut plan.metadata, request.metadata.unwrap_or_default());
+    merge_metadata(&mut plan.metadata, request.metadata.unwrap_or_default())
 }
 
 /// published → deprecated → archived, published → archived, deprecated → published (rule 2); the first publish has its

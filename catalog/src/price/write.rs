@@ -18,8 +18,8 @@ use crate::version::{self, Entity, NewVersion};
 ///
 /// # Errors
 /// `NotFound` for product, plan or customer; `Validation` for tiers and for a `price_key` that does not fit the product;
-/// `Conflict` with `DUPLICATE` when the same price exists in an overlapping window; `Rule` for formulas and archived
-/// products.
+/// `Conflict` with `DUPLICATE` when the same price exists in an overlapping window; `Rule` for formulas, archived
+/// products, and a start in the past when the product is in use.
 pub async fn create(scope: &Scope, tx: &mut Tx, request: CreatePriceRequest) -> Result<Price> {
     refuse_formulas(&request)?;
     version::refuse_draft(request.save_as_draft)?;
@@ -32,6 +32,7 @@ pub async fn create(scope: &Scope, tx: &mut Tx, request: CreatePriceRequest) -> 
     if product.status == ProductStatus::Archived {
         return Err(Error::business_rule("the product is archived"));
     }
+    begin_from_now(scope, tx, &mut price).await?;
     check_duplicate(scope, tx, &price).await?;
     insert(scope, tx, &price).await?;
     let version_id = version::insert(scope, tx, first_version(&price, scope.now())).await?;
@@ -156,6 +157,35 @@ async fn check_references(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<(
         (_, Some(missing)) => Err(Error::not_found("customer", missing)),
         _ => Ok(()),
     }
+}
+
+/// A further price of a product that subscriptions have begins now or later. In the past it would apply to usage that is
+/// counted by another price, and open windows cannot be rated anew yet (rule B6): the bill would depend on what came first.
+async fn begin_from_now(scope: &Scope, tx: &mut Tx, price: &mut Price) -> Result<()> {
+    let start = [price.effective_from, price.valid_from].into_iter().flatten().max();
+    if start.is_some_and(|start| start >= scope.now()) || !is_in_use(scope, tx, price).await? {
+        return Ok(());
+    }
+    if start.is_some() {
+        return Err(Error::business_rule("a further price of a product that is in use cannot begin in the past"));
+    }
+    price.effective_from = Some(price.created_at);
+    Ok(())
+}
+
+/// Whether the product has a price in this currency already, and a subscription has the product.
+async fn is_in_use(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<bool> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM price WHERE workspace_id = $1 AND product_id = $2 AND currency = $3
+                           AND status = 'active' AND deleted_at IS NULL)
+            AND EXISTS (SELECT FROM subscription_item WHERE product_id = $2)",
+    )
+    .bind(scope.workspace_id)
+    .bind(price.product_id)
+    .bind(price.currency.as_str())
+    .fetch_one(tx.conn())
+    .await
+    .context("looking for subscriptions to the product")
 }
 
 /// Another price that would be chosen for exactly the same calls at some instant.

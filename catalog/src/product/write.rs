@@ -149,7 +149,7 @@ fn merged(mut product: Product, request: UpdateProductRequest) -> Result<Product
     product.default_price_key = request.default_price_key.apply(product.default_price_key);
     set(&mut product.tiers_on_total, request.tiers_on_total);
     set(&mut product.translations, request.translations);
-    merge_metadata(&mut product.metadata, request.metadata.unwrap_or_default());
+    merge_metadata(&mut product.metadata, request.metadata.unwrap_or_default())?;
     if !pair_is_allowed(product.r#type, product.pricing_model) {
         return Err(Error::field("pricing_model", Code::NotAllowed, pair_message(product.r#type)));
     }

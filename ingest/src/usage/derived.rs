@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use domain::{Instant, InvoiceId, Position, Result, Scope, SubscriptionId, UsageEventId};
+use domain::{Currency, Instant, InvoiceId, Position, Result, Scope, SubscriptionId, UsageEventId};
 use store::{Store, StoreError};
 
 use super::{CountedEvent, EventFilter, RowKey, StoredEvent};
@@ -38,10 +38,13 @@ pub(super) async fn complete(store: &Store, scope: &Scope, events: Vec<CountedEv
     }
     let voids = voids(store, scope, &events).await?;
     let invoices = invoices(store, scope, &events).await?;
+    let window = |counted: &CountedEvent| -> Window {
+        (counted.event.subscription_id, counted.window_start, counted.event.wallet_currency)
+    };
     let complete = |counted: CountedEvent| StoredEvent {
         organization_id: scope.organization_id,
         voided_at: voids.get(&counted.key()).copied(),
-        invoice_id: invoices.get(&(counted.event.subscription_id, counted.window_start)).copied(),
+        invoice_id: invoices.get(&window(&counted)).copied(),
         counted,
     };
     Ok(events.into_iter().map(complete).collect())
@@ -75,21 +78,22 @@ pub(super) async fn standing(
     Ok(rows.into_iter().next())
 }
 
-type Window = (SubscriptionId, Instant);
+/// A subscription's window, and the wallet that usage in it is pinned to.
+type Window = (SubscriptionId, Instant, Option<Currency>);
 
-/// The invoice of a window: the one whose billing period begins with it. An activation charges only what is due in
-/// advance, so it bills no event; a void invoice bills nothing any more.
+/// The invoice of a window: the numbered one whose usage lines are over it. In advance that is the invoice of the next
+/// period. A draft bills nothing yet, a void invoice nothing any more, and usage that is pinned to a wallet has its own.
 async fn invoices(store: &Store, scope: &Scope, events: &[CountedEvent]) -> Result<HashMap<Window, InvoiceId>> {
-    let mut windows: Vec<Window> = events.iter().map(|c| (c.event.subscription_id, c.window_start)).collect();
+    let mut windows: Vec<_> = events.iter().map(|c| (c.event.subscription_id, c.window_start)).collect();
     windows.sort_unstable();
     windows.dedup();
     let (subscriptions, starts): (Vec<_>, Vec<_>) = windows.into_iter().unzip();
-    let rows: Vec<(SubscriptionId, Instant, InvoiceId)> = sqlx::query_as(
-        "SELECT DISTINCT ON (i.subscription_id, i.billing_period_start) i.subscription_id, i.billing_period_start, i.id
+    let rows: Vec<(SubscriptionId, Instant, Option<Currency>, InvoiceId)> = sqlx::query_as(
+        "SELECT DISTINCT w.subscription_id, w.window_start, line.wallet_currency, i.id
          FROM unnest($1::uuid[], $2::timestamptz[]) AS w (subscription_id, window_start)
-         JOIN invoice i ON i.subscription_id = w.subscription_id AND i.billing_period_start = w.window_start
-         WHERE i.workspace_id = $3 AND i.deleted_at IS NULL AND i.status <> 'void' AND i.billing_reason <> 'activation'
-         ORDER BY i.subscription_id, i.billing_period_start, i.created_at, i.id",
+         JOIN invoice i ON i.subscription_id = w.subscription_id
+         JOIN invoice_line line ON line.invoice_id = i.id AND line.charge_kind = 'USAGE' AND line.period_start = w.window_start
+         WHERE i.workspace_id = $3 AND i.deleted_at IS NULL AND i.status <> 'void' AND i.invoice_number IS NOT NULL",
     )
     .bind(subscriptions)
     .bind(starts)
@@ -97,5 +101,5 @@ async fn invoices(store: &Store, scope: &Scope, events: &[CountedEvent]) -> Resu
     .fetch_all(store.pool())
     .await
     .context("reading the invoices of windows")?;
-    Ok(rows.into_iter().map(|(subscription, start, invoice)| ((subscription, start), invoice)).collect())
+    Ok(rows.into_iter().map(|(subscription, start, pin, invoice)| ((subscription, start, pin), invoice)).collect())
 }

@@ -139,6 +139,53 @@ impl Bed {
     }
 }
 
+impl Bed {
+    /// An invoice over the month from `period` with one line over that from `charged`; a draft without a number.
+    pub async fn invoice(
+        &self,
+        period: &str,
+        number: Option<i64>,
+        charge_kind: &str,
+        charged: &str,
+    ) -> domain::InvoiceId {
+        let id = domain::InvoiceId::generate();
+        let mut tx = self.store.begin("test invoice").await.unwrap();
+        sqlx::query("SET LOCAL session_replication_role = replica").execute(tx.conn()).await.unwrap();
+        sqlx::query(
+            "INSERT INTO invoice (id, organization_id, workspace_id, customer_id, subscription_id, invoice_type, status, currency,
+                subtotal, total, amount_due, billing_period_start, billing_period_end, billing_reason, invoice_number,
+                sequence_number, created_at, updated_at)
+             VALUES ($1, $2, $3, $4, $5, 'subscription', CASE WHEN $7::bigint IS NULL THEN 'draft' ELSE 'finalized' END, 'EUR',
+                0, 0, 0, $6::text::timestamptz, $6::text::timestamptz + interval '1 month', 'renewal', 'INV-' || $7, $7, now(),
+                now())",
+        )
+        .bind(id)
+        .bind(self.people.scope.organization_id)
+        .bind(self.people.scope.workspace_id)
+        .bind(self.people.customers[0])
+        .bind(self.people.subscriptions[0])
+        .bind(format!("{period}Z"))
+        .bind(number)
+        .execute(tx.conn())
+        .await
+        .unwrap();
+        sqlx::query(
+            "INSERT INTO invoice_line (id, workspace_id, invoice_id, position, line_type, charge_kind, description, quantity,
+                unit_amount, amount, total, period_start, tax_category_code)
+             VALUES (gen_random_uuid(), $1, $2, 1, 'USAGE', $3, 'x', 1, 1, 1, 1, $4::text::timestamptz, 'O')",
+        )
+        .bind(self.people.scope.workspace_id)
+        .bind(id)
+        .bind(charge_kind)
+        .bind(format!("{charged}Z"))
+        .execute(tx.conn())
+        .await
+        .unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+}
+
 impl Drop for Bed {
     // Failing is no matter: the data of the tests' engine is thrown away with it.
     fn drop(&mut self) {

@@ -131,6 +131,9 @@ fn inherited(defaults: WalletDefaults, currency: Currency) -> Result<WalletDefau
 }
 
 async fn insert(scope: &Scope, tx: &mut Tx, new: NewWallet, is_primary: bool) -> Result<WalletDTO> {
+    if let Some(existing) = wallet_for(scope, tx, new.customer_id, new.currency).await? {
+        return Err(Error::duplicate("currency", Some(existing.to_string())));
+    }
     let id = WalletId::generate();
     let defaults = new.defaults;
     let inserted = sqlx::query(
@@ -158,6 +161,7 @@ async fn insert(scope: &Scope, tx: &mut Tx, new: NewWallet, is_primary: bool) ->
         "wallet_customer_id_currency_key" => Some(Error::duplicate("currency", None)),
         _ => None,
     })?;
+    take_over_accruals(tx, id, new).await?;
     let sql = format!("SELECT {WALLET_COLUMNS} FROM {WALLET_FROM} WHERE wallet.workspace_id = $1 AND wallet.id = $2");
     let row: WalletRow = sqlx::query_as(AssertSqlSafe(sql))
         .bind(scope.workspace_id)
@@ -166,6 +170,27 @@ async fn insert(scope: &Scope, tx: &mut Tx, new: NewWallet, is_primary: bool) ->
         .await
         .context("reading a new wallet")?;
     row.into_dto()
+}
+
+/// What was accrued before its invoice would draw from the new wallet (rule D3). Locked in the order of checkpoints.
+async fn take_over_accruals(tx: &mut Tx, id: WalletId, new: NewWallet) -> Result<()> {
+    sqlx::query(
+        "WITH open AS (
+             SELECT subscription_id, window_start, wallet_currency FROM usage_accrual
+             WHERE subscription_id IN (SELECT id FROM subscription WHERE customer_id = $2)
+               AND currency = $3 AND wallet_currency IN ('', $3) AND NOT closed
+             ORDER BY subscription_id, window_start, wallet_currency FOR UPDATE)
+         UPDATE usage_accrual SET wallet_id = $1 FROM open
+         WHERE usage_accrual.subscription_id = open.subscription_id AND usage_accrual.window_start = open.window_start
+           AND usage_accrual.wallet_currency = open.wallet_currency",
+    )
+    .bind(id)
+    .bind(new.customer_id)
+    .bind(new.currency)
+    .execute(tx.conn())
+    .await
+    .context("taking over accruals")?;
+    Ok(())
 }
 
 /// What time it is for the customer: a test clock stands in for the machine's.

@@ -440,10 +440,8 @@ impl Common {
 
 /// Metadata of something new: a null removes nothing and is left out.
 fn metadata(input: &mut Input<'_>) -> JsonMap {
-    let mut metadata = JsonMap::new();
     let sent = input.optional("metadata", Field::metadata).unwrap_or_default();
-    domain::input::merge_metadata(&mut metadata, sent);
-    metadata
+    sent.into_iter().filter(|(_, value)| !value.is_null()).collect()
 }
 
 /// `finish` has refused a missing member.

@@ -82,3 +82,45 @@ async fn a_finalized_invoice_is_immutable() {
         assert_eq!(code.as_deref(), Some("23000"), "{sql}: {refused}");
     }
 }
+
+/// Rule D3: a wallet that comes later takes over what its customer's open windows have accrued in its currency.
+#[tokio::test]
+async fn a_new_wallet_takes_over_accruals() {
+    let world = World::new("2026-01-01").await;
+    let plan = world.plan(&[(world.product("USAGE", "1").await, "0")]).await;
+    let customer = world.customer().await;
+    let id = world.try_subscribe(customer, plan, json!({})).await.unwrap().subscription.id;
+    world.db_accrual(id, "2025-12-01").await;
+    sqlx::query("UPDATE usage_accrual SET closed = true").execute(world.store.pool()).await.unwrap();
+    world.db_accrual(id, "2026-01-01").await;
+    let wallet = world.wallet(customer, "10.00").await;
+    let wallets: Vec<Option<domain::WalletId>> =
+        sqlx::query_scalar("SELECT wallet_id FROM usage_accrual ORDER BY window_start")
+            .fetch_all(world.store.pool())
+            .await
+            .unwrap();
+    assert_eq!(wallets, [None, Some(wallet)]);
+    let body = json!({"customer_id": customer, "currency": "EUR"});
+    let request = ledger::wallet::CreateWalletRequest::read(&body).unwrap();
+    let mut tx = world.store.begin("make a wallet").await.unwrap();
+    let refused = ledger::wallet::create_secondary(&world.scope, &mut tx, None, &request).await.unwrap_err();
+    let domain::Error::Conflict { extensions, .. } = refused else { panic!("{refused}") };
+    assert_eq!(extensions["existing_id"], json!(wallet));
+}
+
+/// invoices.md: the day of issue that an operator gives is a day of the organization's time zone.
+#[tokio::test]
+async fn an_invoice_is_issued_on_the_day_that_was_given() {
+    let settings = json!({"auto_finalize_invoices": "false"});
+    let world = World::with("2026-01-01T12:00:00Z", "Europe/Berlin", settings).await;
+    let plan = world.plan(&[(world.product("FIXED_CHARGE", "31.00").await, "0")]).await;
+    let id = world.subscribe(plan, json!({})).await.subscription.id;
+    world.settle().await;
+    let draft = world.invoices(id).await.remove(0).invoice.id;
+    let body = json!({"issue_date": "2025-12-15"});
+    let request = billing::invoice::FinalizeInvoiceRequest::read(&body).unwrap();
+    let mut tx = world.store.begin("finalize").await.unwrap();
+    let done = world.billing.finalize_invoice(&world.scope, &mut tx, draft, &request).await.unwrap().invoice;
+    assert_eq!(done.issued_at, Some(at("2025-12-14T23:00:00Z")));
+    assert_eq!(done.due_date.unwrap().to_string(), "2026-01-14");
+}

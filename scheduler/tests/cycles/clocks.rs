@@ -84,6 +84,42 @@ async fn e1_a_customers_agenda_keeps_its_order() {
     );
 }
 
+/// billing-cycles.md 3.4 rule 4: a subscription that cannot be billed stops its customer's others for three attempts only.
+#[tokio::test]
+async fn one_subscription_does_not_stop_its_customer() {
+    let world = World::new("2026-01-01").await;
+    let (good, bad) = (world.product("FIXED_CHARGE", "1.00").await, world.product("FIXED_CHARGE", "2.00").await);
+    let (plan, broken) = (world.plan(&[(good, "0")]).await, world.plan(&[(bad, "0")]).await);
+    let customer = world.customer().await;
+    let first = world.try_subscribe(customer, broken, json!({})).await.unwrap().subscription.id;
+    let second = world.try_subscribe(customer, plan, json!({})).await.unwrap().subscription.id;
+    world.db_catalog(&format!("UPDATE price SET status = 'draft' WHERE product_id = '{bad}'")).await;
+    for bills in [0, 0, 1] {
+        world.scheduler.run_due_once().await.unwrap();
+        assert_eq!((world.bills(first).await.len(), world.bills(second).await.len()), (0, bills));
+        sqlx::query("UPDATE due_work SET retry_at = NULL").execute(world.store.pool()).await.unwrap();
+    }
+    world.try_advance("2026-02-01").await;
+    assert_eq!((world.bills(first).await.len(), world.bills(second).await.len()), (0, 2));
+    assert_eq!(world.errors().await.len(), 1, "its own later rows wait behind it");
+}
+
+/// test-clocks.md 4: in time order, whosever the work is, so that numbers follow the dates of the invoices.
+#[tokio::test]
+async fn numbers_follow_simulated_time() {
+    let world = World::new("2026-01-01").await;
+    let plan = world.plan(&[(world.product("FIXED_CHARGE", "1.00").await, "0")]).await;
+    for unit in ["daily", "monthly", "weekly"] {
+        world.subscribe(plan, json!({"billing_interval_unit": unit})).await;
+    }
+    world.advance("2026-02-02").await;
+    let issued: Vec<domain::Instant> = sqlx::query_scalar("SELECT issued_at FROM invoice ORDER BY sequence_number")
+        .fetch_all(world.store.pool())
+        .await
+        .unwrap();
+    assert_eq!((issued.len(), issued.is_sorted()), (33 + 2 + 5, true));
+}
+
 /// test-clocks.md 4: only forward, at most two years, only while active.
 #[tokio::test]
 async fn a_clock_moves_forward_only() {

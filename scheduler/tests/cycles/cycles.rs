@@ -111,7 +111,7 @@ async fn periods_are_billed_as_the_vectors_say() {
             "UTC",
             json!({"billing_anchor_day": 28}),
             vec!["2025-03-01"],
-            vec![("2025-01-31", "31.00"), ("2025-02-28", "31.00")],
+            vec![("2025-01-31", "28.00"), ("2025-02-28", "31.00")], // 28 of the 31 days from 01-28
         ),
         (
             "weekly",

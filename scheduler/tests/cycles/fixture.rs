@@ -446,6 +446,64 @@ impl World {
     }
 }
 
+impl World {
+    pub async fn pause(&self, id: SubscriptionId) -> Result<SubscriptionDTO> {
+        let mut tx = self.store.begin("pause").await?;
+        let subscription = self.billing.pause_subscription(&self.scope, &mut tx, id).await?;
+        tx.commit().await?;
+        Ok(subscription)
+    }
+
+    pub async fn resume(&self, id: SubscriptionId) -> Result<SubscriptionDTO> {
+        let mut tx = self.store.begin("resume").await?;
+        let subscription = self.billing.resume_subscription(&self.scope, &mut tx, id).await?;
+        tx.commit().await?;
+        Ok(subscription)
+    }
+
+    pub async fn delete(&self, id: SubscriptionId) -> Result<()> {
+        let mut tx = self.store.begin("delete").await?;
+        self.billing.delete_subscription(&self.scope, &mut tx, id).await?;
+        tx.commit().await
+    }
+
+    /// What nodes know of a subscription.
+    pub async fn terms(&self, id: SubscriptionId) -> SubscriptionTerms {
+        let mut conn = self.store.pool().acquire().await.unwrap();
+        SubscriptionTerms::load(&mut conn, &[id]).await.unwrap().remove(&id).unwrap()
+    }
+
+    /// What the checkpoints would have accrued in the window that begins at `at`.
+    pub async fn db_accrual(&self, id: SubscriptionId, start: &str) {
+        sqlx::query(
+            "INSERT INTO usage_accrual (subscription_id, window_start, wallet_currency, workspace_id, customer_id, currency, net,
+                 accrued)
+             SELECT id, $2, '', workspace_id, customer_id, currency, 1, 1 FROM subscription WHERE id = $1",
+        )
+        .bind(id)
+        .bind(at(start))
+        .execute(self.store.pool())
+        .await
+        .unwrap();
+    }
+
+    /// Starts of windows whose accruals still wait for an invoice.
+    pub async fn open_accruals(&self) -> Vec<Instant> {
+        sqlx::query_scalar("SELECT window_start FROM usage_accrual WHERE NOT closed ORDER BY window_start")
+            .fetch_all(self.store.pool())
+            .await
+            .unwrap()
+    }
+
+    /// Changes the catalog behind its back, and says so.
+    pub async fn db_catalog(&self, sql: &str) {
+        let mut tx = self.store.begin("change the catalog").await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(tx.conn()).await.unwrap();
+        tx.catalog_changed(self.scope.workspace_id);
+        tx.commit().await.unwrap();
+    }
+}
+
 async fn workspace(store: &Store, timezone: &str, settings: Value) -> Scope {
     let (organization_id, workspace_id) = (OrganizationId::generate(), WorkspaceId::generate());
     sqlx::query(

@@ -78,12 +78,39 @@ async fn without_renewal_the_term_ends() {
     assert_eq!((over.status.as_str(), over.next_billing_date), ("ACTIVE", None));
     assert_eq!(over.allowed_transitions.last().map(|status| status.as_str()), Some("EXPIRED"));
     assert_eq!(world.bills(id).await.len(), 1, "no new period");
+    assert_eq!(world.terms(id).await.ended_at, Some(at("2026-02-01")), "usage of later instants is refused");
     let closed = world.cancel(id, json!({})).await.unwrap().subscription;
     assert_eq!((closed.status.as_str(), closed.expired_at), ("EXPIRED", Some(at("2026-04-01"))));
     assert_eq!(closed.cancellation_reason.map(|reason| reason.as_str()), Some("TERM_ENDED"));
+    assert_eq!(closed.ended_at, Some(at("2026-02-01")));
     assert_eq!(world.events(id).await.last().map(String::as_str), Some("subscription.expired"));
     world.advance("2026-05-01").await;
     assert_eq!(world.bills(id).await.len(), 1, "nothing is billed for it");
+}
+
+/// The only period of a one_time subscription does not end by itself: it is cancelled, not expired, as it says beforehand.
+#[tokio::test]
+async fn a_one_time_subscription_is_cancelled() {
+    let world = World::new("2026-01-01").await;
+    let plan = world.plan(&[(world.product("FIXED_CHARGE", "31.00").await, "0")]).await;
+    let once = world.subscribe(plan, json!({"billing_interval_unit": "one_time"})).await.subscription;
+    assert_eq!(once.allowed_transitions.last().map(|status| status.as_str()), Some("CANCELLED"));
+    let closed = world.cancel(once.id, json!({})).await.unwrap().subscription;
+    assert_eq!(closed.status.as_str(), "CANCELLED");
+}
+
+/// 3.4 rules 1 and 3: a trial that is cancelled at its end stays free and ends in CANCELLED.
+#[tokio::test]
+async fn a_trial_can_be_cancelled_at_its_end() {
+    let world = World::new("2026-03-01").await;
+    let plan = world.plan(&[(world.product("FIXED_CHARGE", "31.00").await, "0")]).await;
+    let id = world.subscribe(plan, json!({"trial_duration_days": 14})).await.subscription.id;
+    let waiting = world.cancel(id, json!({"cancel_at_period_end": true})).await.unwrap().subscription;
+    assert_eq!((waiting.status.as_str(), waiting.cancel_at_period_end), ("TRIALING", true));
+    world.advance("2026-05-01").await;
+    let over = world.subscription(id).await.subscription;
+    assert_eq!((over.status.as_str(), over.cancelled_at), ("CANCELLED", Some(at("2026-03-15"))));
+    assert!(world.invoices(id).await.is_empty());
 }
 
 /// 3.4 rule 1: the flag waits for the period's end; rule 2 in arrears: a prorated last period (billing-cycles 3.3).

@@ -111,21 +111,43 @@ async fn pinned_usage_goes_to_an_invoice_of_its_own() {
     assert_eq!(totals, ["3.00 EUR", "4.00 EUR"]);
 }
 
-/// usage.md: a trial is counted and never charged; its window is sealed as every other.
+/// usage.md: a trial is counted and never charged; its window is sealed as every other, also when the first period in
+/// advance is finalized at the same instant.
 #[tokio::test]
 async fn usage_of_a_trial_is_free() {
+    for (grace, fees) in [("1h", 0), ("0", 1)] {
+        let world = World::with("2026-01-01", "UTC", json!({"usage_grace_period": grace})).await;
+        let (units, fee) = (world.product("USAGE", "1").await, world.product("FIXED_CHARGE", "31.00").await);
+        let plan = world.plan(&[(units, "0"), (fee, "0")][..=fees]).await;
+        let id = world.subscribe(plan, json!({"trial_duration_days": 10})).await.subscription.id;
+        world.db_usage(id, &[("2026-01-05", units, "3", None)]).await;
+        world.advance("2026-01-31").await;
+        let totals: Vec<_> = world.bills(id).await.into_iter().map(|(_, total, _)| total).collect();
+        assert_eq!(totals, vec!["31.00 EUR"; fees], "{grace}");
+        let statuses: Vec<String> = sqlx::query_scalar("SELECT status FROM usage_window ORDER BY window_start")
+            .fetch_all(world.store.pool())
+            .await
+            .unwrap();
+        assert_eq!(statuses, ["sealed"], "{grace}");
+    }
+}
+
+/// Where invoices are finalized by hand nothing is sealed by itself, also when that was decided within the grace.
+#[tokio::test]
+async fn a_window_stays_open_for_the_operator() {
     let world = World::new("2026-01-01").await;
     let units = world.product("USAGE", "1").await;
     let plan = world.plan(&[(units, "0")]).await;
-    let id = world.subscribe(plan, json!({"trial_duration_days": 10})).await.subscription.id;
+    let id = world.subscribe(plan, json!({})).await.subscription.id;
     world.db_usage(id, &[("2026-01-05", units, "3", None)]).await;
-    world.advance("2026-02-20").await;
-    assert!(world.invoices(id).await.is_empty());
-    let statuses: Vec<String> = sqlx::query_scalar("SELECT status FROM usage_window ORDER BY window_start")
-        .fetch_all(world.store.pool())
+    world.advance("2026-02-01").await;
+    sqlx::query(r#"UPDATE organization SET settings = '{"auto_finalize_invoices": "false"}'"#)
+        .execute(world.store.pool())
         .await
         .unwrap();
-    assert_eq!(statuses, ["sealed", "sealed"]);
+    world.advance("2026-02-02").await;
+    assert_eq!(world.bills(id).await, [(at("2026-02-01"), "3.00 EUR".to_owned(), "draft".to_owned())]);
+    assert!(world.log.calls.lock().unwrap().iter().all(|(call, _)| *call == "period_end"));
 }
 
 /// Rule C2: the draft follows the totals until it is finalized; a preview of the running period gives way to the run.
