@@ -252,6 +252,123 @@ async fn c2_a_seal_outlives_its_owner() {
     assert_eq!(world.totals(at(FEBRUARY)).await.0, "5");
 }
 
+/// Rule C2: a subscription that was cancelled in mid-period has no window in which a late event could count. Else: after a
+/// restart the event makes the sealed window anew, over the bill, or stops its partition.
+#[tokio::test(flavor = "multi_thread")]
+async fn c2_after_a_cancellation_a_late_event_is_refused_also_by_the_next_owner() {
+    let mut world = World::start().await;
+    world.accept(&[world.event("a", "10", JANUARY)]).await;
+    world.settle().await;
+    world.end("2026-01-20T00:00:00Z").await;
+    world.control(ControlKind::WindowSeal, "2026-01-01T00:00:00Z", "2026-01-20T00:00:00Z").await;
+    world.settle().await;
+    world.restart(false).await;
+    world.accept(&[world.event("late", "5", JANUARY)]).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.0, "10");
+    assert_eq!(world.count("SELECT count(*) FROM usage_window WHERE status = 'sealed'").await, 1);
+    assert_eq!(world.count("SELECT count(*) FROM usage_rejection WHERE code = 'LATE_EVENT'").await, 1);
+}
+
+/// Rule D3: a window whose invoice is final is opened by nobody. Else: a reopening that was given up by its sender, and is in
+/// the log all the same, lets usage into a bill that was sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn d3_a_billed_window_is_not_opened_again() {
+    let world = World::start().await;
+    let (start, end) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
+    world.accept(&[world.event("a", "110", JANUARY)]).await;
+    world.control(ControlKind::WindowSeal, start, end).await;
+    world.settle().await;
+    world.execute("UPDATE usage_window SET billed = true; UPDATE usage_accrual SET closed = true").await;
+    world.control(ControlKind::WindowReopen, start, end).await;
+    world.accept(&[world.event("late", "5", JANUARY)]).await;
+    world.control(ControlKind::WindowSeal, start, end).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await, ("110".into(), 1, "1.00 EUR".into()));
+    assert_eq!(world.totals(at(FEBRUARY)).await.0, "5");
+    assert_eq!(world.count("SELECT count(*) FROM usage_window WHERE status = 'sealed' AND billed").await, 1);
+}
+
+/// Rule A3: actors beyond the bound leave with a clean state and come back with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a3_passivated_subscriptions_go_on_where_they_stood() {
+    let mut world = World::idle(json!({}), json!({})).await;
+    world.settings.active_subscriptions_max = 1;
+    world.run().await;
+    let mut others = Vec::new();
+    for _ in 0..5 {
+        others.push(world.subscribe().await);
+    }
+    for round in 0..10 {
+        for (number, (customer, subscription)) in others.iter().enumerate() {
+            let mut event = world.event(&format!("{round}-{number}"), "2", JANUARY);
+            event["customer_id"] = json!(customer);
+            event["subscription_id"] = json!(subscription);
+            world.accept(&[event]).await;
+        }
+        world.settle().await;
+    }
+    for (_, subscription) in others {
+        assert_eq!(world.totals_of(subscription, period_start()).await.0, "20");
+    }
+}
+
+/// Rule A4: an allowance that cannot be computed refuses the events that need it. Else: the checkpoint fails for ever, and
+/// with it the counting of everybody on the partition.
+#[tokio::test(flavor = "multi_thread")]
+async fn a4_an_allowance_out_of_range_stops_nobody_else() {
+    let mut world = World::idle(json!({}), json!({})).await;
+    world
+        .execute(
+            "UPDATE entity_version SET snapshot = jsonb_set(jsonb_set(snapshot, '{products,0,included_quantity}', '\"0.5\"'),
+                 '{products,0,included_quantity_per_unit}', 'true') WHERE entity_type = 'plan';
+             UPDATE subscription_item SET quantity = 0.000000000001",
+        )
+        .await;
+    world.run().await;
+    let (customer, subscription) = loop {
+        let (customer, subscription) = world.subscribe().await;
+        if domain::home::partition(customer, common::PARTITIONS) == world.home() {
+            break (customer, subscription);
+        }
+    };
+    let mut good = world.event("good", "7", JANUARY);
+    good["customer_id"] = json!(customer);
+    good["subscription_id"] = json!(subscription);
+    world.accept(&[world.event("bad", "3", JANUARY), good]).await;
+    world.settle().await;
+    assert_eq!(world.totals_of(subscription, period_start()).await.0, "7");
+    assert_eq!(world.count("SELECT count(*) FROM usage_rejection").await, 1);
+}
+
+/// Rule B3: an id that was counted through the log before is known to the next one. Else: whoever moves to another log
+/// counts every late repeat again.
+#[tokio::test(flavor = "multi_thread")]
+async fn b3_a_repeat_through_a_new_log_counts_once() {
+    let mut world = World::start().await;
+    world.accept(&[world.event("a", "10", JANUARY)]).await;
+    world.settle().await;
+    world.move_to_a_new_log().await;
+    world.accept(&[world.event("a", "10", JANUARY), world.event("b", "1", JANUARY)]).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.0, "11");
+}
+
+/// Promise 2: what a policy drops is announced.
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_that_a_policy_drops_is_announced_once() {
+    let mut world = World::idle(json!({"late_event_policy": "DROP"}), json!({})).await;
+    world.run().await;
+    world.accept(&[world.event("a", "10", JANUARY)]).await;
+    world.control(ControlKind::WindowSeal, "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z").await;
+    world.accept(&[world.event("late", "5", JANUARY)]).await;
+    world.settle().await;
+    world.restart(false).await;
+    world.settle().await;
+    assert_eq!(world.totals(at(FEBRUARY)).await.0, "0");
+    assert_eq!(world.count("SELECT count(*) FROM outbox WHERE event_type = 'usage_event.dropped'").await, 1);
+}
+
 /// Rule C3: thresholds are evaluated after each event of a batch.
 #[tokio::test(flavor = "multi_thread")]
 async fn c3_each_event_of_a_batch_is_compared_with_the_thresholds() {
@@ -268,6 +385,8 @@ async fn c3_each_event_of_a_batch_is_compared_with_the_thresholds() {
             .expect("breaches");
     let found: Vec<_> = breaches.iter().map(|(name, observed)| (name.as_str(), observed.to_string())).collect();
     assert_eq!(found, [("80", "85".to_owned()), ("100", "105".to_owned())]);
+    // Each is announced, once, although the batch was counted twice.
+    assert_eq!(world.count("SELECT count(*) FROM outbox WHERE event_type = 'meter.threshold_breached'").await, 2);
 }
 
 /// An amount that leaves the range of money refuses the event that causes it, and nothing else.

@@ -36,8 +36,8 @@ for_both_stores!(
     known_ids_are_found_with_their_position,
     rows_of_one_id_are_found_and_told_apart,
     ids_are_paged_by_position,
-    a_window_is_replayed_without_voids,
-    a_replay_goes_on_where_it_stopped,
+    c4_a_window_is_replayed_without_voids,
+    c4_a_replay_goes_on_where_it_stopped,
     lists_agree_with_a_model,
     pages_neither_skip_nor_repeat_while_rows_come_in,
     sums_agree_with_a_model,
@@ -227,7 +227,7 @@ async fn replay(bed: &Bed, window_start: Instant, after: Position, up_to: Positi
     bed.usage.replay(bed.people.subscriptions[0], window_start, after, up_to, limit).await.unwrap()
 }
 
-async fn a_window_is_replayed_without_voids(bed: Bed) {
+async fn c4_a_window_is_replayed_without_voids(bed: Bed) {
     let (may, june) = (instant("2026-05-01T00:00:00Z"), instant("2026-06-01T00:00:00Z"));
     let mut rows = bed.people.crowd(400);
     // Late: a timestamp of April that counts in May.
@@ -255,7 +255,7 @@ async fn a_window_is_replayed_without_voids(bed: Bed) {
     assert!(bed.usage.replay(nobody, may, Position::START, position(400), 10).await.unwrap().is_empty());
 }
 
-async fn a_replay_goes_on_where_it_stopped(bed: Bed) {
+async fn c4_a_replay_goes_on_where_it_stopped(bed: Bed) {
     let may = instant("2026-05-01T00:00:00Z");
     let rows: Vec<_> = (1..=100).map(|n| bed.people.event(n, may + TimeDelta::minutes(100 - n as i64))).collect();
     bed.write(&rows).await;

@@ -282,7 +282,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
     #[test]
-    fn running_totals_equal_rating_the_whole_list(
+    fn c1_running_totals_equal_rating_the_whole_list(
         function in prop::sample::select(&FUNCTIONS),
         model in prop::sample::select(&MODELS),
         multiplier in prop::sample::select(vec!["1", "0.001", "1000", "0.000277777778", "2.5"]),

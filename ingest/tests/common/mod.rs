@@ -152,6 +152,27 @@ impl World {
         std::fs::remove_dir_all(self.dir.path().join("dedup")).expect("the indexes are there");
     }
 
+    /// Goes on with a new, empty log, as when an operator moves to another one.
+    pub async fn move_to_a_new_log(&mut self) {
+        self.ingest.take().expect("ingest runs").stop().await;
+        std::fs::remove_dir_all(self.dir.path().join("log")).expect("the log is there");
+        self.reopen().await;
+    }
+
+    /// Ends the first subscription, as a cancellation does.
+    pub async fn end(&self, at: &str) {
+        let mut tx = self.store.begin("ending a subscription").await.expect("a transaction");
+        sqlx::query("UPDATE subscription SET ended_at = $2 WHERE id = $1")
+            .bind(self.subscription)
+            .bind(self::at(at))
+            .execute(tx.conn())
+            .await
+            .expect("an end");
+        tx.subscription_changed(self.scope.workspace_id, self.subscription);
+        tx.commit().await.expect("a commit");
+        self.snapshots.refresh().await.expect("a refresh");
+    }
+
     /// Opens the log again and starts ingest.
     pub async fn reopen(&mut self) {
         self.reopen_log().await;
@@ -167,7 +188,7 @@ impl World {
         self.door = Door::new(self.store.clone(), self.snapshots.clone(), self.log.clone());
     }
 
-    async fn execute(&self, sql: &str) {
+    pub async fn execute(&self, sql: &str) {
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(self.store.pool()).await.expect("a fixture");
     }
 

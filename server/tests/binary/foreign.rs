@@ -80,7 +80,7 @@ impl Producer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_foreign_producer_is_counted_once() {
+async fn a7_a_foreign_producer_is_counted_once() {
     let Some(program) = engines::testing::kcat() else { return };
     let Some(brokers) = engines::testing::kafka().await else { return };
     let site = Site::new().await;
