@@ -14,6 +14,8 @@ use tokio::time::{Instant, sleep};
 
 /// Time between two questions: what is measured is at most this much too long.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Longest rest between two events.
+const PHASE_MAX: Duration = Duration::from_millis(500);
 /// How long one event may take before the measurement gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Latencies are kept in microseconds up to this one.
@@ -42,6 +44,8 @@ impl Watcher {
         let mut seen = Histogram::new_with_max(LATENCY_MAX, 3).unwrap_or_else(|error| unreachable!("{error}"));
         let mut sent = 0;
         while !*ended.borrow() {
+            // At a moment of its own: right after the answer before would always be right after a checkpoint.
+            sleep(rand::random_range(Duration::ZERO..PHASE_MAX)).await;
             sent += 1;
             let begun = Instant::now();
             usage::send(&self.api, &[&self.event(sent)], PATIENCE).await?;

@@ -1,12 +1,13 @@
 //! Keeps compiled snapshots fresh: `LISTEN` with polling behind it (rule B6).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
 use domain::{Error, Result, SubscriptionId, WorkspaceId};
+use parking_lot::Mutex;
 use sqlx::Row;
 use store::{Store, StoreError};
 use tokio::sync::watch;
@@ -27,6 +28,9 @@ pub struct Snapshots {
     revision: watch::Sender<i64>,
     /// Revision of the database after the last read-through: what is at hand may be as new as that.
     loaded: AtomicI64,
+    /// Subscriptions that somebody waits for: whoever reads next reads them all. Thousands that are met for the first time
+    /// at once cost a few queries, not a queue of thousands.
+    wanted: Mutex<HashSet<SubscriptionId>>,
     /// One refresh at a time: revisions are applied in order.
     refreshing: tokio::sync::Mutex<()>,
 }
@@ -44,6 +48,7 @@ impl Snapshots {
             terms: quick_cache::sync::Cache::new(TERMS_MAX),
             revision: watch::Sender::new(revision),
             loaded: AtomicI64::new(revision),
+            wanted: Mutex::default(),
             refreshing: tokio::sync::Mutex::new(()),
         }))
     }
@@ -126,15 +131,30 @@ impl Snapshots {
         if missing.is_empty() {
             return Ok(found);
         }
+        self.wanted.lock().extend(&missing);
         let _guard = self.refreshing.lock().await;
+        // Whoever had the lock before may have read ours with its own.
+        missing.retain(|id| match self.terms.get(id) {
+            Some(terms) => {
+                found.insert(*id, terms);
+                false
+            }
+            None => true,
+        });
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        let mut wanted: HashSet<SubscriptionId> = std::mem::take(&mut *self.wanted.lock());
+        wanted.extend(&missing);
+        let wanted: Vec<SubscriptionId> = wanted.into_iter().collect();
         let mut conn = self.store.pool().acquire().await.context("reading subscription terms")?;
-        let loaded = SubscriptionTerms::load(&mut conn, &missing).await?;
+        let loaded = SubscriptionTerms::load(&mut conn, &wanted).await?;
         drop(conn);
         self.note_loaded().await?;
+        let loaded: HashMap<_, _> = loaded.into_iter().map(|(id, terms)| (id, Arc::new(terms))).collect();
+        found.extend(missing.iter().filter_map(|id| Some((*id, loaded.get(id)?.clone()))));
         for (id, terms) in loaded {
-            let terms = Arc::new(terms);
-            self.terms.insert(id, terms.clone());
-            found.insert(id, terms);
+            self.terms.insert(id, terms);
         }
         Ok(found)
     }
