@@ -119,6 +119,8 @@ async fn make_day(store: &Store, day: NaiveDate) -> Result<bool> {
     .await
     .context(OPERATION)?;
     if !may_make {
+        // Ended, not dropped: a transaction that is dropped holds the lock until its connection is used again.
+        tx.commit().await?;
         return Ok(false);
     }
     // Attached, not created in place: attaching lets others write to the other days meanwhile. Only digits enter the text.
