@@ -133,6 +133,22 @@ pub struct UnattributedWrite {
     pub value: Vec<u8>,
 }
 
+/// Code of usage that a policy drops without refusing it.
+pub const DROPPED: &str = "DROPPED";
+
+/// Usage that is not billed because a policy says so.
+#[derive(Clone, Debug)]
+pub struct Dropped {
+    /// Data space.
+    pub workspace_id: WorkspaceId,
+    /// Id that the event has or would have.
+    pub event_id: UsageEventId,
+    /// Stable code.
+    pub code: &'static str,
+    /// For people.
+    pub message: Cow<'static, str>,
+}
+
 /// What a partition has done since its last checkpoint.
 #[derive(Debug, Default)]
 pub struct Checkpoint {
@@ -146,8 +162,8 @@ pub struct Checkpoint {
     pub breaches: Vec<BreachWrite>,
     /// Refused events.
     pub rejections: Vec<RejectionWrite>,
-    /// Events that a policy dropped: of which workspace, which, and why.
-    pub dropped: Vec<(WorkspaceId, UsageEventId, Cow<'static, str>)>,
+    /// Events that a policy dropped.
+    pub dropped: Vec<Dropped>,
     /// Refused records without a workspace.
     pub unattributed: Vec<UnattributedWrite>,
 }
@@ -211,9 +227,7 @@ impl Ownership {
         write_accruals(&mut tx, &checkpoint.windows).await?;
         write_breaches(&mut tx, &checkpoint.breaches, now).await?;
         write_rejections(&mut tx, self.partition, &checkpoint.rejections, now).await?;
-        for (workspace_id, id, reason) in &checkpoint.dropped {
-            announce_dropped(&mut tx, *workspace_id, &[(*id, "DROPPED", reason.to_string())], now).await?;
-        }
+        announce_dropped(&mut tx, &checkpoint.dropped, now).await?;
         write_unattributed(&mut tx, self, &checkpoint.unattributed, now).await?;
         match tx.commit().await {
             Ok(()) => {}
@@ -512,26 +526,24 @@ async fn write_rejections(
     Ok(())
 }
 
-/// Writes `usage_event.dropped` for each: id, code and reason.
+/// Writes `usage_event.dropped` for each, in one statement.
 ///
 /// # Errors
 /// As every statement.
-pub async fn announce_dropped(
-    tx: &mut Tx,
-    workspace_id: WorkspaceId,
-    dropped: &[(UsageEventId, &str, String)],
-    now: Instant,
-) -> Result<()> {
+pub async fn announce_dropped(tx: &mut Tx, dropped: &[Dropped], now: Instant) -> Result<()> {
+    if dropped.is_empty() {
+        return Ok(());
+    }
     sqlx::query(
         "INSERT INTO outbox (id, workspace_id, event_type, entity_type, entity_id, payload, created_at)
-         SELECT gen_random_uuid(), $1, 'usage_event.dropped', 'usage_event', id,
+         SELECT gen_random_uuid(), workspace_id, 'usage_event.dropped', 'usage_event', id,
                 jsonb_build_object('code', code, 'message', message), $5
-         FROM unnest($2::uuid[], $3::text[], $4::text[]) AS d (id, code, message)",
+         FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[]) AS d (workspace_id, id, code, message)",
     )
-    .bind(workspace_id)
-    .bind(dropped.iter().map(|(id, ..)| id.0).collect::<Vec<_>>())
-    .bind(dropped.iter().map(|(_, code, _)| *code).collect::<Vec<_>>())
-    .bind(dropped.iter().map(|(.., message)| storable(message)).collect::<Vec<_>>())
+    .bind(dropped.iter().map(|one| one.workspace_id.0).collect::<Vec<_>>())
+    .bind(dropped.iter().map(|one| one.event_id.0).collect::<Vec<_>>())
+    .bind(dropped.iter().map(|one| one.code).collect::<Vec<_>>())
+    .bind(dropped.iter().map(|one| storable(&one.message)).collect::<Vec<_>>())
     .bind(now)
     .execute(tx.conn())
     .await

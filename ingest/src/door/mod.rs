@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 pub use judge::{Judged, Refused, judge};
 pub use wire::{NewEvent, Submission};
 
+use crate::checkpoint::{DROPPED, Dropped, announce_dropped};
 use crate::log::{Append, EventLog, LogError};
 use crate::record;
 
@@ -149,11 +150,15 @@ impl Door {
 
     /// Tells the workspace of usage that no price matches (usage.md R6): it is not billed, so it is not silent either.
     async fn announce_dropped(&self, scope: &Scope, judged: &[Judged]) -> Result<()> {
-        let dropped: Vec<(UsageEventId, &str, String)> = judged
+        let workspace_id = scope.workspace_id;
+        let of = |event_id: UsageEventId, code, message: String| {
+            Some(Dropped { workspace_id, event_id, code, message: message.into() })
+        };
+        let dropped: Vec<Dropped> = judged
             .iter()
             .filter_map(|one| match one {
-                Judged::Dropped { id, reason } => Some((*id, "DROPPED", reason.clone())),
-                Judged::Unmatched { id, error } => Some((*id, error.code(), error.to_string())),
+                Judged::Dropped { id, reason } => of(*id, DROPPED, reason.clone()),
+                Judged::Unmatched { id, error } => of(*id, error.code(), error.to_string()),
                 Judged::Good { .. } | Judged::Bad(_) => None,
             })
             .collect();
@@ -161,7 +166,7 @@ impl Door {
             return Ok(());
         }
         let mut tx = self.store.begin("announcing dropped usage").await?;
-        crate::checkpoint::announce_dropped(&mut tx, scope.workspace_id, &dropped, scope.now()).await?;
+        announce_dropped(&mut tx, &dropped, scope.now()).await?;
         tx.commit().await
     }
 

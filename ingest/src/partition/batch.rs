@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::decode::{Decoded, id_of_unreadable};
 use super::{Failure, Patience, State};
-use crate::checkpoint::{BreachWrite, Checkpoint, RejectionWrite, UnattributedWrite, WindowKey};
+use crate::checkpoint::{BreachWrite, Checkpoint, DROPPED, Dropped, RejectionWrite, UnattributedWrite, WindowKey};
 use crate::door::{self, Judged, NewEvent, wire};
 use crate::log::Append;
 use crate::record::{self, Control, ControlKind};
@@ -217,8 +217,8 @@ impl State {
                     }
                     Verdict::Dropped { reason } => {
                         dropped += 1;
-                        let event = &incoming.event;
-                        self.pending.dropped.push((event.workspace_id, event.id, reason));
+                        let (workspace_id, event_id) = (incoming.event.workspace_id, incoming.event.id);
+                        self.pending.dropped.push(Dropped { workspace_id, event_id, code: DROPPED, message: reason });
                     }
                 }
             }
@@ -325,7 +325,8 @@ impl State {
                     return Ok(Some(Incoming { event: *event, position, payload_hash, is_foreign: true }));
                 }
                 Judged::Dropped { id, reason } => {
-                    self.pending.dropped.push((scope.workspace_id, id, reason.into()));
+                    let (workspace_id, message) = (scope.workspace_id, reason.into());
+                    self.pending.dropped.push(Dropped { workspace_id, event_id: id, code: DROPPED, message });
                     return Ok(None);
                 }
                 Judged::Unmatched { error, .. } | Judged::Bad(error) => error,
