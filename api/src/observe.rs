@@ -99,11 +99,13 @@ fn is_outcome(outline: &Outline) -> bool {
 async fn remember(app: &App, key: &IdempotencyKey, answer: &StoredAnswer) -> domain::Result<()> {
     let mut tx = app.store.begin("store_refusal").await?;
     key.wait(&mut tx).await?;
-    if key.claim(&mut tx, domain::Clock::System.now()).await?.is_none() {
-        key.complete(&mut tx, answer).await?;
-        tx.commit().await?;
+    match key.claim(&mut tx, domain::Clock::System.now()).await {
+        Ok(None) => {
+            key.complete(&mut tx, answer).await?;
+            tx.commit().await
+        }
+        others => tx.rollback().await.and(others.map(drop)),
     }
-    Ok(())
 }
 
 fn render(app: &App, info: &RequestInfo, outline: &Outline) -> (Response, Vec<u8>) {

@@ -34,11 +34,19 @@ impl Write {
             let detail = "the first request with this idempotency key is still running";
             return Err(Error::conflict("IDEMPOTENCY_CONFLICT", detail).into());
         }
-        match key.claim(&mut tx, Clock::System.now()).await? {
-            Some(answer) => Err(Refusal::Replayed(answer)),
-            None => {
+        // The next repeat may come as soon as this one is answered: the key's lock must be free by then.
+        match key.claim(&mut tx, Clock::System.now()).await {
+            Ok(None) => {
                 let _ = ctx.info.idempotency.set(key.clone());
                 Ok(Self { tx, key: Some(key) })
+            }
+            Ok(Some(answer)) => {
+                tx.rollback().await?;
+                Err(Refusal::Replayed(answer))
+            }
+            Err(error) => {
+                tx.rollback().await?;
+                Err(error.into())
             }
         }
     }

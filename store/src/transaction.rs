@@ -168,6 +168,15 @@ impl Tx {
         PgTransactionManager::commit(&mut self.conn).await.context(self.name)
     }
 
+    /// Rolls back and waits for it, where a lock of the transaction must be free before the caller goes on: dropped, it
+    /// is rolled back a moment later.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn rollback(mut self) -> Result<()> {
+        PgTransactionManager::rollback(&mut self.conn).await.context(self.name)
+    }
+
     async fn number_revision(&mut self) -> Result<()> {
         let changes = std::mem::take(&mut self.catalog_changes);
         let revision: i64 =
