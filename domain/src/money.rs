@@ -52,6 +52,17 @@ impl Money {
         Self::round(amount, currency)
     }
 
+    /// An amount in minor units: cents, or whatever the currency's smallest booked unit is.
+    ///
+    /// # Errors
+    /// `OutOfRange` beyond 20 integer digits.
+    pub fn from_minor(minor: i128, currency: Currency) -> Result<Self, MoneyError> {
+        match Decimal::try_from_i128_with_scale(minor, currency.exponent()) {
+            Ok(amount) if amount.abs() < AMOUNT_MAX => Ok(Self { amount, currency }),
+            _ => Err(MoneyError::OutOfRange),
+        }
+    }
+
     /// Rounds a rated amount, half away from zero, at the currency's exponent (pricing-models.md).
     ///
     /// # Errors
@@ -98,8 +109,15 @@ impl Money {
         if self.currency != other.currency {
             return Err(MoneyError::CurrencyMismatch { left: self.currency, right: other.currency });
         }
-        // Exact: both have at most 20 integer and 4 fraction digits, within the 28 of a Decimal.
-        Self::round(self.amount + other.amount, self.currency)
+        // Exact, and at the same scale: both have at most 20 integer and 4 fraction digits, within the 28 of a Decimal.
+        let mut amount = self.amount + other.amount;
+        if amount.abs() >= AMOUNT_MAX {
+            return Err(MoneyError::OutOfRange);
+        }
+        if amount.is_zero() {
+            amount.set_sign_positive(true);
+        }
+        Ok(Self { amount, currency: self.currency })
     }
 
     /// The exact difference.
@@ -234,6 +252,21 @@ mod tests {
         for wrong in ["", "-", "1.", ".1", "1e3", "+1", "1,0", "١"] {
             assert_eq!(parse_decimal(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn minor_units_and_sums_are_exact() {
+        let jpy = Currency::parse("JPY").expect("known");
+        let minor = |minor, currency| Money::from_minor(minor, currency);
+        assert_eq!(minor(-1_234_567, Currency::EUR), Money::new(decimal("-12345.67"), Currency::EUR));
+        assert_eq!(minor(0, Currency::EUR).map(|m| m.to_string()).as_deref(), Ok("0.00 EUR"));
+        let largest = 10_i128.pow(20) - 1;
+        let most = minor(largest, jpy).expect("in range");
+        assert_eq!(minor(largest + 1, jpy), Err(MoneyError::OutOfRange));
+        assert_eq!(minor(i128::MIN, jpy), Err(MoneyError::OutOfRange));
+        assert_eq!(most.add(minor(1, jpy).expect("in range")), Err(MoneyError::OutOfRange));
+        assert_eq!(most.sub(most).map(|m| m.to_string()).as_deref(), Ok("0 JPY"));
+        assert_eq!(minor(-150, Currency::EUR).and_then(|m| m.add(m)), minor(-300, Currency::EUR));
     }
 
     #[test]

@@ -151,6 +151,9 @@ impl From<Quantity> for Exact {
 
 impl Ord for Exact {
     fn cmp(&self, other: &Self) -> Ordering {
+        if self.scale == other.scale {
+            return self.units.cmp(&other.units);
+        }
         let scale = self.scale.max(other.scale);
         match (self.at(scale), other.at(scale)) {
             (Some(a), Some(b)) => a.cmp(&b),

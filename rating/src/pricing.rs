@@ -166,7 +166,8 @@ impl CompiledPrice {
         let one = power_of_ten(scale)?;
         let narrow = units.checked_mul(step.rate).zip(step.flat.checked_mul(one)).and_then(|(a, b)| a.checked_add(b));
         if let Some(exact) = narrow {
-            let (quotient, remainder) = (exact / divisor, exact % divisor);
+            let quotient = exact / divisor;
+            let remainder = exact - quotient * divisor; // a second division would cost as much as everything else
             return Some(quotient + u128::from(remainder >= divisor - remainder));
         }
         div_half_up(U256::product(units, step.rate).checked_add(U256::product(step.flat, one))?, divisor)
@@ -191,8 +192,7 @@ impl CompiledPrice {
     /// Minor units as money.
     pub(crate) fn money(&self, minor: u128) -> Result<Money> {
         let minor = i128::try_from(minor).map_err(|_| AMOUNT)?;
-        let amount = Decimal::try_from_i128_with_scale(minor, self.exponent).map_err(|_| AMOUNT)?;
-        Money::new(amount, self.definition.currency).map_err(|_| AMOUNT)
+        Money::from_minor(minor, self.definition.currency).map_err(|_| AMOUNT)
     }
 
     fn tier_contribution(&self, index: usize, quantity: Exact) -> Result<TierContribution> {

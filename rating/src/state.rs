@@ -290,6 +290,19 @@ impl<'a> Reader<'a> {
     }
 
     fn unsigned(&mut self) -> Result<u128, StateError> {
+        // Most numbers are short: 64 bits are enough for the first nine bytes.
+        let mut value = 0_u64;
+        for (index, byte) in self.0.iter().take(9).enumerate() {
+            value |= u64::from(byte & 0x7f) << (7 * index);
+            if byte & 0x80 == 0 {
+                self.0 = &self.0[index + 1..];
+                return Ok(value.into());
+            }
+        }
+        self.unsigned_long()
+    }
+
+    fn unsigned_long(&mut self) -> Result<u128, StateError> {
         let mut value = 0_u128;
         for shift in (0..).step_by(7) {
             let byte = self.byte()?;

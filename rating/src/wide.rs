@@ -43,7 +43,8 @@ impl U256 {
     /// Quotient and remainder; `None` when the quotient needs more than 128 bits or the divisor is zero.
     pub(crate) fn div_rem(self, divisor: u128) -> Option<(u128, u128)> {
         if self.high == 0 {
-            return Some((self.low.checked_div(divisor)?, self.low % divisor));
+            let quotient = self.low.checked_div(divisor)?;
+            return Some((quotient, self.low - quotient * divisor));
         }
         if self.high >= divisor {
             return None;
