@@ -33,5 +33,8 @@ pub use words::*;
 /// An instant in UTC. Wire form: RFC 3339 with `Z`, at most microseconds.
 pub type Instant = chrono::DateTime<chrono::Utc>;
 
+/// A map of the hot paths: a seeded hash that is several times faster than the standard one on keys as short as ids.
+pub type FastMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::RandomState>;
+
 /// Metadata, custom fields and other free JSON maps.
 pub type JsonMap = serde_json::Map<String, serde_json::Value>;

@@ -154,7 +154,7 @@ pub struct Dropped {
 pub struct Checkpoint {
     /// First offset that is not counted with it.
     pub next_offset: u64,
-    /// Counted events, for a store that writes in this transaction.
+    /// Counted events.
     pub events: Vec<CountedEvent>,
     /// Changed windows.
     pub windows: Vec<WindowWrite>,
@@ -201,8 +201,7 @@ impl Ownership {
     /// that ever will be.
     #[must_use]
     pub fn counted_up_to(&self) -> Position {
-        // The position before the first of a log is above all of the logs before it.
-        Position::from_i64(self.log.position(self.next_offset).as_i64() - 1)
+        self.log.position(self.next_offset).before()
     }
 
     /// Writes a checkpoint. A COMMIT whose answer was lost is settled by reading the row.

@@ -1,6 +1,6 @@
 //! What ingest tells Prometheus. Each metric is declared once; labels are partitions and fixed words, never tenants.
 
-use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::log::Partition;
 
@@ -29,7 +29,49 @@ pub struct Metrics {
     pub actors: IntGaugeVec,
 }
 
+/// The metrics of one partition, with their label resolved once.
+#[derive(Clone, Debug)]
+pub struct PartitionMetrics {
+    /// See [`Metrics::counted`].
+    pub counted: IntCounter,
+    /// See [`Metrics::duplicated`].
+    pub duplicated: IntCounter,
+    /// See [`Metrics::rejected`].
+    pub rejected: IntCounter,
+    /// See [`Metrics::dropped`].
+    pub dropped: IntCounter,
+    /// See [`Metrics::unattributed`].
+    pub unattributed: IntCounter,
+    /// See [`Metrics::lag`].
+    pub lag: IntGauge,
+    /// See [`Metrics::checkpoint_age_ms`].
+    pub checkpoint_age_ms: IntGauge,
+    /// See [`Metrics::checkpoints`].
+    pub checkpoints: IntCounter,
+    /// See [`Metrics::actors`].
+    pub actors: IntGauge,
+}
+
 impl Metrics {
+    /// Those of one partition.
+    #[must_use]
+    pub fn of(&self, partition: Partition) -> PartitionMetrics {
+        let label = partition.to_string();
+        let counter = |metric: &IntCounterVec| metric.with_label_values(&[&label]);
+        let gauge = |metric: &IntGaugeVec| metric.with_label_values(&[&label]);
+        PartitionMetrics {
+            counted: counter(&self.counted),
+            duplicated: counter(&self.duplicated),
+            rejected: counter(&self.rejected),
+            dropped: counter(&self.dropped),
+            unattributed: counter(&self.unattributed),
+            lag: gauge(&self.lag),
+            checkpoint_age_ms: gauge(&self.checkpoint_age_ms),
+            checkpoints: counter(&self.checkpoints),
+            actors: gauge(&self.actors),
+        }
+    }
+
     /// Ends the gauges of a partition that was given up: its next owner shows them.
     pub fn forget(&self, partition: Partition) {
         let label = partition.to_string();

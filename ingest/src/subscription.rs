@@ -26,8 +26,8 @@ pub use rebuild::Rebuilt;
 /// An event that was read from the log and is no duplicate.
 #[derive(Debug)]
 pub struct Incoming {
-    /// The event.
-    pub event: UsageEvent,
+    /// The event; boxed, because it is handed on many times.
+    pub event: Box<UsageEvent>,
     /// Place of its record.
     pub position: Position,
     /// Hash of its content.

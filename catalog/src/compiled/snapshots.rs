@@ -1,12 +1,12 @@
 //! Keeps compiled snapshots fresh: `LISTEN` with polling behind it (rule B6).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
-use domain::{Error, Result, SubscriptionId, WorkspaceId};
+use domain::{Error, FastMap, Result, SubscriptionId, WorkspaceId};
 use parking_lot::Mutex;
 use sqlx::Row;
 use store::{Store, StoreError};
@@ -119,8 +119,9 @@ impl Snapshots {
     pub async fn terms_of_many(
         &self,
         ids: &[SubscriptionId],
-    ) -> Result<HashMap<SubscriptionId, Arc<SubscriptionTerms>>> {
-        let mut found = HashMap::with_capacity(ids.len());
+    ) -> Result<FastMap<SubscriptionId, Arc<SubscriptionTerms>>> {
+        let mut found = FastMap::default();
+        found.reserve(ids.len());
         let mut missing = Vec::new();
         for id in ids {
             match self.terms.get(id) {
@@ -151,7 +152,7 @@ impl Snapshots {
         let loaded = SubscriptionTerms::load(&mut conn, &wanted).await?;
         drop(conn);
         self.note_loaded().await?;
-        let loaded: HashMap<_, _> = loaded.into_iter().map(|(id, terms)| (id, Arc::new(terms))).collect();
+        let loaded: FastMap<_, _> = loaded.into_iter().map(|(id, terms)| (id, Arc::new(terms))).collect();
         found.extend(missing.iter().filter_map(|id| Some((*id, loaded.get(id)?.clone()))));
         for (id, terms) in loaded {
             self.terms.insert(id, terms);

@@ -5,11 +5,10 @@ pub mod cloud_events;
 mod judge;
 pub mod wire;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use catalog::compiled::{Snapshots, SubscriptionTerms, WorkspaceCatalog};
-use domain::{Error, Result, Scope, SubscriptionId, UsageEventId};
+use domain::{Error, FastMap, Result, Scope, SubscriptionId, UsageEventId};
 use store::Store;
 use tokio::sync::Semaphore;
 
@@ -49,7 +48,7 @@ pub struct Door {
 struct Basis {
     revision: i64,
     catalog: Arc<WorkspaceCatalog>,
-    terms: HashMap<SubscriptionId, Arc<SubscriptionTerms>>,
+    terms: FastMap<SubscriptionId, Arc<SubscriptionTerms>>,
 }
 
 /// Events in flight to the log before the door answers 503.
@@ -93,7 +92,7 @@ impl Door {
 
     async fn judge_all(&self, scope: &Scope, events: Vec<Result<NewEvent>>) -> Result<Vec<Judged>> {
         let basis = self.basis(scope, events.iter().flatten()).await?;
-        let mut first_of_key: HashMap<UsageEventId, u64> = HashMap::with_capacity(events.len());
+        let mut first_of_key = FastMap::default();
         let mut judged = Vec::with_capacity(events.len());
         let mut refused = Vec::new();
         for event in events {
@@ -202,7 +201,7 @@ impl Door {
 }
 
 /// Two events of one batch with the same key and different content: the first stands (usage.md 3.1).
-fn refuse_conflict(first_of_key: &mut HashMap<UsageEventId, u64>, judged: Judged) -> Judged {
+fn refuse_conflict(first_of_key: &mut FastMap<UsageEventId, u64>, judged: Judged) -> Judged {
     let Judged::Good { event, home } = judged else { return judged };
     let hash = event.payload_hash();
     match *first_of_key.entry(event.id).or_insert(hash) {

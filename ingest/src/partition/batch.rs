@@ -3,16 +3,16 @@
 //! Ids are looked up before the subscription actors judge, so that a repeat of a counted event is a silent duplicate even
 //! when the catalog has moved on; only a counted event occupies its id (rule B2), so a mended one is judged anew.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use catalog::compiled::SubscriptionTerms;
-use domain::{BreachId, Error, Position, Scope, SubscriptionId, UsageEvent, UsageEventId};
+use domain::{BreachId, Error, FastMap, Position, Scope, SubscriptionId, UsageEvent, UsageEventId};
 use tokio::sync::mpsc;
 use tokio::time::Instant as Moment;
 use uuid::Uuid;
 
 use super::decode::{Decoded, id_of_unreadable};
+use super::routing::Catalogs;
 use super::{Failure, Patience, State};
 use crate::checkpoint::{BreachWrite, Checkpoint, DROPPED, Dropped, RejectionWrite, UnattributedWrite, WindowKey};
 use crate::door::{self, Judged, NewEvent, wire};
@@ -42,14 +42,16 @@ impl State {
         let Some(last) = records.last().map(Decoded::position) else { return Ok(false) };
         self.batches += 1;
         let mut events: Vec<Incoming> = Vec::with_capacity(records.len());
-        let mut seen: HashMap<UsageEventId, u64> = HashMap::with_capacity(records.len());
+        let mut seen: FastMap<UsageEventId, u64> = FastMap::default();
+        seen.reserve(records.len());
+        self.is_behind = records.len() >= self.shared.settings.batch_records_max;
         let mut controls: Vec<(Position, Control)> = Vec::new();
         let mut is_forced = false;
         for record in records {
             let position = record.position();
             let incoming = match record {
                 Decoded::Usage { position, payload_hash, event } => {
-                    Some(Incoming { event: *event, position, payload_hash, is_foreign: false })
+                    Some(Incoming { event, position, payload_hash, is_foreign: false })
                 }
                 Decoded::Foreign { .. } => self.admit(record).await?,
                 Decoded::Control { control, .. } => {
@@ -85,7 +87,9 @@ impl State {
 
     /// Counts events of which no two have one id and different content.
     async fn count(&mut self, events: Vec<Incoming>) -> Result<(), Failure> {
-        let Some(last) = events.last().map(|incoming| incoming.position) else { return Ok(()) };
+        if events.is_empty() {
+            return Ok(());
+        }
         self.reach(events.iter().map(|incoming| incoming.event.catalog_revision).max().unwrap_or(0)).await?;
         let terms = self.terms_of(&subscriptions_of(&events)).await?;
         let known = self.known(&events, &terms).await?;
@@ -93,7 +97,7 @@ impl State {
         let groups = self.group(fresh, &terms).await?;
         let answers = self.ask(groups, &terms).await?;
         let rows = self.record(answers, copies);
-        self.store(rows, last).await
+        self.keep(rows).await
     }
 
     /// Waits for the catalog that the events were accepted under (rule B6).
@@ -109,11 +113,12 @@ impl State {
     fn sort_out(
         &mut self,
         events: Vec<Incoming>,
-        known: &HashMap<UsageEventId, CountedId>,
-    ) -> (Vec<Incoming>, HashMap<UsageEventId, Copies>) {
-        let mut first: HashMap<UsageEventId, bool> = HashMap::with_capacity(events.len());
+        known: &FastMap<UsageEventId, CountedId>,
+    ) -> (Vec<Incoming>, FastMap<UsageEventId, Copies>) {
+        let mut first: FastMap<UsageEventId, ()> = FastMap::default();
+        first.reserve(events.len());
         let mut fresh = Vec::with_capacity(events.len());
-        let mut copies: HashMap<UsageEventId, Copies> = HashMap::new();
+        let mut copies: FastMap<UsageEventId, Copies> = FastMap::default();
         for incoming in events {
             let id = incoming.event.id;
             match known.get(&id).filter(|counted| counted.position < incoming.position) {
@@ -122,7 +127,7 @@ impl State {
                     let message = "the key was accepted earlier with other content; the first event counts";
                     self.reject_event(&incoming, "IDEMPOTENCY_CONFLICT", message.into());
                 }
-                None if first.insert(id, true).is_some() => copies.entry(id).or_default().push(incoming),
+                None if first.insert(id, ()).is_some() => copies.entry(id).or_default().push(incoming),
                 None => fresh.push(incoming),
             }
         }
@@ -131,7 +136,7 @@ impl State {
 
     /// By subscription, in order; what belongs to no subscription is refused, what has another home goes there (rule A5).
     async fn group(&mut self, events: Vec<Incoming>, terms: &TermsOf) -> Result<Groups, Failure> {
-        let mut groups: Groups = HashMap::new();
+        let mut groups = Groups::default();
         for incoming in events {
             groups.entry(incoming.event.subscription_id).or_default().push(incoming);
         }
@@ -182,9 +187,10 @@ impl State {
         self.route(&ids).await?;
         let (reply, mut answers) = mpsc::unbounded_channel();
         let asked = groups.len();
+        let mut catalogs = Catalogs::default();
         for (id, events) in groups {
             let terms = terms.get(&id).ok_or(Failure::ActorLost)?.clone();
-            let catalog = self.catalog_of(terms.workspace_id).await?;
+            let catalog = self.catalog_once(&mut catalogs, terms.workspace_id).await?;
             self.dirty.insert(id, terms.workspace_id);
             self.tell(id, SubscriptionMsg::Count { catalog, terms, events, reply: reply.clone() })?;
         }
@@ -197,7 +203,7 @@ impl State {
     }
 
     /// Turns verdicts into what the checkpoint writes; the counted events are the answer, in order of position.
-    fn record(&mut self, answers: Vec<Answer>, mut copies: HashMap<UsageEventId, Copies>) -> Vec<CountedEvent> {
+    fn record(&mut self, answers: Vec<Answer>, mut copies: FastMap<UsageEventId, Copies>) -> Vec<CountedEvent> {
         let mut rows = Vec::new();
         let (mut counted, mut dropped) = (0, 0);
         for Answer { verdicts, terms } in answers {
@@ -223,9 +229,8 @@ impl State {
                 }
             }
         }
-        let label = self.owner.partition.to_string();
-        self.shared.metrics.counted.with_label_values(&[&label]).inc_by(counted);
-        self.shared.metrics.dropped.with_label_values(&[&label]).inc_by(dropped);
+        self.metrics.counted.inc_by(counted);
+        self.metrics.dropped.inc_by(dropped);
         rows.sort_unstable_by_key(|row: &CountedEvent| row.position);
         rows
     }
@@ -262,7 +267,7 @@ impl State {
     }
 
     fn metric_duplicate(&self) {
-        self.shared.metrics.duplicated.with_label_values(&[&self.owner.partition.to_string()]).inc();
+        self.metrics.duplicated.inc();
     }
 
     /// Keeps an event with its reason.
@@ -280,12 +285,12 @@ impl State {
     }
 
     pub(super) fn keep_rejection(&mut self, rejection: RejectionWrite) {
-        self.shared.metrics.rejected.with_label_values(&[&self.owner.partition.to_string()]).inc();
+        self.metrics.rejected.inc();
         self.pending.rejections.push(rejection);
     }
 
     fn keep_unattributed(&mut self, position: Position, code: &'static str, message: String, payload: &[u8]) {
-        self.shared.metrics.unattributed.with_label_values(&[&self.owner.partition.to_string()]).inc();
+        self.metrics.unattributed.inc();
         tracing::warn!(
             partition = self.owner.partition,
             offset = position.offset(),
@@ -322,7 +327,7 @@ impl State {
             Ok(event) => match self.judge_foreign(&scope, event).await? {
                 Judged::Good { event, .. } => {
                     let payload_hash = event.payload_hash();
-                    return Ok(Some(Incoming { event: *event, position, payload_hash, is_foreign: true }));
+                    return Ok(Some(Incoming { event, position, payload_hash, is_foreign: true }));
                 }
                 Judged::Dropped { id, reason } => {
                     let (workspace_id, message) = (scope.workspace_id, reason.into());
@@ -449,5 +454,5 @@ fn subscriptions_of(events: &[Incoming]) -> Vec<SubscriptionId> {
     ids
 }
 
-type Groups = HashMap<SubscriptionId, Vec<Incoming>>;
-pub(super) type TermsOf = HashMap<SubscriptionId, Arc<SubscriptionTerms>>;
+type Groups = FastMap<SubscriptionId, Vec<Incoming>>;
+pub(super) type TermsOf = FastMap<SubscriptionId, Arc<SubscriptionTerms>>;

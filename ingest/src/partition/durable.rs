@@ -1,9 +1,8 @@
 //! What a partition knows of counted ids: the deduplication index, and what it lacks (rules B2 to B4).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use domain::{Error, Instant, Position, Result, UsageEvent, UsageEventId};
+use domain::{Error, FastMap, Instant, Position, Result, UsageEvent, UsageEventId};
 
 use super::batch::TermsOf;
 use super::{Failure, Patience, Shared, State};
@@ -81,7 +80,7 @@ impl State {
         &mut self,
         events: &[Incoming],
         terms: &TermsOf,
-    ) -> Result<HashMap<UsageEventId, CountedId>, Failure> {
+    ) -> Result<FastMap<UsageEventId, CountedId>, Failure> {
         let ids: Vec<UsageEventId> = events.iter().map(|incoming| incoming.event.id).collect();
         let index = self.index.clone();
         let (ids, found) = tokio::task::spawn_blocking(move || {
@@ -91,7 +90,7 @@ impl State {
         .await
         .map_err(|error| Error::internal("the deduplication index", error))?;
         let found = found.map_err(translate)?;
-        let mut known = HashMap::new();
+        let mut known = FastMap::default();
         let mut doubtful = Vec::new();
         let oldest = self.shared.clock.now() - self.shared.settings.dedup_horizon.min(self.index.horizon());
         // Rule B4. A test clock's time says nothing about when an event was counted.
@@ -101,7 +100,7 @@ impl State {
                 || terms.get(&event.subscription_id).is_some_and(|terms| terms.test_clock_id.is_some())
         };
         for ((incoming, id), found) in events.iter().zip(ids).zip(found) {
-            match found {
+            match self.uncommitted.get(&id).copied().or(found) {
                 Some(counted) => drop(known.insert(id, counted)),
                 None if self.fill.is_some() || has_forgotten && may_be_old(&incoming.event) => doubtful.push(id),
                 None => {}
@@ -115,33 +114,40 @@ impl State {
                     Err(error) => patience.wait(&self.given_up, "looking for counted ids", error).await?,
                 }
             };
-            // Rows of the batches since the last checkpoint are in the index, not yet in every store.
             known.extend(found);
         }
         Ok(known)
     }
 
-    /// Makes counted events durable and their ids known, in this order (rule B1).
-    pub(super) async fn store(&mut self, rows: Vec<CountedEvent>, last: Position) -> Result<(), Failure> {
-        let partition = self.owner.partition;
-        let mut patience = Patience::default();
-        while let Err(error) = self.shared.usage.append(partition, &rows).await {
-            patience.wait(&self.given_up, "appending to the usage store", error).await?;
-        }
-        let now = self.shared.clock.now();
+    /// Keeps counted events for the checkpoint.
+    pub(super) async fn keep(&mut self, rows: Vec<CountedEvent>) -> Result<(), Failure> {
         if let Some(fill) = &mut self.fill
             && fill.advance(&self.shared, &self.owner, &self.index).await?
         {
             self.fill = None;
         }
-        let entries: Vec<_> = rows
-            .iter()
-            .map(|row| (row.event.id, CountedId { position: row.position, payload_hash: row.payload_hash }))
-            .collect();
-        // The index must not claim what the fill has not brought yet.
-        let high_water = self.fill.as_ref().map_or(last, |fill| fill.reached);
-        insert(&self.index, entries, high_water, now).await?;
+        self.uncommitted.extend(rows.iter().map(id_of));
         self.pending.events.extend(rows);
         Ok(())
     }
+
+    /// Makes the events of a checkpoint durable and their ids known, in this order (rule B1). Both at once for all its
+    /// batches: the fewer and larger the writes, the less each event costs.
+    pub(super) async fn store(&mut self) -> Result<(), Failure> {
+        let mut patience = Patience::default();
+        while let Err(error) = self.shared.usage.append(self.owner.partition, &self.pending.events).await {
+            patience.wait(&self.given_up, "appending to the usage store", error).await?;
+        }
+        let reached = self.owner.log.position(self.pending.next_offset).before();
+        // The index must not claim what the fill has not brought yet.
+        let high_water = self.fill.as_ref().map_or(reached, |fill| fill.reached);
+        let entries = self.pending.events.iter().map(id_of).collect();
+        insert(&self.index, entries, high_water, self.shared.clock.now()).await?;
+        self.uncommitted.clear();
+        Ok(())
+    }
+}
+
+fn id_of(row: &CountedEvent) -> (UsageEventId, CountedId) {
+    (row.event.id, CountedId { position: row.position, payload_hash: row.payload_hash })
 }

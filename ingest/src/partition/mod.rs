@@ -11,13 +11,12 @@ mod durable;
 mod routing;
 mod twins;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use catalog::compiled::Snapshots;
-use domain::{Clock, SubscriptionId};
+use domain::{Clock, FastMap, SubscriptionId, UsageEventId};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use store::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -26,8 +25,8 @@ use tokio::time::Instant as Moment;
 use crate::checkpoint::{Checkpoint, Ownership, Written};
 use crate::dedup::DedupIndex;
 use crate::log::{EventLog, LogError, Partition};
-use crate::metrics::Metrics;
-use crate::usage::UsageStore;
+use crate::metrics::{Metrics, PartitionMetrics};
+use crate::usage::{CountedId, UsageStore};
 use decode::Decoded;
 pub use decode::Secrets;
 use durable::Fill;
@@ -42,7 +41,10 @@ pub struct Settings {
     pub checkpoint_interval: Duration,
     /// Changed subscriptions that force a checkpoint.
     pub checkpoint_subscriptions_max: usize,
-    /// Counted events that force a checkpoint, where the store writes with it.
+    /// While a partition is behind, the two bounds above are so many times as large: what waited long waits a little
+    /// longer, and a subscription's state is written once for more of its events.
+    pub checkpoint_catch_up: u32,
+    /// Counted events that force a checkpoint.
     pub checkpoint_events_max: usize,
     /// Subscription actors per partition; beyond it the least recently used clean ones are passivated.
     pub active_subscriptions_max: usize,
@@ -58,6 +60,7 @@ impl Default for Settings {
             batch_records_max: 4_096,
             checkpoint_interval: Duration::from_millis(500),
             checkpoint_subscriptions_max: 2_000,
+            checkpoint_catch_up: 3,
             checkpoint_events_max: 50_000,
             active_subscriptions_max: 200_000,
             dedup_horizon: chrono::TimeDelta::days(40),
@@ -144,9 +147,14 @@ pub struct State {
     owner: Ownership,
     index: Arc<DedupIndex>,
     fill: Option<Fill>,
-    actors: HashMap<SubscriptionId, Routed>,
-    dirty: HashMap<SubscriptionId, domain::WorkspaceId>,
+    actors: FastMap<SubscriptionId, Routed>,
+    dirty: FastMap<SubscriptionId, domain::WorkspaceId>,
     pending: Checkpoint,
+    /// Ids of the events in `pending`: the index learns of them after the usage store (rule B1).
+    uncommitted: FastMap<UsageEventId, CountedId>,
+    /// Whether the last batch was full, so that more waits in the log.
+    is_behind: bool,
+    metrics: PartitionMetrics,
     /// When the oldest change that waits for a checkpoint was made.
     waiting_since: Option<Moment>,
     batches: u64,
@@ -189,15 +197,18 @@ impl Actor for PartitionActor {
         let pending = Checkpoint { next_offset: owner.next_offset, ..Checkpoint::default() };
         tracing::info!(partition, epoch = owner.epoch, offset = owner.next_offset, "took a partition");
         Ok(State {
+            metrics: shared.metrics.of(partition),
             shared,
             given_up,
             myself,
             owner,
             index,
             fill,
-            actors: HashMap::new(),
-            dirty: HashMap::new(),
+            actors: FastMap::default(),
+            dirty: FastMap::default(),
             pending,
+            uncommitted: FastMap::default(),
+            is_behind: false,
             waiting_since: None,
             batches: 0,
             last_lag: Moment::now(),
@@ -323,9 +334,10 @@ impl State {
 
     fn is_checkpoint_due(&self) -> bool {
         let settings = &self.shared.settings;
-        self.dirty.len() >= settings.checkpoint_subscriptions_max
+        let times = if self.is_behind { settings.checkpoint_catch_up } else { 1 };
+        self.dirty.len() >= settings.checkpoint_subscriptions_max * times as usize
             || self.pending.events.len() >= settings.checkpoint_events_max
-            || self.waiting_since.is_some_and(|since| since.elapsed() >= settings.checkpoint_interval)
+            || self.waiting_since.is_some_and(|since| since.elapsed() >= settings.checkpoint_interval * times)
     }
 
     /// Writes what has been counted; insists while the database is away (rule A4).
@@ -334,6 +346,7 @@ impl State {
             self.waiting_since = None;
             return Ok(());
         }
+        self.store().await?;
         let mut windows = self.snapshot_dirty().await?;
         self.pending.windows.append(&mut windows);
         let mut patience = Patience::default();
@@ -349,27 +362,25 @@ impl State {
         }
         self.pending = Checkpoint { next_offset: self.owner.next_offset, ..Checkpoint::default() };
         self.waiting_since = None;
-        let label = self.owner.partition.to_string();
-        self.shared.metrics.checkpoints.with_label_values(&[&label]).inc();
+        self.metrics.checkpoints.inc();
         self.shared.log.passed(self.owner.partition, self.owner.next_offset).await;
         self.passivate();
         Ok(())
     }
 
     async fn observe(&mut self) {
-        let label = self.owner.partition.to_string();
         let age = self.waiting_since.map_or(0, |since| i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX));
-        self.shared.metrics.checkpoint_age_ms.with_label_values(&[&label]).set(age);
+        self.metrics.checkpoint_age_ms.set(age);
         if self.last_lag.elapsed() < LAG_INTERVAL {
             return;
         }
         self.last_lag = Moment::now();
         if let Ok(end) = self.shared.log.end(self.owner.partition).await {
             let lag = i64::try_from(end.saturating_sub(self.owner.next_offset)).unwrap_or(i64::MAX);
-            self.shared.metrics.lag.with_label_values(&[&label]).set(lag);
+            self.metrics.lag.set(lag);
         }
         let actors = i64::try_from(self.actors.len()).unwrap_or(i64::MAX);
-        self.shared.metrics.actors.with_label_values(&[&label]).set(actors);
+        self.metrics.actors.set(actors);
     }
 }
 

@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use catalog::compiled::{StoredWindow, SubscriptionTerms, WindowQuery, WorkspaceCatalog};
-use domain::{Instant, SubscriptionId, WorkspaceId};
+use catalog::compiled::{StoredWindow, WindowQuery, WorkspaceCatalog};
+use domain::{FastMap, Instant, SubscriptionId, WorkspaceId};
+use futures::future::try_join_all;
 use ractor::{Actor, ActorRef};
 use sqlx::Row;
 use store::StoreError;
 use tokio::sync::mpsc;
 
+use super::batch::TermsOf;
 use super::{Failure, Patience, Shared, State};
 use crate::checkpoint::WindowWrite;
 use crate::subscription::{Initial, SubscriptionActor, SubscriptionMsg, WindowSlot};
@@ -22,6 +24,9 @@ pub struct Routed {
     /// Number of the batch that used it last.
     pub last_batch: u64,
 }
+
+/// Catalogs of the workspaces that a batch or a checkpoint touches.
+pub(super) type Catalogs = FastMap<WorkspaceId, Arc<WorkspaceCatalog>>;
 
 impl State {
     /// Makes sure that these subscriptions have actors: states of missing ones are loaded in one query (P5).
@@ -44,13 +49,14 @@ impl State {
                 Err(error) => patience.wait(&self.given_up, "loading usage windows", error).await?,
             }
         };
-        for id in missing {
-            let windows = initial.remove(&id).unwrap_or_default();
-            let spawned =
-                SubscriptionActor::spawn_linked(None, SubscriptionActor, windows, self.myself.get_cell()).await;
-            let (actor, _) = spawned.map_err(|_| Failure::ActorLost)?;
-            self.actors.insert(id, Routed { actor, last_batch: self.batches });
-        }
+        // Together: each start waits for a task of its own.
+        let spawned = try_join_all(missing.iter().map(|id| {
+            let windows = initial.remove(id).unwrap_or_default();
+            SubscriptionActor::spawn_linked(None, SubscriptionActor, windows, self.myself.get_cell())
+        }));
+        let spawned = spawned.await.map_err(|_| Failure::ActorLost)?;
+        let routed = spawned.into_iter().map(|(actor, _)| Routed { actor, last_batch: self.batches });
+        self.actors.extend(missing.into_iter().zip(routed));
         Ok(())
     }
 
@@ -66,9 +72,10 @@ impl State {
         let terms = self.terms_of(&ids).await?;
         let (reply, mut answers) = mpsc::unbounded_channel();
         let mut asked = 0;
+        let mut catalogs = Catalogs::default();
         for (id, workspace_id) in &self.dirty {
             let Some(terms) = terms.get(id) else { return Err(Failure::ActorLost) };
-            let catalog = self.catalog_of(*workspace_id).await?;
+            let catalog = self.catalog_once(&mut catalogs, *workspace_id).await?;
             self.tell(*id, SubscriptionMsg::Snapshot { catalog, terms: terms.clone(), reply: reply.clone() })?;
             asked += 1;
         }
@@ -106,10 +113,7 @@ impl State {
         }
     }
 
-    pub(super) async fn terms_of(
-        &self,
-        ids: &[SubscriptionId],
-    ) -> Result<HashMap<SubscriptionId, Arc<SubscriptionTerms>>, Failure> {
+    pub(super) async fn terms_of(&self, ids: &[SubscriptionId]) -> Result<TermsOf, Failure> {
         let mut patience = Patience::default();
         loop {
             match self.shared.snapshots.terms_of_many(ids).await {
@@ -117,6 +121,20 @@ impl State {
                 Err(error) => patience.wait(&self.given_up, "reading subscription terms", error).await?,
             }
         }
+    }
+
+    /// The catalog of a workspace, looked up once for all subscriptions of a batch or a checkpoint.
+    pub(super) async fn catalog_once(
+        &self,
+        catalogs: &mut Catalogs,
+        workspace_id: WorkspaceId,
+    ) -> Result<Arc<WorkspaceCatalog>, Failure> {
+        if let Some(catalog) = catalogs.get(&workspace_id) {
+            return Ok(catalog.clone());
+        }
+        let catalog = self.catalog_of(workspace_id).await?;
+        catalogs.insert(workspace_id, catalog.clone());
+        Ok(catalog)
     }
 
     pub(super) async fn catalog_of(&self, workspace_id: WorkspaceId) -> Result<Arc<WorkspaceCatalog>, Failure> {

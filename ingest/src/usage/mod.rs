@@ -28,7 +28,7 @@ use crate::log::Partition;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CountedEvent {
     /// The event.
-    pub event: UsageEvent,
+    pub event: Box<UsageEvent>,
     /// Window in which it is counted; not the one of its timestamp when it is late.
     pub window_start: Instant,
     /// Whether its own window was sealed before it came.

@@ -46,7 +46,7 @@ pub(super) async fn ids_between(
         if step.is_empty() && step_end < up_to {
             // A gap, for instance to the next log: jump over it.
             match reader.first_in(partition, step_end, up_to).await? {
-                Some(first) => after = Position::from_i64(first.as_i64() - 1),
+                Some(first) => after = first.before(),
                 None => break,
             }
         } else {

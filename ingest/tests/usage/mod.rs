@@ -308,7 +308,8 @@ impl People {
 }
 
 /// Counted at an offset of the first log, in the window of its month.
-pub fn counted(event: UsageEvent, offset: u64) -> CountedEvent {
+pub fn counted(event: impl Into<Box<UsageEvent>>, offset: u64) -> CountedEvent {
+    let event = event.into();
     CountedEvent {
         window_start: instant(&event.timestamp.format("%Y-%m-01T00:00:00Z").to_string()),
         late: false,

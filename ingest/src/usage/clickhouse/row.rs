@@ -72,7 +72,7 @@ impl EventRow {
             partition: Partition::from(self.partition),
             position: Position::from_i64(self.position),
             payload_hash: self.payload_hash,
-            event: UsageEvent {
+            event: Box::new(UsageEvent {
                 id: UsageEventId(self.id),
                 workspace_id: WorkspaceId(self.workspace_id),
                 customer_id: CustomerId(self.customer_id),
@@ -91,7 +91,7 @@ impl EventRow {
                 pricing_vars: vars::from_json(&self.pricing_vars)?,
                 accepted_at: instant(self.ingested_at, "ingested_at")?,
                 catalog_revision: 0,
-            },
+            }),
         })
     }
 }

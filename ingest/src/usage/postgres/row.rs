@@ -68,7 +68,7 @@ impl EventRow {
             partition: Partition::try_from(self.partition).map_err(damaged)?,
             position: Position::from_i64(self.position),
             payload_hash: self.payload_hash.cast_unsigned(),
-            event: UsageEvent {
+            event: Box::new(UsageEvent {
                 id: self.id,
                 workspace_id: self.workspace_id,
                 customer_id: self.customer_id,
@@ -87,7 +87,7 @@ impl EventRow {
                 pricing_vars: vars::from_json(self.pricing_vars.as_deref().unwrap_or_default())?,
                 accepted_at: self.ingested_at,
                 catalog_revision: 0,
-            },
+            }),
         })
     }
 }
