@@ -1,5 +1,6 @@
 //! What every handler shares.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,9 +102,14 @@ pub struct Engine {
     pub billing: billing::Billing,
 }
 
-/// State of the router. Public and plain: `server` fills it.
+/// State of the router, shared by all requests; every one of them takes a copy.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<Parts>);
+
+/// What the state holds. Public and plain: `server` fills it before it serves; a change later is seen by the changed
+/// copy alone.
+#[derive(Clone)]
+pub struct Parts {
     /// PostgreSQL.
     pub store: Store,
     /// The operator's choices.
@@ -122,11 +128,24 @@ pub struct App {
     pub engine: Option<Engine>,
 }
 
+impl Deref for App {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl DerefMut for App {
+    fn deref_mut(&mut self) -> &mut Parts {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
 impl App {
     /// With this database as its only dependency, and metrics in `registry`.
     #[must_use]
     pub fn new(store: Store, settings: Settings, registry: prometheus::Registry) -> Self {
-        Self {
+        Self(Arc::new(Parts {
             authenticator: Authenticator::new(store.clone()),
             limiter: Arc::default(),
             http_metrics: HttpMetrics::registered(&registry),
@@ -135,7 +154,7 @@ impl App {
             engine: None,
             registry,
             store,
-        }
+        }))
     }
 
     /// Ingest.

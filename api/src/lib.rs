@@ -23,7 +23,7 @@ pub mod testing;
 pub mod write;
 
 pub use answer::{Data, PageOf};
-pub use app::{App, Dependency, Settings};
+pub use app::{App, Dependency, Parts, Settings};
 pub use ctx::{Ctx, IngestCtx};
 pub use document::{document, health_router, router};
 pub use refusal::{Answer, Refusal};

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant as Moment};
 
 use bytes::Bytes;
 use domain::clock::Clock;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -16,6 +17,10 @@ use super::meta::{segment_path, sync_dir};
 use super::recovery::Active;
 use super::segment::{CHUNK_BODY_MAX, CHUNK_HEADER, ChunkHeader, RECORD_HEADER, SegmentHeader, aligned};
 use super::shared::{ChunkRef, Outcomes, Request, Segment, Shared, Spare, View};
+
+/// A busy log begins a group at most this often: the sync, the waking of the writer and of those who wait are shared by
+/// what has come meanwhile. A log that has rested for so long waits for nobody.
+const GROUP_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The writer's own state.
 pub(super) struct Writer {
@@ -30,6 +35,8 @@ pub(super) struct Writer {
     unsynced: Vec<Unsynced>,
     /// Records of the present group, by partition: reused from group to group.
     sorted: Vec<VecDeque<Placed>>,
+    /// When the last group began.
+    began: Option<Moment>,
 }
 
 struct Unsynced {
@@ -54,7 +61,7 @@ struct Waiting {
 impl Writer {
     pub fn new(shared: Arc<Shared>, log: Uuid, active: Option<Active>, ends: Vec<u64>, commit: u64) -> Self {
         let sorted = ends.iter().map(|_| VecDeque::new()).collect();
-        Self { shared, log, active, ends, commit, buffer: Vec::new(), unsynced: Vec::new(), sorted }
+        Self { shared, log, active, ends, commit, buffer: Vec::new(), unsynced: Vec::new(), sorted, began: None }
     }
 
     /// Runs until the log is closed and everything that was taken is durable.
@@ -69,17 +76,21 @@ impl Writer {
         }
     }
 
-    fn wait(&self) -> Option<Vec<Request>> {
+    /// What has queued when the next group may begin; `None` when nothing will come any more.
+    fn wait(&mut self) -> Option<Vec<Request>> {
         let mut queue = self.shared.queue.lock();
-        loop {
-            if !queue.requests.is_empty() {
-                return Some(std::mem::take(&mut queue.requests));
-            }
+        while queue.requests.is_empty() {
             if queue.closed {
                 return None;
             }
             self.shared.queued.wait(&mut queue);
         }
+        let early = self.began.and_then(|began| GROUP_INTERVAL.checked_sub(began.elapsed()));
+        if let Some(early) = early.filter(|_| !queue.closed) {
+            MutexGuard::unlocked(&mut queue, || std::thread::sleep(early));
+        }
+        self.began = Some(Moment::now());
+        Some(std::mem::take(&mut queue.requests))
     }
 
     /// Appends everything that queued, answers each waiter in order.
