@@ -61,6 +61,9 @@ pub enum RecordError {
     /// Of our version, but not of a kind that we know.
     #[error("record kind {0} is not known")]
     Kind(u8),
+    /// It has no headers of a foreign producer, and its seal is not ours (rule A7).
+    #[error("the record is not JSON, has no header kontorion-workspace, and no node of this installation wrote it")]
+    Forged,
     /// Ends early, or holds bytes that cannot be.
     #[error("the record is damaged at byte {0}")]
     Damaged(usize),

@@ -41,8 +41,13 @@ use crate::running::Running;
 pub async fn start_rooms(config: &Config, store: &Store, running: &mut Running) -> Result<Router, Failure> {
     let snapshots = start_snapshots(store, running).await?;
     let log = open_log(config, store).await?;
+    let (watched, alarm) = (log.clone(), running.alarm());
+    let watching = tokio::spawn(async move { alarm.raise("event log", watched.failed().await) });
     let closing = log.clone();
-    running.add("event log", || async move { closing.close().await });
+    running.add("event log", || async move {
+        watching.abort();
+        closing.close().await;
+    });
     let (usage, rollups) = open_usage(config, store).await?;
     let registry = prometheus::Registry::new();
     if config.has(Role::Ingest) {
@@ -112,7 +117,9 @@ async fn open_log(config: &Config, store: &Store) -> Result<Arc<dyn EventLog>, F
                 KafkaOptions::new(&config.kafka_brokers, &config.kafka_topic, &config.kafka_group, &config.node_name);
             let name = KafkaLog::prepare(&options, config.partitions).await.map_err(&failed)?;
             let identity = register(store, RegisteredKind::Kafka, &name, config.partitions).await?;
-            Ok(Arc::new(KafkaLog::open(options, identity).await.map_err(&failed)?))
+            let seal = registry::seal(store, &identity).await;
+            let seal = seal.map_err(|error| Failure::work("opening the event log", error))?;
+            Ok(Arc::new(KafkaLog::open(options, identity, seal).await.map_err(&failed)?))
         }
     }
 }

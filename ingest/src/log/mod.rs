@@ -52,10 +52,21 @@ pub struct LogRecord {
     pub offset: u64,
     /// Our own records start with a version byte; foreign ones should be JSON.
     pub payload: Bytes,
-    /// Kafka headers `kontorion-workspace` and `kontorion-signature` of a foreign record (rule A7), else `None`.
-    pub foreign: Option<ForeignHeaders>,
+    /// Who wrote it.
+    pub origin: Origin,
     /// When the log took it, in milliseconds since 1970 (Kafka's record timestamp); `None` for the local log.
     pub logged_at_ms: Option<i64>,
+}
+
+/// Who wrote a record (rule A7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A node of this installation: the door has judged it.
+    Own,
+    /// A foreign producer: its Kafka headers `kontorion-workspace` and `kontorion-signature`.
+    Foreign(ForeignHeaders),
+    /// Somebody who gives himself out for a node of this installation.
+    Forged,
 }
 
 /// What a foreign producer says of itself.
@@ -156,6 +167,12 @@ pub trait EventLog: Send + Sync + 'static {
 
     /// Leaves the group and flushes what is in flight.
     async fn close(&self);
+
+    /// Waits until the log can never be worked with again in this process, and says why: the process must end, so that it
+    /// is started anew. Most logs have no such state, or end the process themselves.
+    async fn failed(&self) -> String {
+        std::future::pending().await
+    }
 }
 
 /// Reads one partition in order.

@@ -9,6 +9,7 @@ use store::{Store, StoreError, Tx};
 use uuid::Uuid;
 
 use super::LogIdentity;
+use super::kafka::Seal;
 
 /// Which implementation a log is of, as `event_log.kind` says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +63,20 @@ pub async fn register(store: &Store, kind: LogKind, name: &str, partitions: u32,
     ))
 }
 
+/// What the nodes seal their own records of a log with (rule A7).
+///
+/// # Errors
+/// As every statement.
+pub async fn seal(store: &Store, log: &LogIdentity) -> Result<Seal> {
+    let secret: Vec<u8> = sqlx::query_scalar("SELECT secret FROM event_log WHERE id = $1")
+        .bind(log.id)
+        .fetch_one(store.pool())
+        .await
+        .context("reading the event log's secret")?;
+    let secret = secret.try_into().map_err(|_| Error::invariant("the event log's secret must have 16 bytes"))?;
+    Ok(Seal::new(secret))
+}
+
 async fn find(tx: &mut Tx, kind: LogKind, name: &str) -> Result<Option<LogIdentity>> {
     sqlx::query(
         "SELECT id, ordinal, partitions FROM event_log WHERE kind = $1 AND name = $2 ORDER BY ordinal DESC LIMIT 1",
@@ -77,14 +92,17 @@ async fn find(tx: &mut Tx, kind: LogKind, name: &str) -> Result<Option<LogIdenti
 
 async fn create(tx: &mut Tx, kind: LogKind, name: &str, partitions: u32, now: Instant) -> Result<LogIdentity> {
     refuse_homeless(tx, partitions).await?;
+    let mut secret = [0_u8; 16];
+    rand::fill(&mut secret);
     let row = sqlx::query(
-        "INSERT INTO event_log (id, kind, name, partitions, created_at) VALUES ($1, $2, $3, $4, $5)
+        "INSERT INTO event_log (id, kind, name, partitions, secret, created_at) VALUES ($1, $2, $3, $4, $5, $6)
          RETURNING id, ordinal, partitions",
     )
     .bind(Uuid::now_v7())
     .bind(kind.as_str())
     .bind(name)
     .bind(partitions.cast_signed())
+    .bind(secret)
     .bind(now)
     .fetch_one(tx.conn())
     .await

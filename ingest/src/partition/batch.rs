@@ -17,7 +17,7 @@ use super::{Failure, Patience, State};
 use crate::checkpoint::{BreachWrite, Checkpoint, DROPPED, Dropped, RejectionWrite, UnattributedWrite, WindowKey};
 use crate::door::{self, Judged, NewEvent, wire};
 use crate::log::Append;
-use crate::record::{self, Control, ControlKind};
+use crate::record::{self, Control, ControlKind, RecordError};
 use crate::subscription::{Answer, Incoming, SubscriptionMsg, Verdict};
 use crate::usage::{CountedEvent, CountedId};
 
@@ -62,7 +62,8 @@ impl State {
                     None
                 }
                 Decoded::Bad { error, payload, .. } => {
-                    self.keep_unattributed(position, "UNREADABLE", error.to_string(), &payload);
+                    let code = if error == RecordError::Forged { "UNAUTHORIZED" } else { "UNREADABLE" };
+                    self.keep_unattributed(position, code, error.to_string(), &payload);
                     None
                 }
             };

@@ -13,7 +13,7 @@ use sha2::Sha256;
 use sqlx::Row;
 use store::{Store, StoreError};
 
-use crate::log::{ForeignHeaders, LogIdentity, LogRecord};
+use crate::log::{ForeignHeaders, LogIdentity, LogRecord, Origin};
 use crate::record::{Control, Record, RecordError};
 
 /// A record, as far as it can be read without a query.
@@ -80,9 +80,13 @@ impl Decoded {
 #[must_use]
 pub fn decode(log: &LogIdentity, record: LogRecord) -> Decoded {
     let position = log.position(record.offset);
-    if let Some(headers) = record.foreign {
-        let accepted_at = record.logged_at_ms.and_then(DateTime::<Utc>::from_timestamp_millis).unwrap_or_default();
-        return Decoded::Foreign { position, accepted_at, headers, payload: record.payload };
+    match record.origin {
+        Origin::Own => {}
+        Origin::Foreign(headers) => {
+            let accepted_at = record.logged_at_ms.and_then(DateTime::<Utc>::from_timestamp_millis).unwrap_or_default();
+            return Decoded::Foreign { position, accepted_at, headers, payload: record.payload };
+        }
+        Origin::Forged => return Decoded::Bad { position, error: RecordError::Forged, payload: record.payload },
     }
     match Record::decode(&record.payload) {
         Ok(Record::Usage(event)) => Decoded::Usage { position, payload_hash: event.payload_hash(), event },

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use ingest::log::kafka::{KafkaLog, KafkaOptions};
-use ingest::log::{Append, Assignment, EventLog, LogError, LogIdentity};
+use ingest::log::kafka::{KafkaLog, KafkaOptions, Seal};
+use ingest::log::{Append, Assignment, EventLog, ForeignHeaders, LogError, LogIdentity, Origin};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::consumer::Consumer;
+use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
@@ -40,7 +41,7 @@ impl KafkaHarness {
         let name = KafkaLog::prepare(&options, PARTITIONS).await.unwrap();
         assert!(name.ends_with(&format!("/{}", options.topic)), "{name}");
         let identity = LogIdentity { id: Uuid::nil(), ordinal: 2, partitions: PARTITIONS };
-        Arc::new(KafkaLog::open(options, identity).await.unwrap())
+        Arc::new(KafkaLog::open(options, identity, Seal::new([7; 16])).await.unwrap())
     }
 
     fn admin(&self) -> AdminClient<DefaultClientContext> {
@@ -71,7 +72,7 @@ async fn a_log_without_a_broker_does_not_answer() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let options = KafkaOptions::new(&nobody.to_string(), "usage-events", "kontorion", "node-1");
     let identity = LogIdentity { id: Uuid::nil(), ordinal: 2, partitions: PARTITIONS };
-    let log = KafkaLog::open(options, identity).await.unwrap();
+    let log = KafkaLog::open(options, identity, Seal::new([7; 16])).await.unwrap();
     assert!(matches!(log.ping().await, Err(LogError::Transient { .. })));
 }
 
@@ -127,13 +128,58 @@ async fn a7_foreign_records_come_with_their_headers() {
 
     let mut reader = joined.log.reader(0, 0).await.unwrap();
     let records = take(&mut *reader, 4).await;
-    let signed = records[0].foreign.as_ref().unwrap();
+    let [Origin::Foreign(signed), Origin::Foreign(bare), Origin::Foreign(spaced), Origin::Own] =
+        [0, 1, 2, 3].map(|index: usize| records[index].origin.clone())
+    else {
+        panic!("{records:?}")
+    };
     assert_eq!((signed.workspace.as_deref(), signed.signature.as_deref()), (Some(&b"w"[..]), Some(&b"s"[..])));
     assert_eq!(records[0].payload, "{\"a\":1}");
-    assert_eq!(records[1].foreign, Some(Default::default()));
-    assert_eq!(records[2].foreign.as_ref().unwrap().workspace.as_deref(), Some(&b"w"[..]));
-    assert_eq!(records[3].foreign, None);
+    assert_eq!(bare, ForeignHeaders::default());
+    assert_eq!(spaced.workspace.as_deref(), Some(&b"w"[..]));
     assert!(records.iter().all(|record| record.logged_at_ms.is_some()));
+}
+
+/// Else: whoever may write to the topic bills anybody's customer, or ends windows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a7_a_record_that_looks_like_ours_is_known_as_forged() {
+    let Some(harness) = KafkaHarness::new().await else { return };
+    let joined = joined(&harness).await;
+    append_one(&*joined.log, 0, "ours").await;
+    let producer: FutureProducer =
+        ClientConfig::new().set("bootstrap.servers", &harness.options.bootstrap_servers).create().unwrap();
+    let plain = FutureRecord::<(), str>::to(&harness.options.topic).partition(0).payload("ours");
+    producer.send(plain, PATIENCE).await.unwrap();
+    // What was read from one partition is good for no other.
+    let consumer: rdkafka::consumer::StreamConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &harness.options.bootstrap_servers)
+        .set("group.id", "spy")
+        .create()
+        .unwrap();
+    let mut place = TopicPartitionList::new();
+    place.add_partition_offset(&harness.options.topic, 0, Offset::Offset(0)).unwrap();
+    consumer.assign(&place).unwrap();
+    let sealed = timeout(PATIENCE, consumer.recv()).await.unwrap().unwrap().detach();
+    let copy = FutureRecord::<(), [u8]>::to(&harness.options.topic).partition(1).payload(sealed.payload().unwrap());
+    producer.send(copy, PATIENCE).await.unwrap();
+
+    let mut reader = joined.log.reader(0, 0).await.unwrap();
+    let records = take(&mut *reader, 2).await;
+    assert_eq!((text(&records[0]).as_str(), &records[0].origin), ("ours", &Origin::Own));
+    assert_eq!((text(&records[1]).as_str(), &records[1].origin), ("ours", &Origin::Forged));
+    let mut reader = joined.log.reader(1, 0).await.unwrap();
+    assert_eq!(take(&mut *reader, 1).await[0].origin, Origin::Forged);
+}
+
+/// Else: a node that the group has thrown out for good goes on answering `/readyz`, and counts nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_another_node_of_its_name_replaced_has_failed() {
+    let Some(harness) = KafkaHarness::new().await else { return };
+    let first = joined(&harness).await;
+    let second = joined(&harness).await;
+    let reason = timeout(PATIENCE, first.log.failed()).await.expect("the first one is fenced");
+    assert!(reason.contains("cannot be in the consumer group"), "{reason}");
+    assert!(timeout(Duration::from_millis(100), second.log.failed()).await.is_err(), "the second one works");
 }
 
 /// The end of a transaction takes an offset that no reader sees. Else: the partition waits for it for ever.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::future::join_all;
-use ingest::log::{EventLog, LogError};
+use ingest::log::{EventLog, LogError, Origin};
 use tokio::time::timeout;
 
 use super::{Harness, PARTITIONS, append_one, joined, record, take, text};
@@ -27,7 +27,7 @@ pub async fn records_of_a_partition_keep_their_order(harness: &dyn Harness) {
     let records = take(&mut *reader, 50).await;
     for (number, found) in records.iter().enumerate() {
         assert_eq!((found.offset, text(found)), (number as u64, format!("r{number}")));
-        assert_eq!(found.foreign, None);
+        assert_eq!(found.origin, Origin::Own);
     }
     assert_eq!(joined.log.end(1).await.unwrap(), 50);
     assert_eq!(joined.log.end(0).await.unwrap(), 0);

@@ -16,6 +16,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::fatal::Fatal;
 use super::{KafkaOptions, forward, kafka_error};
 use crate::log::{Assignment, LogError, Partition};
 
@@ -88,7 +89,11 @@ impl Slot {
 
 impl Membership {
     /// Subscribes and starts the polling thread.
-    pub fn join(options: &KafkaOptions, partitions: u32) -> Result<(Self, mpsc::Receiver<Assignment>), LogError> {
+    pub fn join(
+        options: &KafkaOptions,
+        partitions: u32,
+        fatal: Fatal,
+    ) -> Result<(Self, mpsc::Receiver<Assignment>), LogError> {
         let states: Vec<Arc<SlotState>> = (0..partitions).map(|_| Arc::default()).collect();
         // Room for a whole rebalance, so that the polling thread need not wait for a busy reader of it.
         let (sender, assignments) = mpsc::channel(2 * partitions as usize + 8);
@@ -113,6 +118,7 @@ impl Membership {
                 topic: options.topic.clone(),
                 slots: slots.clone(),
                 stop: stop.clone(),
+                fatal,
             };
             std::thread::Builder::new().name("log-group".to_owned()).spawn(move || poller.run())
         };
@@ -205,6 +211,7 @@ struct Poller {
     topic: String,
     slots: Vec<Arc<Slot>>,
     stop: Arc<AtomicBool>,
+    fatal: Fatal,
 }
 
 impl Poller {
@@ -227,7 +234,7 @@ impl Poller {
             None => {}
             Some(Ok(message)) => self.astray(&message),
             Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
-                tracing::error!(error = %error, "this node cannot be in the consumer group any more: restart it");
+                self.fatal.raise(format!("this node cannot be in the consumer group any more: {error}"));
                 std::thread::sleep(POLL);
             }
             Some(Err(error)) => tracing::warn!(error = %error, "consumer group"),

@@ -6,9 +6,11 @@
 //! further, while the thread that polls the group keeps the others and the membership alive (rule A1). That is what
 //! pausing would do, without throwing away what was fetched.
 
+mod fatal;
 mod group;
 mod producer;
 mod reader;
+mod seal;
 mod topic;
 
 use std::sync::Arc;
@@ -26,8 +28,10 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
 
 use super::{Append, Assignment, EventLog, LogError, LogIdentity, Partition, PartitionReader};
+use fatal::Fatal;
 use group::Membership;
 use producer::LogProducer;
+pub use seal::Seal;
 
 /// How long a question to the broker may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,6 +98,8 @@ pub struct KafkaLog {
     identity: LogIdentity,
     options: KafkaOptions,
     producer: Arc<LogProducer>,
+    seal: Seal,
+    fatal: Fatal,
     membership: Mutex<Option<Arc<Membership>>>,
     /// When each partition's hint was committed last.
     committed: Mutex<Vec<Option<Instant>>>,
@@ -114,10 +120,11 @@ impl KafkaLog {
     ///
     /// # Errors
     /// `Unusable` for a property that librdkafka refuses.
-    pub async fn open(options: KafkaOptions, identity: LogIdentity) -> Result<Self, LogError> {
-        let producer = Arc::new(LogProducer::new(&options, identity.partitions)?);
+    pub async fn open(options: KafkaOptions, identity: LogIdentity, seal: Seal) -> Result<Self, LogError> {
+        let fatal = Fatal::default();
+        let producer = Arc::new(LogProducer::new(&options, identity.partitions, seal.clone(), fatal.clone())?);
         let committed = Mutex::new(vec![None; identity.partitions as usize]);
-        Ok(Self { identity, options, producer, membership: Mutex::new(None), committed })
+        Ok(Self { identity, options, producer, seal, fatal, membership: Mutex::new(None), committed })
     }
 
     fn membership(&self, partition: Partition) -> Result<Arc<Membership>, LogError> {
@@ -156,7 +163,7 @@ impl EventLog for KafkaLog {
         if membership.is_some() {
             return Err(LogError::Unusable("this process has joined the event log already".to_owned()));
         }
-        let (joined, assignments) = Membership::join(&self.options, self.identity.partitions)?;
+        let (joined, assignments) = Membership::join(&self.options, self.identity.partitions, self.fatal.clone())?;
         *membership = Some(Arc::new(joined));
         Ok(assignments)
     }
@@ -164,8 +171,10 @@ impl EventLog for KafkaLog {
     async fn reader(&self, partition: Partition, from: u64) -> Result<Box<dyn PartitionReader>, LogError> {
         let membership = self.membership(partition)?;
         let slot = membership.slot(partition)?;
+        let seal = self.seal.clone();
         // Seeking waits for the broker.
-        let reader = tokio::task::spawn_blocking(move || reader::KafkaReader::seek(&membership, slot, from)).await;
+        let reader =
+            tokio::task::spawn_blocking(move || reader::KafkaReader::seek(&membership, slot, seal, from)).await;
         Ok(Box::new(reader.map_err(|error| transient("seeking", error))??))
     }
 
@@ -188,6 +197,10 @@ impl EventLog for KafkaLog {
         if let Err(error) = hinted {
             tracing::debug!(error = %error, log.partition = partition, "the committed offset, a hint, is not up to date");
         }
+    }
+
+    async fn failed(&self) -> String {
+        self.fatal.wait().await
     }
 
     async fn close(&self) {

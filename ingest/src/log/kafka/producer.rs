@@ -3,17 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use rdkafka::ClientContext;
 use rdkafka::client::Client;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use tokio::sync::oneshot;
 
+use super::fatal::Fatal;
+use super::seal::{Seal, TAG};
 use super::{KafkaOptions, forward, kafka_error, transient};
-use crate::log::{Append, LogError};
+use crate::log::{Append, LogError, Partition};
 
 type Outcomes = Vec<Result<u64, LogError>>;
 
@@ -21,6 +23,7 @@ pub(super) struct LogProducer {
     inner: ThreadedProducer<Deliveries>,
     topic: String,
     partitions: u32,
+    seal: Seal,
     in_flight: Arc<InFlight>,
     records_max: usize,
     bytes_max: usize,
@@ -36,6 +39,7 @@ struct InFlight {
 /// Takes the broker's answers, on the producer's own thread.
 pub(super) struct Deliveries {
     in_flight: Arc<InFlight>,
+    fatal: Fatal,
 }
 
 /// One call of `append`.
@@ -75,6 +79,10 @@ impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         forward(level, facility, message);
     }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.fatal.note("the producer", &error, reason);
+    }
 }
 
 impl ProducerContext for Deliveries {
@@ -85,14 +93,17 @@ impl ProducerContext for Deliveries {
         self.in_flight.bytes.fetch_sub(ticket.bytes, Ordering::AcqRel);
         let outcome = match result {
             Ok(message) => Ok(message.offset().cast_unsigned()),
-            Err((error, _)) => Err(kafka_error("appending", error.clone())),
+            Err((error, _)) => {
+                self.fatal.note("the producer", error, "appending");
+                Err(kafka_error("appending", error.clone()))
+            }
         };
         ticket.batch.set(ticket.index, outcome);
     }
 }
 
 impl LogProducer {
-    pub fn new(options: &KafkaOptions, partitions: u32) -> Result<Self, LogError> {
+    pub fn new(options: &KafkaOptions, partitions: u32, seal: Seal, fatal: Fatal) -> Result<Self, LogError> {
         let in_flight = Arc::new(InFlight::default());
         let mut config = options.client();
         config
@@ -104,13 +115,14 @@ impl LogProducer {
             // Our own bounds come first: theirs would refuse a batch in its middle (rule B7).
             .set("queue.buffering.max.messages", options.in_flight_records_max.saturating_mul(2).to_string())
             .set("queue.buffering.max.kbytes", (options.in_flight_bytes_max / 512).clamp(1024, 2_097_151).to_string());
-        let context = Deliveries { in_flight: in_flight.clone() };
+        let context = Deliveries { in_flight: in_flight.clone(), fatal };
         let inner = ThreadedProducer::from_config_and_context(&config, context)
             .map_err(|error| kafka_error("making the producer", error))?;
         Ok(Self {
             inner,
             topic: options.topic.clone(),
             partitions,
+            seal,
             in_flight,
             records_max: options.in_flight_records_max,
             bytes_max: options.in_flight_bytes_max,
@@ -131,7 +143,7 @@ impl LogProducer {
         if count == 0 {
             return Vec::new();
         }
-        let bytes = records.iter().map(|record| record.payload.len()).sum();
+        let bytes = records.iter().map(|record| record.payload.len() + TAG).sum();
         if !self.reserve(count, bytes) {
             return (0..count).map(|_| Err(LogError::Full)).collect();
         }
@@ -139,9 +151,12 @@ impl LogProducer {
         let unknown = || Err(transient("appending", "the producer gave no answer"));
         let state = BatchState { outcomes: (0..count).map(|_| unknown()).collect(), left: count, reply: Some(reply) };
         let batch = Arc::new(Batch { state: Mutex::new(state) });
+        let mut sealed = Vec::new();
         for (index, record) in records.into_iter().enumerate() {
-            self.send(&batch, index, record);
+            self.seal.seal(record.partition, &record.payload, &mut sealed);
+            self.send(&batch, index, record.partition, &sealed);
         }
+        drop(sealed);
         drop(batch);
         outcomes.await.unwrap_or_else(|_| (0..count).map(|_| unknown()).collect())
     }
@@ -159,14 +174,13 @@ impl LogProducer {
         false
     }
 
-    fn send(&self, batch: &Arc<Batch>, index: usize, Append { partition, payload }: Append) {
-        let ticket = Box::new(Ticket { batch: batch.clone(), index, bytes: payload.len() });
+    fn send(&self, batch: &Arc<Batch>, index: usize, partition: Partition, sealed: &[u8]) {
+        let ticket = Box::new(Ticket { batch: batch.clone(), index, bytes: sealed.len() });
         if partition >= self.partitions {
             return self.refused(*ticket, LogError::Unusable(format!("there is no partition {partition}")));
         }
-        let payload: &Bytes = &payload;
         let record: BaseRecord<'_, (), [u8], Box<Ticket>> =
-            BaseRecord::with_opaque_to(&self.topic, ticket).partition(partition.cast_signed()).payload(&payload[..]);
+            BaseRecord::with_opaque_to(&self.topic, ticket).partition(partition.cast_signed()).payload(sealed);
         if let Err((error, record)) = self.inner.send(record) {
             self.refused(*record.delivery_opaque, kafka_error("appending", error));
         }

@@ -11,8 +11,9 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::group::{Membership, Slot};
+use super::seal::Seal;
 use super::{ANSWER_TIMEOUT, kafka_error, transient, watermarks};
-use crate::log::{ForeignHeaders, LogError, LogRecord, Partition, PartitionReader};
+use crate::log::{ForeignHeaders, LogError, LogRecord, Origin, Partition, PartitionReader};
 
 /// How long a partition that was just assigned may take until it can be sought.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,6 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The reader in charge of a partition.
 pub(super) struct KafkaReader {
     charge: Charge,
+    seal: Seal,
     /// Offset from which on records were not handed out yet.
     next: u64,
     /// What came after records that were handed out.
@@ -74,12 +76,12 @@ impl Charge {
 
 impl KafkaReader {
     /// Takes the partition over and seeks. Blocks.
-    pub fn seek(membership: &Arc<Membership>, slot: Arc<Slot>, from: u64) -> Result<Self, LogError> {
+    pub fn seek(membership: &Arc<Membership>, slot: Arc<Slot>, seal: Seal, from: u64) -> Result<Self, LogError> {
         let number = slot.state.replace_reader();
         check_range(membership, &slot, from)?;
         let charge = Charge { slot, membership: membership.clone(), number };
         charge.move_to(from)?;
-        Ok(Self { charge, next: from, trouble: None, gap: None, after_gap: None })
+        Ok(Self { charge, seal, next: from, trouble: None, gap: None, after_gap: None })
     }
 
     /// What is there, without waiting.
@@ -95,7 +97,7 @@ impl KafkaReader {
             match queue.poll(Duration::ZERO) {
                 None => break,
                 Some(Ok(message)) => {
-                    let record = record(&message);
+                    let record = record(&self.seal, &message);
                     if record.offset > self.next && self.after_gap != Some(record.offset) {
                         self.gap = Some(record.offset);
                         break;
@@ -203,15 +205,22 @@ fn check_range(membership: &Membership, slot: &Slot, wanted: u64) -> Result<(), 
     }
 }
 
-fn record(message: &BorrowedMessage<'_>) -> LogRecord {
-    let payload = message.payload().unwrap_or_default();
+fn record(seal: &Seal, message: &BorrowedMessage<'_>) -> LogRecord {
+    let value = message.payload().unwrap_or_default();
     let headers = foreign(message);
     // Ours have no headers. Whoever signs must be told what is wrong with his record, also when it is no JSON at all.
-    let is_foreign = payload.first() == Some(&b'{') || headers != ForeignHeaders::default();
+    let (payload, origin) = if value.first() == Some(&b'{') || headers != ForeignHeaders::default() {
+        (value, Origin::Foreign(headers))
+    } else {
+        match seal.open(message.partition().cast_unsigned(), value) {
+            Some(payload) => (payload, Origin::Own),
+            None => (value, Origin::Forged),
+        }
+    };
     LogRecord {
         offset: message.offset().cast_unsigned(),
         payload: Bytes::copy_from_slice(payload),
-        foreign: is_foreign.then_some(headers),
+        origin,
         logged_at_ms: message.timestamp().to_millis(),
     }
 }

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::super::{LogError, LogRecord, Partition, PartitionReader};
+use super::super::{LogError, LogRecord, Origin, Partition, PartitionReader};
 use super::segment::{ChunkHeader, payloads};
 use super::shared::{ChunkRef, PartitionState, Shared, View, damaged};
 use super::tail::Found;
@@ -55,7 +55,7 @@ impl LocalReader {
         let first = self.next;
         let numbered = (first..).zip(payloads);
         let records: Vec<LogRecord> = numbered
-            .map(|(offset, payload)| LogRecord { offset, payload, foreign: None, logged_at_ms: None })
+            .map(|(offset, payload)| LogRecord { offset, payload, origin: Origin::Own, logged_at_ms: None })
             .collect();
         self.next += records.len() as u64;
         records
