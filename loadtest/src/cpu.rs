@@ -1,4 +1,4 @@
-//! CPU time of process trees, from /proc: the judge of cost is all processes together.
+//! CPU time of process trees and memory of a process, from /proc: the judge of cost is all processes together.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -75,6 +75,15 @@ pub fn postmaster(data_dir: &Path) -> Option<i32> {
     text.lines().next()?.trim().parse().ok()
 }
 
+/// The most memory that a process has had resident, in MiB.
+#[must_use]
+pub fn peak_memory(pid: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = peak.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024)
+}
+
 impl Sample {
     /// Seconds used since an earlier sample, by group.
     #[must_use]
@@ -118,5 +127,6 @@ mod tests {
         }
         let used = sample(&[me]).since(&before)[0].1;
         assert!((0.02..10.0).contains(&used), "{used}");
+        assert!(peak_memory(me.pid).unwrap() > 0);
     }
 }

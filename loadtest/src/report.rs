@@ -17,6 +17,8 @@ pub struct Outcome {
     pub counted_in: Duration,
     /// CPU seconds of each group of processes over that time; empty when processes were killed.
     pub cpu: Vec<(&'static str, f64)>,
+    /// MiB that the server has had resident at most, when it was started here.
+    pub server_memory: Option<u64>,
     /// Kills, with the time until the server was ready again.
     pub restarts: Vec<Duration>,
     /// From an event to the total that shows it, in microseconds, when that was measured.
@@ -63,6 +65,9 @@ pub fn print(outcome: &Outcome, plan: &Plan) {
     if outcome.cpu.len() > 1 {
         let all: f64 = outcome.cpu.iter().map(|(_, seconds)| seconds).sum();
         rows.push(("core-µs per event: all".into(), format!("{:.2}", all * 1e6 / outcome.sent.positions as f64)));
+    }
+    if let Some(mib) = outcome.server_memory {
+        rows.push(("server memory at its peak".into(), format!("{mib} MiB")));
     }
     if !outcome.restarts.is_empty() {
         let longest = outcome.restarts.iter().max().copied().unwrap_or_default();

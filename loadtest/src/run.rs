@@ -164,6 +164,7 @@ async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnSe
     books.wait(&scene.plan, sent.positions).await?;
     let (counted_in, cpu) = measured.end();
     let cpu = if restarts.is_empty() { cpu } else { Vec::new() };
+    let server_memory = server.as_ref().and_then(OwnServer::pid).and_then(cpu::peak_memory);
     println!("Comparing the totals of {} subscriptions", scene.subscribers.len());
     let mut differences = books.verify().await?;
     let mut invoices = None;
@@ -178,7 +179,7 @@ async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnSe
     }
     verify::list(&differences);
     let exact = differences.is_empty() && sent.tally.refused == 0;
-    let outcome = Outcome { sent, counted_in, cpu, restarts, visible, invoices, exact };
+    let outcome = Outcome { sent, counted_in, cpu, server_memory, restarts, visible, invoices, exact };
     report::print(&outcome, &scene.plan);
     Ok(exact)
 }
