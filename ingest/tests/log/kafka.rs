@@ -148,7 +148,7 @@ async fn a7_a_record_that_looks_like_ours_is_known_as_forged() {
     append_one(&*joined.log, 0, "ours").await;
     let producer: FutureProducer =
         ClientConfig::new().set("bootstrap.servers", &harness.options.bootstrap_servers).create().unwrap();
-    let plain = FutureRecord::<(), str>::to(&harness.options.topic).partition(0).payload("ours");
+    let plain = FutureRecord::<(), str>::to(&harness.options.topic).partition(0).payload("\u{1}ours");
     producer.send(plain, PATIENCE).await.unwrap();
     // What was read from one partition is good for no other.
     let consumer: rdkafka::consumer::StreamConsumer = ClientConfig::new()

@@ -181,7 +181,7 @@ fn bad_records(tenant: &Tenant, producer: &Producer) -> Vec<BadRecord> {
         unattributed(vec![workspace(), ("kontorion-signature", "not hex".to_owned())]),
         unattributed(vec![("kontorion-workspace", stranger), signature(&good)]),
         unattributed(vec![("kontorion-workspace", "nobody".to_owned()), signature(&good)]),
-        BadRecord { headers: vec![], value: b"what is this?".to_vec(), kept: Kept::Unattributed("UNREADABLE") },
+        BadRecord { headers: vec![], value: b"what is this?".to_vec(), kept: Kept::Unattributed("UNAUTHORIZED") },
         rejected(b"{\"customer_id\": \"".to_vec(), "BAD_REQUEST"),
         rejected(b"quantity=7".to_vec(), "BAD_REQUEST"),
         rejected(b"{\xff\xfe\x00}".to_vec(), "BAD_REQUEST"),
