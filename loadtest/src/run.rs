@@ -129,7 +129,10 @@ pub async fn run(mut args: Args) -> Result<bool, Failure> {
 async fn start_server(args: &Args, run: &str) -> Result<OwnServer, Failure> {
     let own = || std::env::temp_dir().join(format!("kontorion-load-{run}"));
     let data_dir = args.data_dir.clone().unwrap_or_else(own);
-    Ok(OwnServer::start(&args.server_program(), &data_dir, &args.set).await?)
+    let begun = Instant::now();
+    let server = OwnServer::start(&args.server_program(), &data_dir, &args.set).await?;
+    println!("The server was ready after {:.2?}", begun.elapsed());
+    Ok(server)
 }
 
 async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnServer>) -> Result<bool, Failure> {
