@@ -3,10 +3,12 @@
 
 mod common;
 
+use chrono::TimeDelta;
 use common::{World, at, period_start};
-use domain::{Position, Quantity};
+use domain::{Clock, Instant, Position, Quantity};
 use ingest::checkpoint::{Checkpoint, Ownership, Written};
 use ingest::door::{Entry, NewEvent};
+use ingest::partition::Shared;
 use ingest::record::{ControlKind, Record};
 use serde_json::{Value, json};
 
@@ -215,6 +217,53 @@ async fn b3_an_empty_index_is_filled_from_the_usage_store() {
     assert_eq!(world.totals(period_start()).await.1, 300);
 }
 
+/// Rule B4: the index has forgotten the id; the usage store has not. Else: day 41 counts twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn b4_a_repeat_from_beyond_the_horizon_counts_once() {
+    let mut world = World::idle(json!({}), json!({})).await;
+    let old = world.event("old", "10", JANUARY);
+    repeat_after_60_days(&mut world, &old).await;
+    assert_eq!(world.totals(period_start()).await, ("11".into(), 2, "0.00 EUR".into()));
+    assert_eq!(world.count("SELECT count(*) FROM usage_event").await, 2);
+}
+
+/// Rule B4 on a test clock: its timestamps say nothing about when an event was counted, this one lies ahead of both days.
+#[tokio::test(flavor = "multi_thread")]
+async fn b4_on_a_test_clock_any_unknown_id_is_looked_up() {
+    const JUNE: &str = "2026-06-15T12:00:00Z";
+    let mut world = World::idle(json!({}), json!({})).await;
+    world.live_on_a_test_clock(JUNE).await;
+    let old = world.event("old", "10", JUNE);
+    repeat_after_60_days(&mut world, &old).await;
+    assert_eq!(world.totals(at(JUNE)).await, ("10".into(), 1, "0.00 EUR".into()));
+    assert_eq!(world.totals(period_start()).await.0, "1");
+    assert_eq!(world.count("SELECT count(*) FROM usage_event").await, 2);
+}
+
+/// Counts an event in January, and what comes 60 days later: the same event again, and a new one.
+async fn repeat_after_60_days(world: &mut World, event: &Value) {
+    run_at(world, at(JANUARY)).await;
+    let first = world.accept(std::slice::from_ref(event)).await;
+    world.settle().await;
+    world.ingest.take().expect("ingest runs").stop().await;
+    world.reopen_log().await;
+    let later = at(JANUARY) + TimeDelta::days(60);
+    assert_eq!(
+        world.index_at(later).await.lookup(&first).expect("the disk is well"),
+        [None],
+        "it has forgotten the id"
+    );
+    run_at(world, later).await;
+    let again = world.accept(&[event.clone(), world.event("new", "1", JANUARY)]).await;
+    assert_eq!(again[0], first[0]);
+    world.settle().await;
+}
+
+async fn run_at(world: &mut World, now: Instant) {
+    world.scope.clock = Clock::At(now);
+    world.run_with(Shared { clock: Clock::At(now), ..world.shared() }).await;
+}
+
 /// Rule C2: after the seal an event of the window is late, before it never; both are a matter of order in the log.
 #[tokio::test(flavor = "multi_thread")]
 async fn c2_order_in_the_log_decides_what_is_late() {
@@ -326,12 +375,7 @@ async fn a4_an_allowance_out_of_range_stops_nobody_else() {
         )
         .await;
     world.run().await;
-    let (customer, subscription) = loop {
-        let (customer, subscription) = world.subscribe().await;
-        if domain::home::partition(customer, common::PARTITIONS) == world.home() {
-            break (customer, subscription);
-        }
-    };
+    let (customer, subscription) = world.subscribe_beside().await;
     let mut good = world.event("good", "7", JANUARY);
     good["customer_id"] = json!(customer);
     good["subscription_id"] = json!(subscription);

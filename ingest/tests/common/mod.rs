@@ -12,7 +12,7 @@ use domain::{
     SubscriptionId, UsageEventId, VersionId, WorkspaceId, WorkspaceMode,
 };
 use engines::testing::TestDatabase;
-use ingest::dedup::DedupOptions;
+use ingest::dedup::{DedupIndex, DedupOptions};
 use ingest::door::{Door, Entry};
 use ingest::log::local::{LocalLog, LocalLogOptions};
 use ingest::log::registry::{self, LogKind};
@@ -46,7 +46,7 @@ pub struct World {
     plan_version: VersionId,
     pub settings: Settings,
     dir: tempfile::TempDir,
-    _database: TestDatabase,
+    database: TestDatabase,
 }
 
 /// First instant of the running period of every subscription.
@@ -97,7 +97,7 @@ impl World {
             plan_version: VersionId::generate(),
             settings: Settings { checkpoint_interval: Duration::from_millis(20), ..Settings::default() },
             dir,
-            _database: database,
+            database,
         };
         world.catalog(meter, price).await;
         (world.customer, world.subscription) = world.subscribe().await;
@@ -117,13 +117,18 @@ impl World {
 
     /// Starts ingest.
     pub async fn run(&mut self) {
-        let shared = self.shared();
-        let indexes = self.dir.path().join("dedup");
-        self.ingest = Some(Ingest::start(shared, indexes, DedupOptions::default()).await.expect("ingest starts"));
+        self.run_with(self.shared()).await;
     }
 
-    pub fn shared(&self) -> Arc<Shared> {
-        Arc::new(Shared {
+    /// Starts ingest with parts of its own.
+    pub async fn run_with(&mut self, shared: impl Into<Arc<Shared>>) {
+        let indexes = self.dir.path().join("dedup");
+        let started = Ingest::start(shared.into(), indexes, DedupOptions::default()).await;
+        self.ingest = Some(started.expect("ingest starts"));
+    }
+
+    pub fn shared(&self) -> Shared {
+        Shared {
             store: self.store.clone(),
             snapshots: self.snapshots.clone(),
             log: self.log.clone(),
@@ -132,19 +137,37 @@ impl World {
             metrics: Metrics::new(&prometheus::Registry::new()),
             clock: Clock::System,
             secrets: Default::default(),
-        })
+        }
+    }
+
+    /// Address of the database.
+    pub fn database_url(&self) -> &str {
+        self.database.url()
     }
 
     /// Ends ingest and the log, gracefully or as a crash would, and opens the log again.
     pub async fn restart(&mut self, gracefully: bool) {
-        let ingest = self.ingest.take().expect("ingest runs");
         if gracefully {
-            ingest.stop().await;
+            self.ingest.take().expect("ingest runs").stop().await;
         } else {
-            ingest.kill();
-            self.log.close().await;
+            self.crash().await;
         }
         self.reopen().await;
+    }
+
+    /// Ends ingest and the log as a crash would.
+    pub async fn crash(&mut self) {
+        self.ingest.take().expect("ingest runs").kill();
+        self.log.close().await;
+    }
+
+    /// The first subscription's index of counted ids, as the next owner will find it at an instant; nobody may own it now.
+    pub async fn index_at(&self, now: Instant) -> DedupIndex {
+        let dir = self.dir.path().join(format!("dedup/{}-{}", self.log.identity().id, self.home()));
+        let open = || DedupIndex::open(&dir, DedupOptions::default(), now);
+        // Whoever was killed gives it free when his tasks are gone.
+        self.eventually("the index is free", async || open().is_ok()).await;
+        open().expect("the index opens")
     }
 
     /// Deletes the deduplication indexes, as if the partitions came from another node.
@@ -171,6 +194,17 @@ impl World {
         tx.subscription_changed(self.scope.workspace_id, self.subscription);
         tx.commit().await.expect("a commit");
         self.snapshots.refresh().await.expect("a refresh");
+    }
+
+    /// Puts the first subscription on a test clock that shows an instant.
+    pub async fn live_on_a_test_clock(&self, frozen_at: &str) {
+        let (clock, w, subscription) = (uuid::Uuid::now_v7(), self.scope.workspace_id, self.subscription);
+        self.execute(&format!(
+            "INSERT INTO test_clock (id, workspace_id, frozen_at, status, created_at, updated_at)
+             VALUES ('{clock}', '{w}', '{frozen_at}', 'active', now(), now());
+             UPDATE subscription SET test_clock_id = '{clock}' WHERE id = '{subscription}'"
+        ))
+        .await;
     }
 
     /// Opens the log again and starts ingest.
@@ -279,9 +313,18 @@ impl World {
 
     /// A further customer whose events have another home than the first one's.
     pub async fn subscribe_elsewhere(&self) -> (CustomerId, SubscriptionId) {
+        self.subscribe_where(|home| home != self.home()).await
+    }
+
+    /// A further customer whose events have the first one's home.
+    pub async fn subscribe_beside(&self) -> (CustomerId, SubscriptionId) {
+        self.subscribe_where(|home| home == self.home()).await
+    }
+
+    async fn subscribe_where(&self, fits: impl Fn(u32) -> bool) -> (CustomerId, SubscriptionId) {
         loop {
             let (customer, subscription) = self.subscribe().await;
-            if domain::home::partition(customer, PARTITIONS) != self.home() {
+            if fits(domain::home::partition(customer, PARTITIONS)) {
                 return (customer, subscription);
             }
         }
