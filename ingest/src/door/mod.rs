@@ -61,6 +61,13 @@ impl Door {
         Self { store, snapshots, log, room: Semaphore::new(IN_FLIGHT_MAX) }
     }
 
+    /// The same door with room for so many events in flight.
+    #[must_use]
+    pub fn with_room(mut self, events: usize) -> Self {
+        self.room = Semaphore::new(events);
+        self
+    }
+
     /// Number of home partitions: new subscriptions get one of them (rule A5).
     #[must_use]
     pub fn partitions(&self) -> u32 {

@@ -1,8 +1,9 @@
 //! Guards promises 1 and 2 where something breaks between two steps: a connection after its COMMIT, a checkpoint, the usage
-//! store. Tests are named after the rule whose breaking sequence they play.
+//! store, the log behind the door. Tests are named after the rule whose breaking sequence they play.
 
 #[path = "../common/mod.rs"]
 mod common;
+mod gate;
 mod proxy;
 mod usage;
 
@@ -10,7 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{World, period_start};
-use domain::{CustomerId, SubscriptionId, UsageEventId};
+use domain::{CustomerId, Error, SubscriptionId, UsageEventId};
+use gate::Gate;
+use ingest::door::{Door, Entry};
 use ingest::partition::Shared;
 use ingest::record::ControlKind;
 use prometheus::IntCounterVec;
@@ -207,4 +210,63 @@ async fn assert_stored(world: &World, ids: &[UsageEventId], total: &str) {
     let found = world.usage.find(world.home(), ids).await.expect("the store answers");
     assert_eq!(found.len(), ids.len());
     assert_eq!(world.totals(period_start()).await.0, total);
+}
+
+/// Else: "nothing was accepted", although 6 of 11 were.
+#[tokio::test(flavor = "multi_thread")]
+async fn b7_a_batch_takes_its_room_whole_or_not_at_all() {
+    let mut world = World::start().await;
+    let gate = Gate::before(world.log.clone());
+    world.door = Door::new(world.store.clone(), world.snapshots.clone(), gate.clone()).with_room(10);
+    let batch = |name: &str, size: usize| -> Vec<Value> {
+        (0..size).map(|i| world.event(&format!("{name}-{i}"), "1", JANUARY)).collect()
+    };
+    let (first, second, third) = (batch("first", 6), batch("second", 5), batch("third", 4));
+
+    // Six are on their way: five more do not fit, four do.
+    gate.open(false);
+    let refusing = async {
+        world.eventually("the first batch is on its way", async || gate.seen() == 6).await;
+        let texts: Vec<String> = second.iter().map(Value::to_string).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        tokio::select! {
+            answer = world.door.accept(&world.scope, &texts) => {
+                let refused = answer.expect_err("there is no room");
+                let is_whole = |detail: &str| detail.contains("nothing was accepted");
+                assert!(matches!(&refused, Error::Unavailable { detail, .. } if is_whole(detail)), "{refused}");
+            }
+            () = world.eventually("a record is appended", async || gate.seen() > 6) => {}
+        }
+        assert_eq!(gate.seen(), 6, "not one record of it was appended");
+    };
+    let fitting = async {
+        refusing.await;
+        let opening = async {
+            world.eventually("the third batch is on its way", async || gate.seen() == 10).await;
+            gate.open(true);
+        };
+        tokio::join!(world.accept(&third), opening).0
+    };
+    let (accepted, fitted) = tokio::join!(world.accept(&first), fitting);
+    assert_eq!((accepted.len(), fitted.len()), (6, 4));
+
+    // What has its room and fails later is answered for itself, also when it is all of them; the room is free again.
+    for lost in [vec![1, 3], vec![0, 1, 2, 3, 4]] {
+        gate.lose(&lost);
+        let entries = world.send(&second).await;
+        for (place, entry) in entries.iter().enumerate() {
+            match entry {
+                Entry::Accepted(_) => assert!(!lost.contains(&place)),
+                Entry::Rejected(error) => {
+                    assert!(lost.contains(&place), "{error}");
+                    assert!(error.retryable(), "{error}");
+                    assert_eq!(error.code(), "SERVICE_UNAVAILABLE");
+                }
+                other => panic!("neither accepted nor refused: {other:?}"),
+            }
+        }
+    }
+    world.accept(&second).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await, ("15".into(), 15, "0.00 EUR".into()));
 }
