@@ -15,7 +15,10 @@ use super::shared::{Shared, Spare};
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// When a segment that could not be made is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-static ZEROS: [u8; 1 << 18] = [0; 1 << 18];
+/// What is written and synced of a new segment at a time, and the rest after it: a whole segment at once would keep the disk
+/// from the log's own syncs for a tenth of a second. Together 50 MB/s, unless the writer waits.
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+const REST: Duration = Duration::from_millis(20);
 
 /// Runs until the log is closed.
 pub(super) fn run(shared: &Shared) {
@@ -35,11 +38,11 @@ fn wait(shared: &Shared, pause: Duration) -> Option<bool> {
     let is_stopped = || shared.stopped.load(Ordering::Acquire);
     match *spare {
         _ if is_stopped() => return None,
-        Spare::Wanted => return Some(true),
+        Spare::Wanted | Spare::Overdue => return Some(true),
         Spare::Failed(_) => shared.spare_changed.wait_for(&mut spare, RETRY_AFTER),
         Spare::Ready(_) | Spare::Taken => shared.spare_changed.wait_for(&mut spare, pause),
     };
-    (!is_stopped()).then(|| matches!(*spare, Spare::Wanted | Spare::Failed(_)))
+    (!is_stopped()).then(|| matches!(*spare, Spare::Wanted | Spare::Overdue | Spare::Failed(_)))
 }
 
 fn make_spare(shared: &Shared) {
@@ -64,10 +67,20 @@ fn zeroed(path: &Path, length: usize, shared: &Shared) -> std::io::Result<File> 
         }
         let part = left.min(ZEROS.len());
         file.write_all(&ZEROS[..part])?;
+        file.sync_data()?;
         left -= part;
+        rest(shared);
     }
     file.sync_all()?;
     Ok(file)
+}
+
+/// Leaves the disk to others, unless the writer has no segment to go on in.
+fn rest(shared: &Shared) {
+    let mut spare = shared.spare.lock();
+    if matches!(*spare, Spare::Wanted) && !shared.stopped.load(Ordering::Acquire) {
+        shared.spare_changed.wait_for(&mut spare, REST);
+    }
 }
 
 /// Drops segments, oldest first, that every partition has passed and that were full longer than the retention (A6).

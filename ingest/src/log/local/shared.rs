@@ -39,6 +39,8 @@ pub(super) struct Queue {
 /// The segment that is made ahead of time.
 pub(super) enum Spare {
     Wanted,
+    /// The writer waits for it.
+    Overdue,
     Ready(File),
     /// The writer is giving it the name of a segment: the next one must not be made in its place yet.
     Taken,

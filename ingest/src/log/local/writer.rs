@@ -256,7 +256,11 @@ fn take_spare(shared: &Shared) -> Result<File, String> {
                     return Ok(file);
                 }
             }
-            Spare::Wanted | Spare::Taken => shared.spare_changed.wait(&mut spare),
+            Spare::Wanted => {
+                *spare = Spare::Overdue;
+                shared.spare_changed.notify_all();
+            }
+            Spare::Overdue | Spare::Taken => shared.spare_changed.wait(&mut spare),
         }
     }
 }
