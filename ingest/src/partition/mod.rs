@@ -11,8 +11,8 @@ mod durable;
 mod routing;
 mod twins;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use catalog::compiled::Snapshots;
@@ -335,9 +335,13 @@ impl State {
     fn is_checkpoint_due(&self) -> bool {
         let settings = &self.shared.settings;
         let times = if self.is_behind { settings.checkpoint_catch_up } else { 1 };
+        let interval = settings.checkpoint_interval * times;
+        let share = (self.owner.partition, self.owner.log.partitions);
         self.dirty.len() >= settings.checkpoint_subscriptions_max * times as usize
             || self.pending.events.len() >= settings.checkpoint_events_max
-            || self.waiting_since.is_some_and(|since| since.elapsed() >= settings.checkpoint_interval * times)
+            || self
+                .waiting_since
+                .is_some_and(|since| turn_after(since.duration_since(*START), interval, share) <= START.elapsed())
     }
 
     /// Writes what has been counted; insists while the database is away (rule A4).
@@ -384,6 +388,18 @@ impl State {
     }
 }
 
+/// Zero of the turns of all partitions.
+static START: LazyLock<Moment> = LazyLock::new(Moment::now);
+
+/// The first turn of a partition at or after `since`: once in an interval, each partition at its own time. If all of them
+/// wrote at once, the database would take both cores and the disk from everything else for that moment.
+fn turn_after(since: Duration, interval: Duration, (partition, partitions): (Partition, u32)) -> Duration {
+    let (since, interval) = (since.as_nanos(), interval.as_nanos().max(1));
+    let offset = interval * u128::from(partition) / u128::from(partitions.max(1));
+    let turn = offset + since.saturating_sub(offset).div_ceil(interval) * interval;
+    Duration::from_nanos(u64::try_from(turn).unwrap_or(u64::MAX))
+}
+
 /// Repeats what fails for want of a dependency, without limit and with growing pauses (rule A4).
 #[derive(Debug)]
 struct Patience {
@@ -412,5 +428,24 @@ impl Patience {
         tokio::time::sleep(self.pause).await;
         self.pause = (self.pause * 2).min(Duration::from_secs(2));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_take_turns_within_one_interval() {
+        let millis = Duration::from_millis;
+        let turn = |since, partition| turn_after(millis(since), millis(500), (partition, 4));
+        assert_eq!([0, 1, 2, 3].map(|partition| turn(0, partition)), [0, 125, 250, 375].map(millis));
+        assert_eq!([0, 1, 2, 3].map(|partition| turn(1_300, partition)), [1_500, 1_625, 1_750, 1_375].map(millis));
+        for since in (0..2_000).step_by(7) {
+            for partition in 0..4 {
+                let waits = turn(since, partition) - millis(since);
+                assert!(waits < millis(500), "a change waits for an interval at most: {waits:?}");
+            }
+        }
     }
 }
