@@ -15,10 +15,11 @@ use crate::billing::Billing;
 use crate::control::WindowRef;
 use crate::due::{DueKind, DueWork, done, plan};
 use crate::events;
-use crate::invoice::finalize::{FinalizeOptions, RunRef, compute, runs_of};
+use crate::invoice::finalize::{FinalizeOptions, RunRef, runs_of};
+use crate::invoice::follow::unfollow_previews;
 use crate::invoice::load::Loaded;
 use crate::invoice::run::RunKey;
-use crate::invoice::save::{remove, save};
+use crate::invoice::save::remove;
 use crate::settings::BillingSettings;
 use crate::subscription::lifecycle::{Consequences, PeriodClosePayload};
 use crate::subscription::write::store_state;
@@ -232,12 +233,11 @@ impl Billing {
         drafts: &[RunRef],
         closed: &[(SubscriptionId, domain::Instant)],
     ) -> Result<()> {
+        unfollow_previews(tx.conn(), closed).await?;
         let previews = previews_of(scope, tx, closed).await?;
         remove(tx.conn(), scope.workspace_id, &previews, scope.now()).await?;
         let runs = runs_of(loaded, drafts)?;
-        loaded.add_windows(tx.conn(), &self.snapshots, &runs).await?;
-        let computed = compute(loaded, &runs)?;
-        save(tx.conn(), scope.workspace_id, scope.now(), &computed).await.map(drop)
+        self.save_drafts(scope, tx, loaded, &runs).await.map(drop)
     }
 }
 

@@ -1,4 +1,5 @@
-//! The loop: claims, hands groups to billing, writes failures down; resumes test clocks; lets holds lapse.
+//! The loop: claims, hands groups to billing, writes failures down; resumes test clocks; has drafts recomputed; lets holds
+//! lapse.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -51,6 +52,9 @@ const WAIT: Duration = Duration::from_millis(20);
 /// Wallets of one sweep.
 const SWEEP_WALLETS_MAX: i64 = 200;
 
+/// Time between two looks for drafts whose totals have changed.
+const DRAFTS: Duration = Duration::from_secs(5);
+
 /// Time between two sweeps of tables that would grow for ever.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
@@ -82,11 +86,17 @@ impl Scheduler {
     /// Works until `shutdown` turns true; the batch at hand is finished first.
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
         let mut drifting = false;
-        let mut swept: Option<tokio::time::Instant> = None;
+        let (mut swept, mut recomputed): (Option<tokio::time::Instant>, Option<tokio::time::Instant>) = (None, None);
         while !*shutdown.borrow() {
             if swept.is_none_or(|swept| swept.elapsed() >= HOUSEKEEPING) {
                 swept = Some(tokio::time::Instant::now());
                 self.sweep_tables().await;
+            }
+            if recomputed.is_none_or(|recomputed| recomputed.elapsed() >= DRAFTS) {
+                recomputed = Some(tokio::time::Instant::now());
+                if let Err(error) = self.billing.recompute_drafts(Clock::System.now()).await {
+                    tracing::warn!(error = %error, "drafts could not be recomputed; the next look makes it good");
+                }
             }
             match self.tick(&mut drifting).await {
                 Ok(report) if report.failed > 0 => {

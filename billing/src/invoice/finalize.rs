@@ -2,8 +2,8 @@
 //! applied, and the number is taken last (rules C2, D3, D4, D6; invoices.md 4).
 //!
 //! Sealing waits for the log and therefore stands outside of the transaction ([`Billing::seal`]); everything else is one
-//! transaction for a whole batch ([`Billing::finalize_in`]). Locks are taken in one order everywhere: due work, window
-//! rows in id order, invoices, wallets, the number row.
+//! transaction for a whole batch ([`Billing::finalize_in`]). Locks are taken in one order everywhere: due work,
+//! followed runs, window rows in id order, invoices, wallets, the number row.
 
 use std::collections::HashMap;
 
@@ -21,6 +21,7 @@ use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use super::draft::assemble;
+use super::follow::{follow, unfollow};
 use super::load::Loaded;
 use super::run::{Run, RunKey};
 use super::save::{Computed, Saved, save};
@@ -122,6 +123,7 @@ impl Billing {
         options: FinalizeOptions,
     ) -> Result<Vec<InvoiceId>> {
         let refs = claim(tx.conn(), refs).await?;
+        unfollow(tx.conn(), &refs).await?;
         let catalog = self.snapshots.workspace(scope.workspace_id).await?;
         let ids: Vec<_> = refs.iter().map(|run| run.subscription_id).collect();
         let mut loaded = Loaded::subscriptions(tx.conn(), catalog, scope.workspace_id, &ids, false).await?;
@@ -146,8 +148,20 @@ impl Billing {
         let ids: Vec<_> = refs.iter().map(|run| run.subscription_id).collect();
         let mut loaded = Loaded::subscriptions(tx.conn(), catalog, scope.workspace_id, &ids, false).await?;
         let runs = runs_of(&loaded, &refs)?;
-        loaded.add_windows(tx.conn(), &self.snapshots, &runs).await?;
-        let computed = compute(&loaded, &runs)?;
+        self.save_drafts(scope, tx, &mut loaded, &runs).await
+    }
+
+    /// Computes and stores the drafts of runs from the totals as they are checkpointed now; from here on they follow them.
+    pub(crate) async fn save_drafts(
+        &self,
+        scope: &Scope,
+        tx: &mut Tx,
+        loaded: &mut Loaded,
+        runs: &[Run],
+    ) -> Result<Vec<InvoiceId>> {
+        loaded.add_windows(tx.conn(), &self.snapshots, runs).await?;
+        follow(tx.conn(), scope.workspace_id, loaded, runs).await?;
+        let computed = compute(loaded, runs)?;
         let saved = save(tx.conn(), scope.workspace_id, scope.now(), &computed).await?;
         Ok(saved.iter().map(|saved| saved.id).collect())
     }

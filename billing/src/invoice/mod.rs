@@ -2,6 +2,7 @@
 
 pub mod draft;
 pub mod finalize;
+pub(crate) mod follow;
 pub mod line;
 pub(crate) mod load;
 pub mod manual;

@@ -16,6 +16,7 @@ use crate::billing::{Billing, clocked};
 use crate::due::{DueKind, NewWork, plan, refuse_overtaking, withdraw};
 use crate::events::{self, Event};
 use crate::invoice::draft::assemble;
+use crate::invoice::follow::unfollow_all;
 use crate::invoice::load::Loaded;
 use crate::invoice::run::{Run, RunKey, RunReason, is_open_ended};
 use crate::invoice::share::Share;
@@ -173,6 +174,7 @@ impl Billing {
         let scope = clocked(scope, tx.conn(), subscription.test_clock_id).await?;
         refuse_unbilled(&scope, tx.conn(), id).await?;
         withdraw(tx.conn(), scope.workspace_id, id.0, &[DueKind::SubscriptionStart, DueKind::TrialEnd]).await?;
+        unfollow_all(tx.conn(), id).await?;
         sqlx::query("UPDATE subscription SET deleted_at = $3, updated_at = $3 WHERE workspace_id = $1 AND id = $2")
             .bind(scope.workspace_id)
             .bind(id)

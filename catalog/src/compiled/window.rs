@@ -40,6 +40,9 @@ pub struct StoredWindow {
     pub position: Position,
     /// Counted events.
     pub event_count: u64,
+    /// When the row was written last: another instant means other totals, also when they were counted anew and the position
+    /// stayed.
+    pub written_at: Instant,
     /// Running totals.
     pub state: WindowState,
 }
@@ -78,7 +81,7 @@ async fn fetch(conn: &mut PgConnection, query: WindowQuery<'_>) -> Result<Vec<Pg
             let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
             sqlx::query(
                 "SELECT subscription_id, workspace_id, customer_id, window_start, window_end, status, position, event_count,
-                        state
+                        updated_at, state
                  FROM usage_window WHERE subscription_id = ANY($1) AND status <> 'sealed'
                  ORDER BY subscription_id, window_start",
             )
@@ -90,7 +93,7 @@ async fn fetch(conn: &mut PgConnection, query: WindowQuery<'_>) -> Result<Vec<Pg
             let (ids, starts): (Vec<_>, Vec<_>) = windows.iter().map(|(id, start)| (id.0, *start)).unzip();
             sqlx::query(
                 "SELECT subscription_id, workspace_id, customer_id, window_start, window_end, status, position, event_count,
-                        state
+                        updated_at, state
                  FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (subscription_id, window_start)
                  JOIN usage_window USING (subscription_id, window_start)
                  ORDER BY subscription_id, window_start",
@@ -113,6 +116,7 @@ struct RawWindow {
     status: WindowStatus,
     position: Position,
     event_count: u64,
+    written_at: Instant,
     record: WindowRecord,
 }
 
@@ -128,6 +132,7 @@ impl RawWindow {
                 status: row.try_get("status")?,
                 position: Position::from_i64(row.try_get("position")?),
                 event_count: event_count.unsigned_abs(),
+                written_at: row.try_get("updated_at")?,
                 record: WindowRecord::default(),
             };
             Ok((raw, row.try_get("state")?))
@@ -158,6 +163,7 @@ impl RawWindow {
             status: self.status,
             position: self.position,
             event_count: self.event_count,
+            written_at: self.written_at,
             state,
         })
     }

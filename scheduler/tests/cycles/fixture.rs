@@ -423,7 +423,8 @@ impl World {
             "INSERT INTO usage_window (subscription_id, window_start, window_end, workspace_id, customer_id, partition, status,
                  position, event_count, state, updated_at)
              VALUES ($1, $2, $3, $4, $5, 0, 'open', 1, $6, $7, now())
-             ON CONFLICT (subscription_id, window_start) DO UPDATE SET state = $7, event_count = $6",
+             ON CONFLICT (subscription_id, window_start) DO UPDATE SET state = $7, event_count = $6,
+                 updated_at = clock_timestamp()",
         )
         .bind(id)
         .bind(window.start)

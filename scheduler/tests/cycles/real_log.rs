@@ -224,6 +224,24 @@ async fn c2_an_acknowledged_event_that_waits_in_the_log_is_in_the_invoice() {
     metered.ingest.stop().await;
 }
 
+/// usage.md 5, through door, log, partition and the scheduler's loop: what is counted in the grace is on the draft.
+#[tokio::test(flavor = "multi_thread")]
+async fn c2_a_draft_follows_what_the_partition_counts() {
+    let metered = Metered::start(json!({"auto_finalize_invoices": "false"})).await;
+    let id = metered.subscribe().await;
+    metered.acknowledge(id, "before", "3").await;
+    metered.world.advance("2026-02-10").await;
+    let (stop, shutdown) = watch::channel(false);
+    let scheduler = tokio::spawn(metered.world.scheduler.clone().run(shutdown));
+    metered.acknowledge(id, "grace", "5").await;
+    metered.eventually("SELECT total::bigint FROM invoice WHERE deleted_at IS NULL", 8).await;
+    let draft = metered.world.invoices(id).await.remove(0);
+    assert_eq!((draft.invoice.status.as_str(), draft.lines[0].line.quantity.to_string().as_str()), ("draft", "8"));
+    stop.send_replace(true);
+    scheduler.await.unwrap();
+    metered.ingest.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn c2_what_a_failed_finalization_has_sealed_counts_again() {
     for auto_finalize in ["false", "true"] {

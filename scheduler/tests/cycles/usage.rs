@@ -186,6 +186,84 @@ async fn drafts_are_recomputed_until_finalized() {
     assert_eq!(generate().await.unwrap_err().code(), "CONFLICT");
 }
 
+/// usage.md 5: in the grace the draft shows what was counted since, also where there was nothing to bill before, and what the
+/// usage of another wallet makes of it. Nothing else recomputes it here: the clock stands.
+#[tokio::test]
+async fn a_draft_follows_the_usage_of_the_grace() {
+    for auto_finalize in ["true", "false"] {
+        let world = World::with("2026-01-01", "UTC", json!({"auto_finalize_invoices": auto_finalize})).await;
+        let units = world.product("USAGE", "1").await;
+        let plan = world.plan(&[(units, "0")]).await;
+        let id = world.subscribe(plan, json!({})).await.subscription.id;
+        let idle = world.subscribe(plan, json!({})).await.subscription.id;
+        let recompute = async || world.billing.recompute_drafts(at("2027-01-01")).await.unwrap();
+        let day = "2026-01-05";
+        world.db_usage(id, &[(day, units, "3", None)]).await;
+        world.advance("2026-02-01T00:10:00Z").await;
+        let draft = world.invoices(id).await.remove(0).invoice;
+        assert_eq!((draft.total.to_string().as_str(), world.bills(idle).await.len()), ("3.00 EUR", 0));
+        assert_eq!(recompute().await, 0, "no usage since");
+        world.db_usage(id, &[(day, units, "3", None), (day, units, "4", None)]).await;
+        world.db_usage(idle, &[(day, units, "5", None), (day, units, "6", Some(Currency::USD))]).await;
+        assert_eq!((recompute().await, recompute().await), (2, 0));
+        let again = world.invoices(id).await.remove(0);
+        assert_eq!((again.invoice.id, again.invoice.total.to_string().as_str()), (draft.id, "7.00 EUR"));
+        assert_eq!(again.lines[0].line.quantity.to_string(), "7");
+        assert_eq!(again.invoice.updated_at, at("2026-02-01T00:10:00Z"), "the time of its clock");
+        let mut totals: Vec<_> = world.bills(idle).await.into_iter().map(|(_, total, _)| total).collect();
+        totals.sort();
+        assert_eq!(totals, ["5.00 EUR", "6.00 EUR"]);
+        world.db_usage(id, &[(day, units, "9", None)]).await;
+        world.advance("2026-02-02").await;
+        // Finalized invoices follow nothing; drafts that wait for the operator do.
+        assert_eq!(recompute().await, usize::from(auto_finalize == "false"));
+        assert_eq!(world.bills(id).await[0].1, "9.00 EUR");
+        assert_eq!(followed(&world).await, if auto_finalize == "false" { 2 } else { 0 });
+    }
+}
+
+async fn followed(world: &World) -> i64 {
+    sqlx::query_scalar("SELECT count(*) FROM followed_run").fetch_one(world.store.pool()).await.unwrap()
+}
+
+/// A preview follows the running period, and gives way with it. What cannot be computed stops no other draft, and waits for
+/// the next change of its usage.
+#[tokio::test]
+async fn a_draft_that_cannot_be_computed_stays_and_stops_no_other() {
+    let world = World::new("2026-01-01").await;
+    let (units, others) = (world.product("USAGE", "1").await, world.product("USAGE", "2").await);
+    let mut ids = Vec::new();
+    for product in [units, others] {
+        let plan = world.plan(&[(product, "0")]).await;
+        let id = world.subscribe(plan, json!({"billing_timing": "IN_ARREARS"})).await.subscription.id;
+        world.db_usage(id, &[("2026-01-05", product, "1", None)]).await;
+        let request = billing::invoice::GenerateInvoiceRequest {
+            subscription_id: id,
+            billing_period_start: None,
+            billing_period_end: None,
+        };
+        let mut tx = world.store.begin("generate").await.unwrap();
+        world.billing.generate_invoice(&world.scope, &mut tx, &request).await.unwrap();
+        tx.commit().await.unwrap();
+        world.db_usage(id, &[("2026-01-05", product, "3", None)]).await;
+        ids.push(id);
+    }
+    sqlx::query("UPDATE subscription SET timezone = 'Nowhere' WHERE id = $1")
+        .bind(ids[0])
+        .execute(world.store.pool())
+        .await
+        .unwrap();
+    let totals = async || (world.bills(ids[0]).await[0].1.clone(), world.bills(ids[1]).await[0].1.clone());
+    let recompute = async || world.billing.recompute_drafts(at("2027-01-01")).await.unwrap();
+    assert_eq!((recompute().await, totals().await), (2, ("1.00 EUR".into(), "6.00 EUR".into())));
+    assert_eq!(recompute().await, 0, "tried once");
+    sqlx::query("UPDATE subscription SET timezone = 'UTC'").execute(world.store.pool()).await.unwrap();
+    world.db_usage(ids[0], &[("2026-01-05", units, "4", None)]).await;
+    assert_eq!((recompute().await, totals().await), (1, ("4.00 EUR".into(), "6.00 EUR".into())));
+    world.advance("2026-02-01T02:00:00Z").await;
+    assert_eq!((totals().await, followed(&world).await), (("4.00 EUR".into(), "6.00 EUR".into()), 0));
+}
+
 /// Finalizing by hand seals; a failure after the seal takes it back (rule C2).
 #[tokio::test]
 async fn finalizing_by_hand_seals_the_window() {
