@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use common::{World, at, period_start};
 use domain::{Clock, Instant, Position, Quantity};
 use ingest::checkpoint::{Checkpoint, Ownership, Written};
-use ingest::door::{Entry, NewEvent};
+use ingest::door::{Entry, Facts, NewEvent};
 use ingest::partition::Shared;
 use ingest::record::{ControlKind, Record};
 use serde_json::{Value, json};
@@ -137,7 +137,7 @@ async fn a5_a_record_of_another_home_is_forwarded() {
     let terms =
         world.snapshots.terms(world.scope.workspace_id, world.subscription).await.expect("read").expect("exists");
     let catalog = world.snapshots.workspace(world.scope.workspace_id).await.expect("read");
-    let judged = ingest::door::judge(&world.scope, &world.store, &catalog, Some(&terms), event, 1).await.expect("good");
+    let judged = ingest::door::judge(&world.scope, &catalog, Some(&terms), &Facts::default(), event, 1).expect("good");
     let ingest::door::Judged::Good { event, home } = judged else { panic!("must be good") };
     world.append(1 - home, Record::Usage(event)).await;
     world.accept(&[world.event("stray", "5", JANUARY)]).await;
@@ -488,4 +488,109 @@ async fn the_door_refuses_with_the_code_of_the_reference() {
 fn positions_compare_by_log_first() {
     assert!(Position::new(1, u64::from(u32::MAX)) < Position::new(2, 0));
     assert!(Position::new(2, 1) > Position::new(2, 0));
+}
+
+/// usage.md 5 and test-clocks.md 4: an event is compared with its customer's time, which may be ahead of the machine's or behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn customers_on_a_test_clock_live_at_its_time() {
+    let world = World::idle(json!({}), json!({})).await;
+    let clock = uuid::Uuid::now_v7();
+    world
+        .execute(&format!(
+            "INSERT INTO test_clock (id, workspace_id, frozen_at, status, created_at, updated_at)
+             VALUES ('{clock}', '{}', '2400-01-01Z', 'active', now(), now());
+             UPDATE subscription SET test_clock_id = '{clock}'",
+            world.scope.workspace_id
+        ))
+        .await;
+    let judge = async |timestamp: &str| match world.send(&[world.event("t", "1", timestamp)]).await.remove(0) {
+        Entry::Accepted(_) => "accepted".to_owned(),
+        Entry::Rejected(error) => error.to_string(),
+        Entry::Dropped { .. } => "dropped".to_owned(),
+    };
+    assert_eq!(judge("2400-01-01T00:05:00Z").await, "accepted", "centuries ahead of the machine");
+    let refused = judge("2400-01-01T00:05:01Z").await;
+    assert!(refused.contains("timestamp"), "{refused}");
+    world.execute("UPDATE test_clock SET frozen_at = '2026-01-10Z'").await;
+    let refused = judge("2026-01-10T00:05:01Z").await;
+    assert!(refused.contains("timestamp"), "past on the machine, future on the clock: {refused}");
+    world.execute("UPDATE test_clock SET status = 'advancing', target = '2026-01-11Z'").await;
+    assert_eq!(judge("2026-01-11T00:05:00Z").await, "accepted", "where an advance is going");
+    // Without a clock, the machine's time.
+    let (customer, subscription) = world.subscribe().await;
+    let other = |timestamp: &str| {
+        let mut event = world.event("o", "1", timestamp);
+        (event["customer_id"], event["subscription_id"]) = (json!(customer), json!(subscription));
+        event
+    };
+    let entries = world.send(&[other("2400-01-01T00:00:00Z"), other("2026-01-20T00:00:00Z")]).await;
+    assert!(matches!(entries[..], [Entry::Rejected(_), Entry::Accepted(_)]), "{entries:?}");
+}
+
+/// What events name is read for the batch: each stands alone, and all of a kind cost one statement.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_events_name_is_compared_for_each() {
+    let world = World::start().await;
+    let (other, _) = world.subscribe().await;
+    let wallet_of = async |customer| -> String {
+        let wallet: uuid::Uuid = sqlx::query_scalar("SELECT id FROM wallet WHERE customer_id = $1")
+            .bind(customer)
+            .fetch_one(world.store.pool())
+            .await
+            .expect("a wallet");
+        wallet.to_string()
+    };
+    let (own, foreign) = (wallet_of(world.customer).await, wallet_of(other).await);
+    let hold = uuid::Uuid::now_v7();
+    world
+        .execute(&format!(
+            "INSERT INTO wallet_hold (id, organization_id, workspace_id, wallet_id, amount, currency, status, subscription_id,
+                 metric_key, expires_at, created_at, updated_at)
+             VALUES ('{hold}', '{}', '{}', '{own}', 1, 'EUR', 'PENDING', '{}', 'tokens', now() + '1 day', now(), now())",
+            world.scope.organization_id, world.scope.workspace_id, world.subscription
+        ))
+        .await;
+    let with = |key: &str, changes: serde_json::Value| {
+        let mut event = world.event(key, "1", JANUARY);
+        changes.as_object().expect("an object").iter().for_each(|(name, value)| event[name] = value.clone());
+        event
+    };
+    let nobody = uuid::Uuid::now_v7();
+    let entries = world
+        .send(&[
+            with("a", json!({"wallet_id": own})),
+            with("b", json!({"wallet_id": foreign})),
+            with("c", json!({"wallet_id": nobody})),
+            with("d", json!({"wallet_id": own, "wallet_currency": "USD"})),
+            with("e", json!({"hold_id": hold})),
+            with("f", json!({"hold_id": nobody})),
+            with("g", json!({"customer_id": other})),
+            with("h", json!({"customer_id": nobody})),
+            with("i", json!({"subscription_id": nobody})),
+            with("j", json!({"customer_id": nobody, "subscription_id": nobody})),
+        ])
+        .await;
+    let found: Vec<String> = entries
+        .into_iter()
+        .map(|entry| match entry {
+            Entry::Accepted(_) => "accepted".to_owned(),
+            Entry::Rejected(domain::Error::NotFound { entity_type, .. }) => format!("no {entity_type}"),
+            Entry::Rejected(error) => error.code().to_owned(),
+            Entry::Dropped { .. } => "dropped".to_owned(),
+        })
+        .collect();
+    let rule = "BUSINESS_RULE_VIOLATION";
+    let expected = [
+        "accepted",
+        rule,
+        "no wallet",
+        "CURRENCY_MISMATCH",
+        "accepted",
+        rule,
+        rule,
+        "no customer",
+        "no subscription",
+        "no customer",
+    ];
+    assert_eq!(found, expected);
 }

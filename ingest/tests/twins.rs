@@ -5,7 +5,7 @@ mod common;
 
 use common::{World, at, period_start};
 use domain::{CustomerId, Instant, SubscriptionId, UsageEvent};
-use ingest::door::{Judged, NewEvent};
+use ingest::door::{Facts, Judged, NewEvent};
 use ingest::record::{ControlKind, Record};
 use ingest::twins::{Seal, take_back};
 use serde_json::{Value, json};
@@ -63,7 +63,7 @@ impl Pair {
         let new = NewEvent::read(&self.event_of(whose, key, quantity).to_string()).expect("good");
         let terms = world.snapshots.terms(world.scope.workspace_id, whose.1).await.expect("read").expect("exists");
         let catalog = world.snapshots.workspace(world.scope.workspace_id).await.expect("read");
-        let judged = ingest::door::judge(&world.scope, &world.store, &catalog, Some(&terms), new, 1).await;
+        let judged = ingest::door::judge(&world.scope, &catalog, Some(&terms), &Facts::default(), new, 1);
         let Judged::Good { event, home } = judged.expect("good") else { panic!("must be good") };
         let event = Box::new(UsageEvent { accepted_at, ..*event });
         world.append(home, Record::Usage(event)).await;

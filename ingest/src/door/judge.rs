@@ -10,10 +10,9 @@ use domain::{
     BindingRole, Currency, Error, Instant, ProductType, Result, Scope, UnmatchedPriceKeyPolicy, UsageEvent,
     UsageEventId, WorkspaceId,
 };
-use sqlx::Row;
-use store::{Store, StoreError};
 
 use super::NewEvent;
+use super::facts::Facts;
 
 /// An event after the checks of the door.
 #[derive(Debug)]
@@ -46,7 +45,7 @@ pub enum Judged {
 /// An event that was refused: what is refused by a catalog that is behind is judged again.
 #[derive(Debug)]
 pub struct Refused {
-    /// Why; retryable ones are trouble with the database, not with the event.
+    /// Why.
     pub error: Error,
     /// As it came.
     pub event: NewEvent,
@@ -77,21 +76,21 @@ enum Checked {
 /// How far ahead of the clock a timestamp may be (usage.md 5).
 const FUTURE_MAX: TimeDelta = TimeDelta::minutes(5);
 
-/// Judges one event; `terms` are those of its subscription, if it exists in the scope's workspace.
+/// Judges one event; `terms` are those of its subscription, if it exists in the scope's workspace, and `facts` were read for
+/// it.
 ///
 /// # Errors
 /// The refusal as the API answers it, with the event.
-pub async fn judge(
+pub fn judge(
     scope: &Scope,
-    store: &Store,
     catalog: &WorkspaceCatalog,
     terms: Option<&Arc<SubscriptionTerms>>,
+    facts: &Facts,
     event: NewEvent,
     catalog_revision: i64,
 ) -> Result<Judged, Box<Refused>> {
     let id = UsageEventId::of(scope.workspace_id, &event.idempotency_key);
-    let (home, wallet_currency, price_key, price_key_remapped) = match check(scope, store, catalog, terms, &event).await
-    {
+    let (home, wallet_currency, price_key, price_key_remapped) = match check(scope, catalog, terms, facts, &event) {
         Ok(Checked::Good { home, wallet_currency, price_key, price_key_remapped }) => {
             (home, wallet_currency, price_key, price_key_remapped)
         }
@@ -122,24 +121,27 @@ pub async fn judge(
     Ok(Judged::Good { event, home })
 }
 
-async fn check(
+fn check(
     scope: &Scope,
-    store: &Store,
     catalog: &WorkspaceCatalog,
     terms: Option<&Arc<SubscriptionTerms>>,
+    facts: &Facts,
     event: &NewEvent,
 ) -> Result<Checked> {
-    let Some(terms) = terms else { return Err(missing(scope, store, event).await?) };
+    let Some(terms) = terms else {
+        require_customer(facts, event)?;
+        return Err(Error::not_found("subscription", event.subscription_id));
+    };
     if terms.customer_id != event.customer_id {
-        require_customer(scope, store, event).await?;
+        require_customer(facts, event)?;
         let detail = format!("subscription {} belongs to another customer", event.subscription_id);
         return Err(Error::business_rule(detail));
     }
     let product = usage_product(catalog, event)?;
-    check_time(scope, store, terms, event.timestamp).await?;
+    check_time(scope, facts, terms, event.timestamp)?;
     check_quantity(catalog, product, event)?;
-    let wallet_currency = wallet_pin(scope, store, event).await?;
-    check_hold(scope, store, event).await?;
+    let wallet_currency = wallet_pin(facts, event)?;
+    check_hold(facts, event)?;
     let home = terms.home_partition;
     Ok(match route_price_key(catalog, product, terms, event)? {
         Route::Key { key: price_key, remapped: price_key_remapped } => {
@@ -150,23 +152,9 @@ async fn check(
     })
 }
 
-/// Which of customer and subscription is not there.
-async fn missing(scope: &Scope, store: &Store, event: &NewEvent) -> Result<Error> {
-    match require_customer(scope, store, event).await {
-        Ok(()) => Ok(Error::not_found("subscription", event.subscription_id)),
-        Err(error @ Error::NotFound { .. }) => Ok(error),
-        Err(error) => Err(error),
-    }
-}
-
-async fn require_customer(scope: &Scope, store: &Store, event: &NewEvent) -> Result<()> {
-    let found = sqlx::query("SELECT 1 FROM customer WHERE id = $1 AND workspace_id = $2 AND deleted_at IS NULL")
-        .bind(event.customer_id)
-        .bind(scope.workspace_id)
-        .fetch_optional(store.pool())
-        .await
-        .context("looking for a customer")?;
-    found.map(drop).ok_or_else(|| Error::not_found("customer", event.customer_id))
+/// A customer that is not there is named before the subscription.
+fn require_customer(facts: &Facts, event: &NewEvent) -> Result<()> {
+    if facts.has_customer(event.customer_id) { Ok(()) } else { Err(Error::not_found("customer", event.customer_id)) }
 }
 
 fn usage_product<'a>(catalog: &'a WorkspaceCatalog, event: &NewEvent) -> Result<&'a ProductTerms> {
@@ -181,17 +169,14 @@ fn usage_product<'a>(catalog: &'a WorkspaceCatalog, event: &NewEvent) -> Result<
     Ok(product)
 }
 
-async fn check_time(scope: &Scope, store: &Store, terms: &SubscriptionTerms, timestamp: Instant) -> Result<()> {
-    let limit_of = |now: Instant| now.checked_add_signed(FUTURE_MAX).unwrap_or(now);
-    if timestamp > limit_of(scope.now()) {
-        // Customers on a test clock live at its time; it is read only when the machine's clock does not suffice.
-        let limit = match terms.test_clock_id {
-            Some(clock) => limit_of(clock_time(store, clock).await?),
-            None => limit_of(scope.now()),
-        };
-        if timestamp > limit {
-            return Err(Error::field("timestamp", Code::OutOfRange, "must be at most 5 minutes in the future"));
-        }
+fn check_time(scope: &Scope, facts: &Facts, terms: &SubscriptionTerms, timestamp: Instant) -> Result<()> {
+    // Customers on a test clock live at its time, whether it is ahead of the machine's or behind.
+    let now = match terms.test_clock_id {
+        Some(clock) => facts.time_of(clock)?,
+        None => scope.now(),
+    };
+    if timestamp > now.checked_add_signed(FUTURE_MAX).unwrap_or(now) {
+        return Err(Error::field("timestamp", Code::OutOfRange, "must be at most 5 minutes in the future"));
     }
     if timestamp < terms.started_at {
         return Err(Error::business_rule("the subscription started after the timestamp"));
@@ -200,14 +185,6 @@ async fn check_time(scope: &Scope, store: &Store, terms: &SubscriptionTerms, tim
         return Err(Error::business_rule("the subscription ended before the timestamp"));
     }
     Ok(())
-}
-
-async fn clock_time(store: &Store, clock: domain::TestClockId) -> Result<Instant> {
-    sqlx::query_scalar("SELECT COALESCE(target, frozen_at) FROM test_clock WHERE id = $1")
-        .bind(clock)
-        .fetch_one(store.pool())
-        .await
-        .context("reading a test clock")
 }
 
 fn check_quantity(catalog: &WorkspaceCatalog, product: &ProductTerms, event: &NewEvent) -> Result<()> {
@@ -223,17 +200,9 @@ fn check_quantity(catalog: &WorkspaceCatalog, product: &ProductTerms, event: &Ne
 }
 
 /// `wallet_id` is turned into its currency; both must agree (usage.md 4).
-async fn wallet_pin(scope: &Scope, store: &Store, event: &NewEvent) -> Result<Option<Currency>> {
+fn wallet_pin(facts: &Facts, event: &NewEvent) -> Result<Option<Currency>> {
     let Some(wallet_id) = event.wallet_id else { return Ok(event.wallet_currency) };
-    let row = sqlx::query("SELECT customer_id, currency FROM wallet WHERE id = $1 AND workspace_id = $2")
-        .bind(wallet_id)
-        .bind(scope.workspace_id)
-        .fetch_optional(store.pool())
-        .await
-        .context("looking for a wallet")?
-        .ok_or_else(|| Error::not_found("wallet", wallet_id))?;
-    let owner: domain::CustomerId = row.try_get("customer_id").context("reading a wallet")?;
-    let currency: Currency = row.try_get("currency").context("reading a wallet")?;
+    let (owner, currency) = facts.wallet(wallet_id).ok_or_else(|| Error::not_found("wallet", wallet_id))?;
     if owner != event.customer_id {
         return Err(Error::business_rule(format!("wallet {wallet_id} belongs to another customer")));
     }
@@ -246,22 +215,12 @@ async fn wallet_pin(scope: &Scope, store: &Store, event: &NewEvent) -> Result<Op
 }
 
 /// A hold that is named must be an active hold of the subscription and metric (R7).
-async fn check_hold(scope: &Scope, store: &Store, event: &NewEvent) -> Result<()> {
+fn check_hold(facts: &Facts, event: &NewEvent) -> Result<()> {
     let Some(hold_id) = event.hold_id else { return Ok(()) };
-    let found = sqlx::query(
-        "SELECT 1 FROM wallet_hold WHERE id = $1 AND workspace_id = $2 AND subscription_id = $3 AND metric_key = $4
-         AND status = 'PENDING'",
-    )
-    .bind(hold_id)
-    .bind(scope.workspace_id)
-    .bind(event.subscription_id)
-    .bind(&event.metric_key)
-    .fetch_optional(store.pool())
-    .await
-    .context("looking for a hold")?;
-    found
-        .map(drop)
-        .ok_or_else(|| Error::business_rule(format!("hold {hold_id} is not active for this subscription and metric")))
+    if facts.is_held_for(hold_id, event.subscription_id, &event.metric_key) {
+        return Ok(());
+    }
+    Err(Error::business_rule(format!("hold {hold_id} is not active for this subscription and metric")))
 }
 
 enum Route {

@@ -2,6 +2,7 @@
 //! and answers when they are durable (usage.md 3.1).
 
 pub mod cloud_events;
+mod facts;
 mod judge;
 pub mod wire;
 
@@ -12,6 +13,7 @@ use domain::{Error, FastMap, Result, Scope, SubscriptionId, UsageEventId};
 use store::Store;
 use tokio::sync::Semaphore;
 
+pub use facts::Facts;
 pub use judge::{Judged, Refused, judge};
 pub use wire::{NewEvent, Submission};
 
@@ -49,6 +51,14 @@ struct Basis {
     revision: i64,
     catalog: Arc<WorkspaceCatalog>,
     terms: FastMap<SubscriptionId, Arc<SubscriptionTerms>>,
+    facts: Facts,
+}
+
+impl Basis {
+    fn judge(&self, scope: &Scope, event: NewEvent) -> std::result::Result<Judged, Box<Refused>> {
+        let terms = self.terms.get(&event.subscription_id);
+        judge(scope, &self.catalog, terms, &self.facts, event, self.revision)
+    }
 }
 
 /// Events in flight to the log before the door answers 503.
@@ -104,7 +114,7 @@ impl Door {
         let mut refused = Vec::new();
         for event in events {
             let one = match event {
-                Ok(event) => match self.judge_by(&basis, scope, event).await? {
+                Ok(event) => match basis.judge(scope, event) {
                     Ok(one) => refuse_conflict(&mut first_of_key, one),
                     Err(one) => {
                         refused.push((judged.len(), one.event.clone()));
@@ -121,7 +131,7 @@ impl Door {
         }
         let basis = self.basis(scope, refused.iter().map(|(_, event)| event)).await?;
         for (place, event) in refused {
-            judged[place] = match self.judge_by(&basis, scope, event).await? {
+            judged[place] = match basis.judge(scope, event) {
                 Ok(one) => refuse_conflict(&mut first_of_key, one),
                 Err(refused) => refused.into_judged(scope.workspace_id),
             };
@@ -129,29 +139,16 @@ impl Door {
         Ok(judged)
     }
 
-    async fn basis(&self, scope: &Scope, events: impl Iterator<Item = &NewEvent>) -> Result<Basis> {
-        let mut ids: Vec<SubscriptionId> = events.map(|event| event.subscription_id).collect();
+    async fn basis<'a>(&self, scope: &Scope, events: impl Iterator<Item = &'a NewEvent> + Clone) -> Result<Basis> {
+        let mut ids: Vec<SubscriptionId> = events.clone().map(|event| event.subscription_id).collect();
         ids.sort_unstable();
         ids.dedup();
-        let terms = self.snapshots.terms_of_many(&ids).await?;
+        let mut terms = self.snapshots.terms_of_many(&ids).await?;
+        terms.retain(|_, terms| terms.workspace_id == scope.workspace_id);
         let catalog = self.snapshots.workspace(scope.workspace_id).await?;
         let revision = self.snapshots.stamp();
-        Ok(Basis { revision, terms, catalog })
-    }
-
-    /// The outer error is trouble with the database.
-    async fn judge_by(
-        &self,
-        basis: &Basis,
-        scope: &Scope,
-        event: NewEvent,
-    ) -> Result<std::result::Result<Judged, Refused>> {
-        let terms = basis.terms.get(&event.subscription_id).filter(|terms| terms.workspace_id == scope.workspace_id);
-        match judge(scope, &self.store, &basis.catalog, terms, event, basis.revision).await {
-            Ok(judged) => Ok(Ok(judged)),
-            Err(refused) if refused.error.retryable() => Err(refused.error),
-            Err(refused) => Ok(Err(*refused)),
-        }
+        let facts = Facts::load(scope, &self.store, &terms, events).await?;
+        Ok(Basis { revision, catalog, terms, facts })
     }
 
     /// Tells the workspace of usage that no price matches (usage.md R6): it is not billed, so it is not silent either.

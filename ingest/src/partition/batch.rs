@@ -15,7 +15,7 @@ use super::decode::{Decoded, id_of_unreadable};
 use super::routing::Catalogs;
 use super::{Failure, Patience, State};
 use crate::checkpoint::{BreachWrite, Checkpoint, DROPPED, Dropped, RejectionWrite, UnattributedWrite, WindowKey};
-use crate::door::{self, Judged, NewEvent, wire};
+use crate::door::{self, Facts, Judged, NewEvent, wire};
 use crate::log::Append;
 use crate::record::{self, Control, ControlKind, RecordError};
 use crate::subscription::{Answer, Incoming, SubscriptionMsg, Verdict};
@@ -348,14 +348,19 @@ impl State {
         let mut patience = Patience::default();
         loop {
             let revision = shared.snapshots.revision();
-            let terms = self.terms_of(&[event.subscription_id]).await?;
-            let terms = terms.get(&event.subscription_id).filter(|terms| terms.workspace_id == scope.workspace_id);
+            let mut terms = self.terms_of(&[event.subscription_id]).await?;
+            terms.retain(|_, terms| terms.workspace_id == scope.workspace_id);
             let catalog = self.catalog_of(scope.workspace_id).await?;
-            match door::judge(scope, &shared.store, &catalog, terms, event.clone(), revision).await {
-                Ok(judged) => return Ok(judged),
-                Err(refused) if matches!(refused.error, Error::Unavailable { .. } | Error::Internal { .. }) => {
-                    patience.wait(&self.given_up, "judging a foreign record", refused.error).await?;
+            let facts = match Facts::load(scope, &shared.store, &terms, std::iter::once(&event)).await {
+                Ok(facts) => facts,
+                Err(error) => {
+                    patience.wait(&self.given_up, "judging a foreign record", error).await?;
+                    continue;
                 }
+            };
+            let terms = terms.get(&event.subscription_id);
+            match door::judge(scope, &catalog, terms, &facts, event.clone(), revision) {
+                Ok(judged) => return Ok(judged),
                 // What was created a moment ago may not be known here yet (rule B6).
                 Err(refused) => match shared.snapshots.is_behind(revision).await {
                     Ok(true) => {}
