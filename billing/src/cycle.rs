@@ -161,6 +161,7 @@ impl Billing {
     /// Where invoices are finalized by hand, runs with charges get their drafts only and their windows stay open. Answers
     /// the runs that remain.
     async fn draft_for_operator(&self, scope: &Scope, refs: Vec<RunRef>) -> Result<Vec<RunRef>> {
+        self.snapshots.refresh().await?;
         let mut tx = self.store.begin("drafting invoices").await?;
         if BillingSettings::load(tx.conn(), scope.organization_id).await?.auto_finalize {
             return Ok(refs);

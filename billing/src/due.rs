@@ -176,6 +176,17 @@ pub async fn withdraw(
     Ok(())
 }
 
+/// A boundary of a subscription that was passed and is not worked off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
+pub(crate) struct PassedBoundary {
+    /// What it is.
+    pub(crate) kind: DueKind,
+    /// When it was.
+    pub(crate) due_at: Instant,
+    /// Whether working it off failed three times: it may go on failing for ever.
+    pub(crate) is_stuck: bool,
+}
+
 /// Refuses to change a subscription while something waits that was due before: a boundary that was passed and is not
 /// worked off yet would find another subscription than the one that it was due for, and its period would not be billed.
 ///
@@ -186,22 +197,59 @@ pub(crate) async fn refuse_overtaking(
     conn: &mut PgConnection,
     subscription: &Subscription,
 ) -> Result<()> {
-    let waits: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM due_work WHERE workspace_id = $1 AND subject_id = $2 AND due_at <= $3
-                           AND kind IN ('subscription_start', 'trial_end', 'period_close'))
-             OR EXISTS (SELECT FROM test_clock WHERE id = $4 AND status = 'advancing')",
+    match passed_boundary(scope, conn, subscription).await? {
+        None => Ok(()),
+        Some(_) => Err(overtaking()),
+    }
+}
+
+/// The boundary that keeps failing, if there is one; others are refused as [`refuse_overtaking`] does.
+///
+/// # Errors
+/// `CONFLICT`, as there.
+pub(crate) async fn stuck_boundary(
+    scope: &Scope,
+    conn: &mut PgConnection,
+    subscription: &Subscription,
+) -> Result<Option<PassedBoundary>> {
+    match passed_boundary(scope, conn, subscription).await? {
+        Some(passed) if !passed.is_stuck => Err(overtaking()),
+        passed => Ok(passed),
+    }
+}
+
+fn overtaking() -> Error {
+    Error::conflict("CONFLICT", "a boundary of the subscription is being worked off; try again")
+}
+
+/// The first one. While the test clock is advancing any boundary may be passed next: refused.
+async fn passed_boundary(
+    scope: &Scope,
+    conn: &mut PgConnection,
+    subscription: &Subscription,
+) -> Result<Option<PassedBoundary>> {
+    let is_advancing: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM test_clock WHERE id = $1 AND status = 'advancing')")
+            .bind(subscription.test_clock_id)
+            .fetch_one(&mut *conn)
+            .await
+            .context("reading the test clock")?;
+    if is_advancing {
+        return Err(overtaking());
+    }
+    // A claim clears the error of the attempt before: the attempt under way does not count as failed.
+    sqlx::query_as(
+        "SELECT kind, due_at, attempts - (last_error IS NULL)::integer >= 3 AS is_stuck FROM due_work
+         WHERE workspace_id = $1 AND subject_id = $2 AND due_at <= $3
+           AND kind IN ('subscription_start', 'trial_end', 'period_close')
+         ORDER BY due_at, kind_order, id LIMIT 1",
     )
     .bind(scope.workspace_id)
     .bind(subscription.id)
     .bind(scope.now())
-    .bind(subscription.test_clock_id)
-    .fetch_one(conn)
+    .fetch_optional(conn)
     .await
-    .context("looking for due work")?;
-    if waits {
-        return Err(Error::conflict("CONFLICT", "a boundary of the subscription is being worked off; try again"));
-    }
-    Ok(())
+    .context("looking for due work")
 }
 
 /// Marks rows as done, in the transaction of their effect. A row that is gone was done by somebody else.

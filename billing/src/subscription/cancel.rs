@@ -13,7 +13,7 @@ use super::request::CancelSubscriptionRequest;
 use super::words::{CancellationReason, ProrationType, SubscriptionStatus};
 use super::write::store_state;
 use crate::billing::{Billing, clocked};
-use crate::due::{DueKind, NewWork, plan, refuse_overtaking, withdraw};
+use crate::due::{DueKind, NewWork, PassedBoundary, plan, stuck_boundary, withdraw};
 use crate::events::{self, Event};
 use crate::invoice::draft::assemble;
 use crate::invoice::follow::unfollow_all;
@@ -30,8 +30,8 @@ impl Billing {
     /// (proration.md, P7); the credit note that settles it is not built yet.
     ///
     /// # Errors
-    /// `NotFound`; `INVALID_TRANSITION` on a closed subscription; `CONFLICT` while a boundary is being worked off; 422 for
-    /// another instant than now.
+    /// `NotFound`; `INVALID_TRANSITION` on a closed subscription; `CONFLICT` while a boundary is being worked off that has not
+    /// failed three times; 422 for another instant than now.
     pub async fn cancel_subscription(
         &self,
         scope: &Scope,
@@ -72,9 +72,16 @@ impl Billing {
         request: &CancelSubscriptionRequest,
     ) -> Result<Consequences> {
         let now = scope.now();
-        refuse_overtaking(scope, tx.conn(), subscription).await?;
+        let stuck = stuck_boundary(scope, tx.conn(), subscription).await?;
         let kinds = [DueKind::SubscriptionStart, DueKind::TrialEnd, DueKind::PeriodClose];
         withdraw(tx.conn(), scope.workspace_id, subscription.id.0, &kinds).await?;
+        let passed = match stuck {
+            Some(stuck) => self.pass_stuck(scope, tx, subscription, stuck).await?,
+            None => Consequences::default(),
+        };
+        if subscription.status.is_terminal() {
+            return Ok(passed); // the boundary was its end
+        }
         let is_past_term = subscription.is_past_term();
         let (to, default) = if is_past_term {
             (SubscriptionStatus::Expired, CancellationReason::TermEnded)
@@ -104,7 +111,42 @@ impl Billing {
             let settings = BillingSettings::load(tx.conn(), scope.organization_id).await?;
             consequences.work.push(subscription.seal_unbilled(RunKey::new(RunReason::Paused, left), &settings));
         }
+        consequences.work.extend(passed.work);
+        consequences.events.extend(passed.events);
         Ok(consequences)
+    }
+
+    /// Passes boundaries that the scheduler fails to work off, up to now: a subscription that cannot be billed can be
+    /// cancelled all the same. What was to be billed there stays on the agenda, one run for each period, and is finalized
+    /// when whatever is wrong with it is mended; no draft is made here, since that is what fails.
+    async fn pass_stuck(
+        &self,
+        scope: &Scope,
+        tx: &mut Tx,
+        subscription: &mut Subscription,
+        stuck: PassedBoundary,
+    ) -> Result<Consequences> {
+        let mut passed = Consequences::default();
+        if stuck.kind != DueKind::PeriodClose {
+            return Ok(passed); // nothing is charged before the first period (3.4 rule 3)
+        }
+        let settings = BillingSettings::load(tx.conn(), scope.organization_id).await?;
+        let catalog = self.snapshots.workspace(scope.workspace_id).await?;
+        let ids = [subscription.id];
+        let has_usage =
+            Loaded::subscriptions(tx.conn(), catalog, scope.workspace_id, &ids, false).await?.has_usage(ids[0]);
+        // Planned also where invoices are finalized by hand: it makes the draft then.
+        let settings = BillingSettings { auto_finalize: true, ..settings };
+        let mut boundary = Some(stuck.due_at);
+        while let Some(at) = boundary.filter(|at| *at <= scope.now()) {
+            let Some(period) = subscription.period_ending(at)? else { break };
+            let Consequences { work, events, .. } = subscription.close_period(period, &settings, has_usage)?;
+            let (next, runs): (Vec<_>, Vec<_>) = work.into_iter().partition(|work| work.kind == DueKind::PeriodClose);
+            boundary = next.first().map(|next| next.due_at);
+            passed.work.extend(runs);
+            passed.events.extend(events);
+        }
+        Ok(passed)
     }
 
     /// What was paid in advance for the time after the cut, as an event; `None` when nothing was.

@@ -172,3 +172,57 @@ async fn seats_and_own_rates_are_charged() {
     assert_eq!(world.bills(five).await[0].1, "50.00 EUR");
     assert_eq!(world.bills(own).await[0].1, "42.50 EUR");
 }
+
+/// A subscription that cannot be billed can be cancelled all the same, and nothing that it owes is lost: every period that
+/// ended meanwhile has its invoice when the price is mended, the last one up to the cancellation.
+#[tokio::test]
+async fn a_subscription_whose_period_cannot_be_closed_can_be_cancelled() {
+    for (timing, auto_finalize) in [("IN_ARREARS", "true"), ("IN_ARREARS", "false"), ("IN_ADVANCE", "true")] {
+        let world = World::with("2026-01-01", "UTC", json!({"auto_finalize_invoices": auto_finalize})).await;
+        let (fee, units) = (world.product("FIXED_CHARGE", "28.00").await, world.product("USAGE", "1").await);
+        let plan = world.plan(&[(fee, "0"), (units, "0")]).await;
+        let id = world.subscribe(plan, json!({"billing_timing": timing})).await.subscription.id;
+        world.settle().await;
+        let before = world.bills(id).await.len();
+        world.db_usage(id, &[("2026-01-05", units, "3", None)]).await;
+        world.db_usage(id, &[("2026-02-05", units, "4", None)]).await;
+        world.db_usage(id, &[("2026-03-05", units, "5", None)]).await;
+        world.db_catalog("UPDATE price SET status = 'draft'").await;
+        world.try_advance("2026-02-01").await;
+        assert_eq!(world.cancel(id, json!({})).await.unwrap_err().code(), "CONFLICT", "it is tried again");
+        assert_eq!(world.pause(id).await.unwrap_err().code(), "CONFLICT");
+        sqlx::query("UPDATE due_work SET attempts = 3 WHERE last_error IS NOT NULL")
+            .execute(world.store.pool())
+            .await
+            .unwrap();
+        world.try_advance("2026-03-15").await;
+        let cancelled = world.cancel(id, json!({"proration_type": "NONE"})).await.unwrap().subscription;
+        assert_eq!((cancelled.status.as_str(), cancelled.cancelled_at), ("CANCELLED", Some(at("2026-03-15"))));
+        assert_eq!(world.terms(id).await.ended_at, Some(at("2026-03-15")));
+        world.try_advance("2026-03-16").await;
+        assert_eq!(world.bills(id).await.len(), before, "it still cannot be billed");
+        world.db_catalog("UPDATE price SET status = 'active'").await;
+        sqlx::query("UPDATE due_work SET retry_at = NULL").execute(world.store.pool()).await.unwrap();
+        world.settle().await;
+        world.advance("2026-03-17").await;
+        let mut bills = world.bills(id).await;
+        bills.sort();
+        let expected = match timing {
+            // 14 of the 31 days of March.
+            "IN_ARREARS" => vec![("2026-01-01", "31.00 EUR"), ("2026-02-01", "32.00 EUR"), ("2026-03-01", "17.65 EUR")],
+            _ => vec![
+                ("2026-01-01", "28.00 EUR"),
+                ("2026-02-01", "31.00 EUR"),
+                ("2026-03-01", "32.00 EUR"),
+                ("2026-03-01", "5.00 EUR"),
+            ],
+        };
+        let status = if auto_finalize == "true" { "finalized" } else { "draft" };
+        let expected: Vec<_> =
+            expected.into_iter().map(|(start, total)| (at(start), total.to_owned(), status.to_owned())).collect();
+        assert_eq!(bills, expected, "{timing}, {auto_finalize}");
+        let open: Vec<String> =
+            sqlx::query_scalar("SELECT kind FROM due_work").fetch_all(world.store.pool()).await.unwrap();
+        assert_eq!(open, Vec::<String>::new());
+    }
+}
