@@ -205,3 +205,59 @@ async fn another_tenant_sees_nothing() {
         stranger.post(&advance, json!({"frozen_at": "2026-03-01T00:00:00Z"})).await.problem(403, "FORBIDDEN");
     }
 }
+
+/// A price that a live subscription is charged by cannot be taken away from it: its next bill would fail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_price_is_archived_when_no_live_subscription_is_charged_by_it() {
+    let api = api().await;
+    let client = &api.sandbox;
+    let shop = shop(client).await;
+    let prices = client.get(&format!("/v1/prices?product_id={}", shop.product)).await.expect(200)["data"].clone();
+    let base = id(&prices[0]).to_owned();
+    let archive =
+        async |price: &str| client.post(&format!("/v1/prices/{price}/archive"), json!({"reason": "old"})).await;
+    let price = async |members: Value| -> String {
+        let mut whole = json!({"product_id": shop.product, "currency": "EUR", "list_price": "9.00"});
+        members.as_object().unwrap().iter().for_each(|(name, value)| whole[name] = value.clone());
+        id(&client.post("/v1/prices", whole).await.data(201)).to_owned()
+    };
+    let subscription = client.post("/v1/subscriptions", subscription(&shop)).await.data(201);
+    let stranger = client.post("/v1/customers", json!({"name": "B", "email": "b@b.example"})).await.data(201);
+    let other_plan = json!({"name": "Other", "products": [{"product_id": shop.product}]});
+    let other_plan = client.post("/v1/plans", other_plan).await.data(201);
+    for (members, is_charged) in [
+        (json!({"customer_id": shop.customer}), true),
+        (json!({"plan_id": shop.plan}), true),
+        (json!({"custom_dimensions": {"region": "eu"}}), true),
+        (json!({"billing_interval_unit": "monthly"}), true),
+        (json!({"currency": "USD"}), false),
+        (json!({"country_code": "US"}), false),
+        (json!({"customer_id": id(&stranger)}), false),
+        (json!({"plan_id": id(&other_plan)}), false),
+        (json!({"billing_interval_unit": "yearly"}), false),
+        (json!({"billing_interval_unit": "monthly", "billing_interval_count": 3}), false),
+    ] {
+        let price = price(members.clone()).await;
+        let answer = archive(&price).await;
+        if is_charged {
+            let _ = answer.problem(409, "CONFLICT");
+        } else {
+            let archived = answer.data(200);
+            assert_eq!(archived["status"], json!("archived"), "{members}");
+            assert!(archived["archived_at"].is_string());
+            assert_eq!(client.get(&format!("/v1/prices/{price}")).await.data(200), archived);
+            let _ = archive(&price).await.problem(409, "INVALID_TRANSITION");
+        }
+    }
+    let _ = archive(&base).await.problem(409, "CONFLICT");
+    let _ = archive(&uuid::Uuid::now_v7().to_string()).await.problem(404, "NOT_FOUND");
+    // It is billed as before.
+    let advance = format!("/v1/test-clocks/{}/advance", shop.clock);
+    let _ = client.post(&advance, json!({"frozen_at": "2026-02-15T00:00:00Z"})).await.data(200);
+    let list = format!("/v1/invoices?subscription_id={}", id(&subscription));
+    let invoices = client.get(&list).await.expect(200)["data"].clone();
+    assert_eq!(invoices.as_array().unwrap().len(), 2);
+    assert_eq!(invoices[0]["total"], json!({"value": "50.00", "currency": "EUR"}));
+    let _ = client.post(&format!("/v1/subscriptions/{}/cancel", id(&subscription)), json!({})).await.data(200);
+    assert_eq!(archive(&base).await.data(200)["status"], json!("archived"));
+}

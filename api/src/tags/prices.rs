@@ -1,6 +1,7 @@
 //! Prices (prices.md).
 
 use catalog::price::{self, CreatePriceRequest, Price};
+use catalog::version::ArchiveRequest;
 use domain::PriceId;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -10,7 +11,10 @@ const TAG: &str = "Prices";
 
 /// Routes of the tag.
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::default().routes(routes!(list_prices, create_price)).routes(routes!(get_price))
+    OpenApiRouter::default()
+        .routes(routes!(list_prices, create_price))
+        .routes(routes!(get_price))
+        .routes(routes!(archive_price))
 }
 
 /// List prices with filters and cursor pagination
@@ -58,4 +62,19 @@ async fn get_price(ctx: Ctx) -> Answer {
     ctx.require("prices:read")?;
     let id = ctx.path_id("id")?;
     answer::ok(Data(price::get(&ctx.scope, &mut *ctx.conn().await?, id).await?))
+}
+
+/// Retire a price that no live subscription is charged by
+#[utoipa::path(
+    post, path = "/v1/prices/{id}/archive", operation_id = "archive_price", tag = TAG, request_body = ArchiveRequest,
+    params(("id" = PriceId, Path, description = "Price")),
+    responses((status = 200, description = "The price", body = Data<Price>))
+)]
+async fn archive_price(ctx: Ctx) -> Answer {
+    ctx.require("prices:write")?;
+    let mut write = ctx.write("archive_price").await?;
+    let id = ctx.path_id("id")?;
+    let request = ctx.body_or_empty(ArchiveRequest::read)?;
+    let price = price::archive(&ctx.scope, write.tx(), id, &request).await?;
+    write.ok(Data(price)).await
 }

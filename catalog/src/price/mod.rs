@@ -1,5 +1,6 @@
 //! Prices (prices.md): what a product costs, in one currency, for whom, and when.
 
+mod archive;
 mod request;
 mod write;
 
@@ -17,6 +18,7 @@ use store::{ListField, ListKind, ListQuery, ListSpec, Page, StoreError};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+pub use archive::archive;
 pub use request::{CreatePriceRequest, CreatePriceTierRequest};
 pub use write::create;
 
