@@ -176,7 +176,7 @@ async fn rows_of_one_id_are_found_and_told_apart(bed: Bed) {
     let query = aggregate(Size::Week, Metric::Count, GroupBy::None, "2026-04-27T00:00:00Z", "2026-05-04T00:00:00Z");
     let counts = bed.usage.aggregate(&bed.people.scope, &query).await.unwrap();
     assert_eq!(counts[0].value, Quantity::from_int(400 + 4 - 2));
-    let filter = EventFilter { customer_id: Some(bed.people.customers[1]), ..EventFilter::default() };
+    let filter = EventFilter { customer_ids: Some(vec![bed.people.customers[1]]), ..EventFilter::default() };
     let (page, _) = bed.usage.list(&bed.people.scope, &filter, None, 10).await.unwrap();
     let voided: Vec<_> = page.iter().filter(|event| event.voided_at.is_some()).map(|e| &e.counted).collect();
     assert_eq!((page.len(), voided), (4, vec![&further[0]]));
@@ -279,9 +279,10 @@ fn newest_first(a: &CountedEvent, b: &CountedEvent) -> std::cmp::Ordering {
 
 fn matches(filter: &EventFilter, row: &CountedEvent) -> bool {
     let event = &row.event;
-    filter.customer_id.is_none_or(|id| id == event.customer_id)
-        && filter.product_id.is_none_or(|id| id == event.product_id)
-        && filter.subscription_id.is_none_or(|id| id == event.subscription_id)
+    filter.ids.as_ref().is_none_or(|ids| ids.contains(&event.id))
+        && filter.customer_ids.as_ref().is_none_or(|ids| ids.contains(&event.customer_id))
+        && filter.product_ids.as_ref().is_none_or(|ids| ids.contains(&event.product_id))
+        && filter.subscription_ids.as_ref().is_none_or(|ids| ids.contains(&event.subscription_id))
         && (filter.metric_keys.is_empty() || filter.metric_keys.contains(&event.metric_key))
         && filter.occurred_after.is_none_or(|after| event.timestamp >= after)
         && filter.occurred_before.is_none_or(|before| event.timestamp < before)
@@ -294,16 +295,20 @@ fn filters(bed: &Bed, rows: &[CountedEvent]) -> Vec<EventFilter> {
     let none = EventFilter::default;
     vec![
         none(),
-        EventFilter { customer_id: Some(people.customers[1]), ..none() },
-        EventFilter { product_id: Some(people.products[1]), ..none() },
-        EventFilter { subscription_id: Some(people.subscriptions[2]), ..none() },
+        EventFilter { customer_ids: Some(vec![people.customers[1]]), ..none() },
+        EventFilter { product_ids: Some(vec![people.products[1]]), ..none() },
+        EventFilter { subscription_ids: Some(vec![people.subscriptions[2]]), ..none() },
+        EventFilter { customer_ids: Some(people.customers[..2].to_vec()), ..none() },
+        EventFilter { product_ids: Some(people.products[..2].to_vec()), ..none() },
+        EventFilter { subscription_ids: Some(people.subscriptions[1..3].to_vec()), ..none() },
+        EventFilter { product_ids: Some(Vec::new()), ..none() },
         EventFilter { metric_keys: vec!["o'clock \"x\"".into()], ..none() },
         EventFilter { metric_keys: vec!["storage_gb".into(), "api_calls".into(), "no'ne".into()], ..none() },
         EventFilter { occurred_after: Some(some.timestamp), ..none() },
         EventFilter { occurred_before: Some(some.timestamp), ..none() },
         EventFilter {
-            customer_id: Some(people.customers[0]),
-            product_id: Some(people.products[0]),
+            customer_ids: Some(vec![people.customers[0]]),
+            product_ids: Some(vec![people.products[0]]),
             metric_keys: vec!["api_calls".into()],
             occurred_after: Some(instant("2026-05-01T00:00:00Z")),
             occurred_before: Some(instant("2026-05-20T00:00:00Z")),
@@ -311,11 +316,11 @@ fn filters(bed: &Bed, rows: &[CountedEvent]) -> Vec<EventFilter> {
         },
         // A subscription of somebody else, an unknown customer, an empty time.
         EventFilter {
-            customer_id: Some(people.customers[0]),
-            subscription_id: Some(people.subscriptions[3]),
+            customer_ids: Some(vec![people.customers[0]]),
+            subscription_ids: Some(vec![people.subscriptions[3]]),
             ..none()
         },
-        EventFilter { customer_id: Some(domain::CustomerId::generate()), ..none() },
+        EventFilter { customer_ids: Some(vec![domain::CustomerId::generate()]), ..none() },
         EventFilter { occurred_after: Some(some.timestamp), occurred_before: Some(some.timestamp), ..none() },
     ]
 }
@@ -340,7 +345,20 @@ async fn lists_agree_with_a_model(bed: Bed) {
     for chunk in rows.chunks(111) {
         bed.write(chunk).await;
     }
-    for filter in filters(&bed, &rows) {
+    let ids = Some((0..rows.len()).step_by(7).map(|n| rows[n].event.id).chain([UsageEventId::generate()]).collect());
+    let by_id = [
+        EventFilter { ids: ids.clone(), ..EventFilter::default() },
+        EventFilter { ids: Some(Vec::new()), ..EventFilter::default() },
+        EventFilter {
+            ids,
+            customer_ids: Some(vec![bed.people.customers[0]]),
+            product_ids: Some(vec![bed.people.products[0]]),
+            metric_keys: vec!["api_calls".into()],
+            occurred_before: Some(rows[17].event.timestamp),
+            ..EventFilter::default()
+        },
+    ];
+    for filter in filters(&bed, &rows).into_iter().chain(by_id) {
         let mut expected: Vec<_> = rows.iter().filter(|row| matches(&filter, row)).cloned().collect();
         expected.sort_by(newest_first);
         for limit in [33, 100] {
@@ -476,8 +494,8 @@ async fn a_stranger_sees_nothing(bed: Bed) {
     let all = EventFilter::default();
     assert_eq!(bed.usage.list(stranger, &all, None, 10).await.unwrap(), (vec![], false));
     for filter in [
-        EventFilter { customer_id: Some(bed.people.customers[0]), ..all.clone() },
-        EventFilter { subscription_id: Some(bed.people.subscriptions[0]), ..all },
+        EventFilter { customer_ids: Some(vec![bed.people.customers[0]]), ..all.clone() },
+        EventFilter { subscription_ids: Some(vec![bed.people.subscriptions[0]]), ..all },
     ] {
         assert_eq!(bed.usage.list(stranger, &filter, None, 10).await.unwrap(), (vec![], false));
     }
@@ -485,7 +503,7 @@ async fn a_stranger_sees_nothing(bed: Bed) {
     let query = aggregate(Size::Week, Metric::Count, GroupBy::None, "2026-04-27T00:00:00Z", "2026-06-29T00:00:00Z");
     assert!(bed.usage.aggregate(stranger, &query).await.unwrap().is_empty());
     let foreign = AggregateQuery {
-        filter: EventFilter { subscription_id: Some(bed.people.subscriptions[0]), ..EventFilter::default() },
+        filter: EventFilter { subscription_ids: Some(vec![bed.people.subscriptions[0]]), ..EventFilter::default() },
         ..query
     };
     assert!(bed.usage.aggregate(stranger, &foreign).await.unwrap().is_empty());

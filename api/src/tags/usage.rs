@@ -222,10 +222,13 @@ fn problem(ctx: &Ctx, error: &Error) -> Result<Box<serde_json::value::RawValue>>
     params(
         ("limit" = Option<u32>, Query, description = "1 to 100, default 25"),
         ("cursor" = Option<String>, Query, description = "Of the page before"),
-        ("customer_id" = Option<CustomerId>, Query, description = "Who consumed"),
-        ("product_id" = Option<ProductId>, Query, description = "USAGE product"),
-        ("subscription_id" = Option<SubscriptionId>, Query, description = "Subscription"),
+        ("sort" = Option<String>, Query, description = "-timestamp, which is the order in any case"),
+        ("id" = Option<UsageEventId>, Query, description = "eq, in"),
+        ("customer_id" = Option<CustomerId>, Query, description = "Who consumed: eq, in"),
+        ("product_id" = Option<ProductId>, Query, description = "USAGE product: eq, in"),
+        ("subscription_id" = Option<SubscriptionId>, Query, description = "Subscription: eq, in"),
         ("metric_key" = Option<String>, Query, description = "Repeatable or comma-separated: any of them"),
+        ("timestamp" = Option<DateTime<Utc>>, Query, description = "eq, gt, gte, lt, lte"),
         ("occurred_after" = Option<DateTime<Utc>>, Query, description = "Timestamp at or after"),
         ("occurred_before" = Option<DateTime<Utc>>, Query, description = "Timestamp before"),
     ),
@@ -233,7 +236,7 @@ fn problem(ctx: &Ctx, error: &Error) -> Result<Box<serde_json::value::RawValue>>
 )]
 async fn list_usage_events(ctx: Ctx) -> Answer {
     ctx.require("usage:read")?;
-    let parameters = Parameters::read(ctx.query(), &["limit", "cursor"])?;
+    let parameters = Parameters::read(ctx.query(), &["limit", "cursor", "id", "sort"])?;
     let after = parameters.cursor()?;
     let (events, has_more) =
         ctx.app.engine()?.usage.list(&ctx.scope, &parameters.filter, after, parameters.limit).await?;
@@ -269,9 +272,9 @@ async fn get_usage_event(ctx: Ctx) -> Answer {
         ("until" = Option<DateTime<Utc>>, Query, description = "Default: now"),
         ("metric" = Option<UsageAggregateMetric>, Query, description = "Default: count"),
         ("group_by" = Option<String>, Query, description = "none (default), metric_key or dim:<key>"),
-        ("customer_id" = Option<CustomerId>, Query, description = "Who consumed"),
-        ("product_id" = Option<ProductId>, Query, description = "USAGE product"),
-        ("subscription_id" = Option<SubscriptionId>, Query, description = "Subscription"),
+        ("customer_id" = Option<CustomerId>, Query, description = "Who consumed: eq, in"),
+        ("product_id" = Option<ProductId>, Query, description = "USAGE product: eq, in"),
+        ("subscription_id" = Option<SubscriptionId>, Query, description = "Subscription: eq, in"),
         ("metric_key" = Option<String>, Query, description = "Repeatable or comma-separated: any of them"),
         ("top" = Option<u32>, Query, description = "Largest series kept apart, default 8; 0 keeps all"),
     ),
@@ -393,21 +396,34 @@ impl<'a> Parameters<'a> {
     fn one(&mut self, name: &str, value: &str, own: &[&str]) -> Result<(), (Code, String)> {
         let filter = &mut self.filter;
         match name {
-            "customer_id" | "customer_id.eq" => filter.customer_id = Some(id(value)?.into()),
-            "product_id" | "product_id.eq" => filter.product_id = Some(id(value)?.into()),
-            "subscription_id" | "subscription_id.eq" => filter.subscription_id = Some(id(value)?.into()),
+            "id" | "id.eq" | "id.in" if own.contains(&"id") => narrow(&mut filter.ids, name, value)?,
+            "customer_id" | "customer_id.eq" | "customer_id.in" => narrow(&mut filter.customer_ids, name, value)?,
+            "product_id" | "product_id.eq" | "product_id.in" => narrow(&mut filter.product_ids, name, value)?,
+            "subscription_id" | "subscription_id.eq" | "subscription_id.in" => {
+                narrow(&mut filter.subscription_ids, name, value)?;
+            }
             "metric_key" | "metric_key.eq" | "metric_key.in" => {
                 filter.metric_keys.extend(value.split(',').map(str::to_owned));
             }
-            "occurred_after" | "timestamp.gte" => filter.occurred_after = Some(instant(value)?),
-            "occurred_before" | "timestamp.lt" => filter.occurred_before = Some(instant(value)?),
+            "occurred_after" | "timestamp.gte" => since(filter, instant(value)?),
+            "occurred_before" | "timestamp.lt" => before(filter, instant(value)?),
+            "timestamp.gt" => since(filter, next(instant(value)?)),
+            "timestamp.lte" => before(filter, next(instant(value)?)),
+            "timestamp" | "timestamp.eq" => {
+                since(filter, instant(value)?);
+                before(filter, next(instant(value)?));
+            }
             "limit" if own.contains(&"limit") => match value.parse() {
                 Ok(limit @ 1..=100) => self.limit = limit,
                 _ => return Err((Code::OutOfRange, "must be a whole number from 1 to 100".into())),
             },
+            "sort" if own.contains(&"sort") && value != "-timestamp" => {
+                return Err((Code::InvalidEnum, "must be -timestamp: events are listed newest first".into()));
+            }
             other if own.contains(&other) => {}
             _ => {
-                let known = "customer_id, product_id, subscription_id, metric_key, occurred_after, occurred_before";
+                let known =
+                    "customer_id, product_id, subscription_id, metric_key, timestamp, occurred_after, occurred_before";
                 return Err((
                     Code::UnknownField,
                     format!("is not a known parameter; known are {known}, {}", own.join(", ")),
@@ -499,6 +515,34 @@ fn is_dimension(key: &str) -> bool {
     (1..=64).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
+/// One id, or with `in` any of several; conditions on one field are ANDed as all others.
+fn narrow<T: From<uuid::Uuid> + PartialEq>(
+    known: &mut Option<Vec<T>>,
+    name: &str,
+    value: &str,
+) -> Result<(), (Code, String)> {
+    let texts: Vec<&str> = if name.ends_with(".in") { value.split(',').collect() } else { vec![value] };
+    let mut ids = texts.into_iter().map(|text| id(text).map(T::from)).collect::<Result<Vec<T>, _>>()?;
+    if let Some(known) = known {
+        ids.retain(|id| known.contains(id));
+    }
+    *known = Some(ids);
+    Ok(())
+}
+
+fn since(filter: &mut EventFilter, instant: Instant) {
+    filter.occurred_after = Some(filter.occurred_after.map_or(instant, |known| known.max(instant)));
+}
+
+fn before(filter: &mut EventFilter, instant: Instant) {
+    filter.occurred_before = Some(filter.occurred_before.map_or(instant, |known| known.min(instant)));
+}
+
+/// The first instant after: timestamps have microseconds.
+fn next(instant: Instant) -> Instant {
+    instant.checked_add_signed(chrono::TimeDelta::microseconds(1)).unwrap_or(instant)
+}
+
 fn id(value: &str) -> Result<uuid::Uuid, (Code, String)> {
     uuid::Uuid::parse_str(value).map_err(|_| (Code::InvalidFormat, "must be a UUID".into()))
 }
@@ -508,4 +552,57 @@ fn instant(value: &str) -> Result<Instant, (Code, String)> {
     instant
         .map(|instant| instant.to_utc())
         .map_err(|_| (Code::InvalidFormat, "must be an RFC 3339 timestamp such as 2026-01-31T00:00:00Z".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<EventFilter, Vec<(String, Code)>> {
+        let pairs: Vec<_> = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        match Parameters::read(&pairs, &["limit", "cursor", "id", "sort"]) {
+            Ok(parameters) => Ok(parameters.filter),
+            Err(Error::Validation(fields)) => Err(fields.into_iter().map(|field| (field.field, field.code)).collect()),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    /// conventions.md, Filters: ids with eq and in, timestamps with every order, everything ANDed.
+    #[test]
+    fn filters_of_events_follow_the_grammar() {
+        let ids: Vec<uuid::Uuid> = (1..=3_u128).map(uuid::Uuid::from_u128).collect();
+        let (first, two) = (ids[0].to_string(), format!("{},{}", ids[0], ids[1]));
+        for (name, of) in [
+            (
+                "id",
+                (|filter| filter.ids.unwrap().into_iter().map(|id| id.0).collect())
+                    as fn(EventFilter) -> Vec<uuid::Uuid>,
+            ),
+            ("customer_id", |filter| filter.customer_ids.unwrap().into_iter().map(|id| id.0).collect()),
+            ("product_id", |filter| filter.product_ids.unwrap().into_iter().map(|id| id.0).collect()),
+            ("subscription_id", |filter| filter.subscription_ids.unwrap().into_iter().map(|id| id.0).collect()),
+        ] {
+            let (eq, any) = (format!("{name}.eq"), format!("{name}.in"));
+            assert_eq!(of(read(&[(name, &first)]).unwrap()), ids[..1]);
+            assert_eq!(of(read(&[(&eq, &first)]).unwrap()), ids[..1]);
+            assert_eq!(of(read(&[(&any, &two)]).unwrap()), ids[..2]);
+            assert_eq!(of(read(&[(&any, &two), (name, &first)]).unwrap()), ids[..1], "ANDed");
+            assert!(of(read(&[(&any, &two), (name, &ids[2].to_string())]).unwrap()).is_empty());
+            assert_eq!(read(&[(name, &two)]).unwrap_err(), [(name.to_owned(), Code::InvalidFormat)]);
+            assert_eq!(read(&[(&format!("{name}.gt"), &first)]).unwrap_err()[0].1, Code::UnknownField);
+        }
+        assert!(read(&[("sort", "-timestamp")]).is_ok());
+        assert_eq!(read(&[("sort", "timestamp")]).unwrap_err()[0].1, Code::InvalidEnum);
+        let at = instant("2026-01-31T00:00:00Z").unwrap();
+        let span = |pairs: &[(&str, &str)]| read(pairs).map(|f| (f.occurred_after, f.occurred_before)).unwrap();
+        let text = "2026-01-31T00:00:00Z";
+        assert_eq!(span(&[("timestamp.gte", text)]), (Some(at), None));
+        assert_eq!(span(&[("timestamp.gt", text)]), (Some(next(at)), None));
+        assert_eq!(span(&[("timestamp.lt", text)]), (None, Some(at)));
+        assert_eq!(span(&[("timestamp.lte", text)]), (None, Some(next(at))));
+        assert_eq!(span(&[("timestamp", text)]), (Some(at), Some(next(at))));
+        let earlier = "2026-01-01T00:00:00Z";
+        assert_eq!(span(&[("occurred_after", text), ("timestamp.gte", earlier)]), (Some(at), None), "ANDed");
+        assert_eq!(span(&[("occurred_before", text), ("timestamp.lt", earlier)]).1, instant(earlier).ok());
+    }
 }

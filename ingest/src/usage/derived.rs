@@ -16,18 +16,17 @@ pub(super) async fn subscriptions(
     scope: &Scope,
     filter: &EventFilter,
 ) -> Result<Option<Vec<SubscriptionId>>> {
-    let Some(customer_id) = filter.customer_id else {
-        return Ok(filter.subscription_id.map(|id| vec![id]));
-    };
+    let Some(customer_ids) = &filter.customer_ids else { return Ok(filter.subscription_ids.clone()) };
     let ids = sqlx::query_scalar(
-        "SELECT id FROM subscription WHERE customer_id = $1 AND workspace_id = $2 AND ($3::uuid IS NULL OR id = $3)",
+        "SELECT id FROM subscription
+         WHERE customer_id = ANY($1) AND workspace_id = $2 AND ($3::uuid[] IS NULL OR id = ANY($3))",
     )
-    .bind(customer_id)
+    .bind(customer_ids)
     .bind(scope.workspace_id)
-    .bind(filter.subscription_id)
+    .bind(&filter.subscription_ids)
     .fetch_all(store.pool())
     .await
-    .context("reading the customer's subscriptions")?;
+    .context("reading the subscriptions of customers")?;
     Ok(Some(ids))
 }
 

@@ -93,21 +93,34 @@ pub struct StoredEvent {
     pub invoice_id: Option<InvoiceId>,
 }
 
-/// Filters of the event list (usage.md R11); all are ANDed.
+/// Filters of the event list (usage.md R11); all are ANDed. A list of ids means any of them, and `None` all.
 #[derive(Clone, Debug, Default)]
 pub struct EventFilter {
+    /// Events.
+    pub ids: Option<Vec<UsageEventId>>,
     /// Who consumed.
-    pub customer_id: Option<CustomerId>,
-    /// USAGE product.
-    pub product_id: Option<ProductId>,
-    /// Subscription.
-    pub subscription_id: Option<SubscriptionId>,
+    pub customer_ids: Option<Vec<CustomerId>>,
+    /// USAGE products.
+    pub product_ids: Option<Vec<ProductId>>,
+    /// Subscriptions.
+    pub subscription_ids: Option<Vec<SubscriptionId>>,
     /// Any of these metrics; empty = all.
     pub metric_keys: Vec<String>,
     /// Timestamp at or after.
     pub occurred_after: Option<Instant>,
     /// Timestamp before.
     pub occurred_before: Option<Instant>,
+}
+
+impl EventFilter {
+    /// Whether a list of ids is empty: no event is any of them.
+    #[must_use]
+    pub fn names_nothing(&self) -> bool {
+        self.ids.as_ref().is_some_and(Vec::is_empty)
+            || self.customer_ids.as_ref().is_some_and(Vec::is_empty)
+            || self.product_ids.as_ref().is_some_and(Vec::is_empty)
+            || self.subscription_ids.as_ref().is_some_and(Vec::is_empty)
+    }
 }
 
 /// Where a page of the event list goes on: after this (timestamp, id), newest first.

@@ -56,7 +56,7 @@ async fn measure(name: &str, bed: Bed, batches: u64, batch: u64) {
     let ids: Vec<_> = rows(&bed, total - 1_000, 2_000).iter().map(|row| row.event.id).collect();
     let all = EventFilter::default();
     let cursor = Some((instant("2026-05-04T00:20:00Z"), ids[0]));
-    let of_customer = EventFilter { customer_id: Some(ten), ..all.clone() };
+    let of_customer = EventFilter { customer_ids: Some(vec![ten]), ..all.clone() };
     let one = subscription(7);
     let window = instant("2026-05-01T00:00:00Z");
     let hours = AggregateQuery {

@@ -197,8 +197,15 @@ impl<'a> Conditions<'a> {
         if let Some(subscriptions) = subscriptions {
             conditions.and(&format!("subscription_id IN ({})", listed(subscriptions.iter().map(|id| id.0))));
         }
-        if let Some(product) = filter.product_id {
-            conditions.and(&format!("product_id = '{product}'"));
+        if let Some(ids) = &filter.ids {
+            // The short table knows where they lie: all of the events would be read otherwise.
+            let ids = listed(ids.iter().map(|id| id.0));
+            conditions.and(&format!(
+                "id IN ({ids}) AND (partition, position) IN (SELECT partition, position FROM usage_event_id WHERE id IN ({ids}))"
+            ));
+        }
+        if let Some(products) = &filter.product_ids {
+            conditions.and(&format!("product_id IN ({})", listed(products.iter().map(|id| id.0))));
         }
         if !filter.metric_keys.is_empty() {
             conditions.and("has(?, metric_key)");
@@ -229,7 +236,7 @@ pub(super) async fn newest(
     after: Option<EventCursor>,
     limit: u64,
 ) -> Result<Vec<CountedEvent>> {
-    if subscriptions.is_some_and(<[_]>::is_empty) {
+    if subscriptions.is_some_and(<[_]>::is_empty) || filter.names_nothing() {
         return Ok(Vec::new());
     }
     let mut conditions = Conditions::new(scope, filter, subscriptions);
@@ -262,7 +269,7 @@ pub(super) async fn buckets(
     query: &AggregateQuery,
     subscriptions: Option<&[SubscriptionId]>,
 ) -> Result<Vec<AggregateBucket>> {
-    if subscriptions.is_some_and(<[_]>::is_empty) {
+    if subscriptions.is_some_and(<[_]>::is_empty) || query.filter.names_nothing() {
         return Ok(Vec::new());
     }
     let (since, until) = bucket::range(query);

@@ -26,7 +26,7 @@ pub(super) async fn buckets(store: &Store, scope: &Scope, query: &AggregateQuery
         "SELECT date_bin($1, \"timestamp\", $2), {group}, {value} FROM usage_event e
          WHERE workspace_id = $3 AND \"timestamp\" >= $4 AND \"timestamp\" < $5
            AND ($6::uuid[] IS NULL OR subscription_id = ANY($6))
-           AND ($7::uuid IS NULL OR product_id = $7)
+           AND ($7::uuid[] IS NULL OR product_id = ANY($7))
            AND (cardinality($8::text[]) = 0 OR metric_key = ANY($8))
            AND {}
          GROUP BY 1, 2",
@@ -40,7 +40,7 @@ pub(super) async fn buckets(store: &Store, scope: &Scope, query: &AggregateQuery
         .bind(since)
         .bind(until)
         .bind(subscriptions)
-        .bind(query.filter.product_id)
+        .bind(&query.filter.product_ids)
         .bind(&query.filter.metric_keys);
     if let Some(dimension) = dimension {
         statement = statement.bind(dimension);

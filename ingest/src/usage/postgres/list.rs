@@ -1,11 +1,11 @@
 //! Newest events first (usage.md R11).
 //!
-//! Two plans: of named subscriptions, each is walked backward along its index; of a whole workspace, time ranges are read
-//! from the newest backward, four times longer each, until the page is full. The ranges never overlap, so the rows of all
+//! Three plans: named events are looked up; of named subscriptions, each is walked backward along its index; of a whole
+//! workspace, time ranges are read from the newest backward, four times longer each, until the page is full. The ranges never overlap, so the rows of all
 //! of them are in order, and events that are inserted meanwhile shift nothing: the place is a (timestamp, id), not a count.
 
 use chrono::{NaiveDate, TimeDelta};
-use domain::{Instant, ProductId, Result, Scope, SubscriptionId};
+use domain::{Instant, ProductId, Result, Scope, SubscriptionId, UsageEventId};
 use store::{Store, StoreError};
 use uuid::Uuid;
 
@@ -24,7 +24,7 @@ struct Wanted<'a> {
     before: Instant,
     before_id: Uuid,
     from: Instant,
-    product_id: Option<ProductId>,
+    product_ids: Option<&'a [ProductId]>,
     metric_keys: &'a [String],
 }
 
@@ -45,14 +45,17 @@ pub(super) async fn newest(
         before,
         before_id,
         from: filter.occurred_after.unwrap_or(Instant::MIN_UTC),
-        product_id: filter.product_id,
+        product_ids: filter.product_ids.as_deref(),
         metric_keys: &filter.metric_keys,
     };
-    let rows = match subscriptions {
-        Some(subscriptions) => {
+    let rows = match (&filter.ids, subscriptions) {
+        (Some(ids), subscriptions) => {
+            of_ids(store, wanted.within(&earliest(), &latest()), ids, subscriptions.as_deref(), limit).await?
+        }
+        (None, Some(subscriptions)) => {
             of_subscriptions(store, wanted.within(&earliest(), &latest()), &subscriptions, limit).await?
         }
-        None => of_workspace(store, wanted, limit).await?,
+        (None, None) => of_workspace(store, wanted, limit).await?,
     };
     rows.into_iter().map(EventRow::into_counted).collect()
 }
@@ -77,6 +80,38 @@ impl Wanted<'_> {
     }
 }
 
+async fn of_ids(
+    store: &Store,
+    wanted: Wanted<'_>,
+    ids: &[UsageEventId],
+    subscriptions: Option<&[SubscriptionId]>,
+    limit: i64,
+) -> Result<Vec<EventRow>> {
+    sqlx::query_as(concat!(
+        "SELECT ",
+        columns!(),
+        " FROM usage_event e
+         WHERE id = ANY($1) AND workspace_id = $2
+           AND (\"timestamp\", id) < ($3, $4) AND \"timestamp\" >= $5
+           AND ($6::uuid[] IS NULL OR product_id = ANY($6))
+           AND (cardinality($7::text[]) = 0 OR metric_key = ANY($7))
+           AND ($8::uuid[] IS NULL OR subscription_id = ANY($8))
+         ORDER BY \"timestamp\" DESC, id DESC LIMIT $9"
+    ))
+    .bind(ids)
+    .bind(wanted.scope.workspace_id)
+    .bind(wanted.before)
+    .bind(wanted.before_id)
+    .bind(wanted.from)
+    .bind(wanted.product_ids)
+    .bind(wanted.metric_keys)
+    .bind(subscriptions)
+    .bind(limit)
+    .fetch_all(store.pool())
+    .await
+    .context("listing usage events by id")
+}
+
 async fn of_subscriptions(
     store: &Store,
     wanted: Wanted<'_>,
@@ -93,7 +128,7 @@ async fn of_subscriptions(
              SELECT * FROM usage_event e
              WHERE e.subscription_id = wanted_id AND e.workspace_id = $2
                AND (e.\"timestamp\", e.id) < ($3, $4) AND e.\"timestamp\" >= $5
-               AND ($6::uuid IS NULL OR e.product_id = $6)
+               AND ($6::uuid[] IS NULL OR e.product_id = ANY($6))
                AND (cardinality($7::text[]) = 0 OR e.metric_key = ANY($7))
              ORDER BY e.\"timestamp\" DESC, e.id DESC LIMIT $8
          ) AS newest
@@ -104,7 +139,7 @@ async fn of_subscriptions(
     .bind(wanted.before)
     .bind(wanted.before_id)
     .bind(wanted.from)
-    .bind(wanted.product_id)
+    .bind(wanted.product_ids)
     .bind(wanted.metric_keys)
     .bind(limit)
     .fetch_all(store.pool())
@@ -160,7 +195,7 @@ async fn of_range(
         " FROM usage_event e
          WHERE ingested_at >= $1 AND ingested_at < $2 AND workspace_id = $3
            AND \"timestamp\" <= $4 AND (\"timestamp\", id) < ($4, $5) AND \"timestamp\" >= $6
-           AND ($7::uuid IS NULL OR product_id = $7)
+           AND ($7::uuid[] IS NULL OR product_id = ANY($7))
            AND (cardinality($8::text[]) = 0 OR metric_key = ANY($8))
          ORDER BY \"timestamp\" DESC, id DESC LIMIT $9"
     ))
@@ -170,7 +205,7 @@ async fn of_range(
     .bind(wanted.before)
     .bind(wanted.before_id)
     .bind(wanted.from)
-    .bind(wanted.product_id)
+    .bind(wanted.product_ids)
     .bind(wanted.metric_keys)
     .bind(limit)
     .fetch_all(store.pool())
