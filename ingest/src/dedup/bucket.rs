@@ -12,7 +12,7 @@ use fjall::config::{
 use fjall::{Database, Keyspace, KeyspaceCreateOptions};
 use parking_lot::RwLock;
 
-use super::filter::{Filter, Hashed};
+use super::filter::{Filter, Hashed, unfinished};
 use super::{DedupError, failed};
 use crate::usage::CountedId;
 
@@ -170,6 +170,8 @@ impl Bucket {
     pub fn remove_filters(&self) -> std::io::Result<()> {
         self.filters.write().clear();
         for level in 0.. {
+            // Left by a process that was killed, if it is there.
+            let _ = std::fs::remove_file(unfinished(&self.filter_path(level)));
             match std::fs::remove_file(self.filter_path(level)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => break,

@@ -59,6 +59,11 @@ fn folded(a: u64, b: u64) -> u64 {
     (product as u64) ^ ((product >> 64) as u64)
 }
 
+/// Where a filter is made.
+pub(super) fn unfinished(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
 /// One file of bits.
 pub(super) struct Filter {
     path: PathBuf,
@@ -75,7 +80,9 @@ impl Filter {
     pub fn create(path: &Path, capacity: u64, whole: bool) -> std::io::Result<Self> {
         let blocks = blocks(capacity);
         let length = PAGE as u64 + blocks * BLOCK as u64;
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        // It gets its name when it is one: of a process that is killed before, nothing is left that looks like a torn filter.
+        let unfinished = unfinished(path);
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&unfinished)?;
         // Room is taken now: a write to a map without room behind it would kill the process.
         // SAFETY: the call takes a descriptor that is open and two numbers.
         let code = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, length.cast_signed()) };
@@ -87,6 +94,7 @@ impl Filter {
         filter.word(AT_CAPACITY).store(capacity, Ordering::Relaxed);
         filter.word(AT_MAGIC).store(MAGIC, Ordering::Relaxed);
         filter.mark(if whole { IN_USE } else { FILLING })?;
+        std::fs::rename(unfinished, path)?;
         Ok(filter)
     }
 
