@@ -10,7 +10,7 @@ CREATE TABLE event_log (
     name       text NOT NULL,
     partitions integer NOT NULL CHECK (partitions BETWEEN 1 AND 1024),
     -- Seals our own records where others may write too (rule A7).
-    secret     bytea NOT NULL CHECK (octet_length(secret) = 16),
+    secret     bytea NOT NULL DEFAULT uuid_send(gen_random_uuid()) CHECK (octet_length(secret) = 16),
     created_at timestamptz NOT NULL,
     UNIQUE (kind, name, id)
 );

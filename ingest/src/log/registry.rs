@@ -92,17 +92,14 @@ async fn find(tx: &mut Tx, kind: LogKind, name: &str) -> Result<Option<LogIdenti
 
 async fn create(tx: &mut Tx, kind: LogKind, name: &str, partitions: u32, now: Instant) -> Result<LogIdentity> {
     refuse_homeless(tx, partitions).await?;
-    let mut secret = [0_u8; 16];
-    rand::fill(&mut secret);
     let row = sqlx::query(
-        "INSERT INTO event_log (id, kind, name, partitions, secret, created_at) VALUES ($1, $2, $3, $4, $5, $6)
+        "INSERT INTO event_log (id, kind, name, partitions, created_at) VALUES ($1, $2, $3, $4, $5)
          RETURNING id, ordinal, partitions",
     )
     .bind(Uuid::now_v7())
     .bind(kind.as_str())
     .bind(name)
     .bind(partitions.cast_signed())
-    .bind(secret)
     .bind(now)
     .fetch_one(tx.conn())
     .await

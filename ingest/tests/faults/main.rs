@@ -91,6 +91,7 @@ async fn a2_a_panic_drops_all_that_was_counted_since_the_checkpoint() {
     }
     usage.set(Some(Fault::Panic));
     world.accept(&usage_of(&world, neighbour, 3)).await;
+    force_checkpoint(&world).await;
     fallen(&world, &shared).await;
     assert_eq!(usage.met(), 1);
     force_checkpoint(&world).await;
