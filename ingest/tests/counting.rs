@@ -137,8 +137,8 @@ async fn a5_a_record_of_another_home_is_forwarded() {
     let terms =
         world.snapshots.terms(world.scope.workspace_id, world.subscription).await.expect("read").expect("exists");
     let catalog = world.snapshots.workspace(world.scope.workspace_id).await.expect("read");
-    let judged = ingest::door::judge(&world.scope, &catalog, Some(&terms), &Facts::default(), event, 1).expect("good");
-    let ingest::door::Judged::Good { event, home } = judged else { panic!("must be good") };
+    let verdict = ingest::door::judge(&world.scope, &catalog, Some(&terms), &Facts::default(), &event);
+    let ingest::door::Judged::Good { event, home } = verdict.on(&world.scope, event, 1) else { panic!("must be good") };
     world.append(1 - home, Record::Usage(event)).await;
     world.accept(&[world.event("stray", "5", JANUARY)]).await;
     world.settle().await;

@@ -63,8 +63,8 @@ impl Pair {
         let new = NewEvent::read(&self.event_of(whose, key, quantity).to_string()).expect("good");
         let terms = world.snapshots.terms(world.scope.workspace_id, whose.1).await.expect("read").expect("exists");
         let catalog = world.snapshots.workspace(world.scope.workspace_id).await.expect("read");
-        let judged = ingest::door::judge(&world.scope, &catalog, Some(&terms), &Facts::default(), new, 1);
-        let Judged::Good { event, home } = judged.expect("good") else { panic!("must be good") };
+        let verdict = ingest::door::judge(&world.scope, &catalog, Some(&terms), &Facts::default(), &new);
+        let Judged::Good { event, home } = verdict.on(&world.scope, new, 1) else { panic!("must be good") };
         let event = Box::new(UsageEvent { accepted_at, ..*event });
         world.append(home, Record::Usage(event)).await;
     }

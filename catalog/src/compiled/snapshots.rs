@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant as Moment};
 
 use dashmap::DashMap;
 use domain::{Error, FastMap, Result, SubscriptionId, WorkspaceId};
@@ -31,8 +31,8 @@ pub struct Snapshots {
     /// Subscriptions that somebody waits for: whoever reads next reads them all. Thousands that are met for the first time
     /// at once cost a few queries, not a queue of thousands.
     wanted: Mutex<HashSet<SubscriptionId>>,
-    /// One refresh at a time: revisions are applied in order.
-    refreshing: tokio::sync::Mutex<()>,
+    /// One refresh at a time: revisions are applied in order. Holds when the last reading of changes began.
+    refreshing: tokio::sync::Mutex<Option<Moment>>,
 }
 
 impl Snapshots {
@@ -49,7 +49,7 @@ impl Snapshots {
             revision: watch::Sender::new(revision),
             loaded: AtomicI64::new(revision),
             wanted: Mutex::default(),
-            refreshing: tokio::sync::Mutex::new(()),
+            refreshing: tokio::sync::Mutex::new(None),
         }))
     }
 
@@ -190,7 +190,13 @@ impl Snapshots {
     /// # Errors
     /// As every statement; the snapshots stay as they were.
     pub async fn refresh(&self) -> Result<()> {
-        let _guard = self.refreshing.lock().await;
+        let asked = Moment::now();
+        let mut last = self.refreshing.lock().await;
+        // Whoever had the lock began to read after we asked: many may ask at once, one reading is enough for them.
+        if last.is_some_and(|began| began >= asked) {
+            return Ok(());
+        }
+        let began = Moment::now();
         let known = self.revision();
         let rows = sqlx::query(
             "SELECT revision, workspace_id, entity_type, entity_id FROM catalog_change WHERE revision > $1 ORDER BY revision",
@@ -222,6 +228,7 @@ impl Snapshots {
             }
         }
         self.revision.send_if_modified(|revision| std::mem::replace(revision, reached) != reached);
+        *last = Some(began);
         Ok(())
     }
 

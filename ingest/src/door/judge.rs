@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 use domain::error::FieldErrorCode as Code;
 use domain::{
     BindingRole, Currency, Error, Instant, ProductType, Result, Scope, UnmatchedPriceKeyPolicy, UsageEvent,
-    UsageEventId, WorkspaceId,
+    UsageEventId,
 };
 
 use super::NewEvent;
@@ -42,83 +42,85 @@ pub enum Judged {
     Bad(Error),
 }
 
-/// An event that was refused: what is refused by a catalog that is behind is judged again.
+/// What the checks found of an event.
 #[derive(Debug)]
-pub struct Refused {
-    /// Why.
-    pub error: Error,
-    /// As it came.
-    pub event: NewEvent,
-    /// Whether the product's policy refuses it because no price matches its key, which is announced (usage.md R6).
-    pub is_unmatched: bool,
-}
-
-impl Refused {
-    /// As the last word on the event.
-    #[must_use]
-    pub fn into_judged(self, workspace_id: WorkspaceId) -> Judged {
-        match self.is_unmatched {
-            true => {
-                Judged::Unmatched { id: UsageEventId::of(workspace_id, &self.event.idempotency_key), error: self.error }
-            }
-            false => Judged::Bad(self.error),
-        }
-    }
-}
-
-/// What the checks found.
-enum Checked {
-    Good { home: u32, wallet_currency: Option<Currency>, price_key: Option<String>, price_key_remapped: bool },
+pub enum Verdict {
+    /// It has a price, or needs none.
+    Good {
+        /// Home partition of its subscription.
+        home: u32,
+        /// Wallet to which it is pinned.
+        wallet_currency: Option<Currency>,
+        /// The price that it goes to.
+        price_key: Option<String>,
+        /// Whether that is the product's default, because its own key matches no price.
+        price_key_remapped: bool,
+    },
+    /// The product's policy drops it.
     Dropped(String),
+    /// Refused by the product's policy: no price matches its key.
     Unmatched(Error),
+    /// Refused.
+    Bad(Error),
+}
+
+impl Verdict {
+    /// Whether a newer catalog could not find otherwise: what is not there may have been created a moment ago (rule B6).
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        matches!(self, Self::Good { price_key_remapped: false, .. })
+    }
+
+    /// The last word on the event that it is about.
+    #[must_use]
+    pub fn on(self, scope: &Scope, event: NewEvent, catalog_revision: i64) -> Judged {
+        let id = UsageEventId::of(scope.workspace_id, &event.idempotency_key);
+        let (home, wallet_currency, price_key, price_key_remapped) = match self {
+            Self::Good { home, wallet_currency, price_key, price_key_remapped } => {
+                (home, wallet_currency, price_key, price_key_remapped)
+            }
+            Self::Dropped(reason) => return Judged::Dropped { id, reason },
+            Self::Unmatched(error) => return Judged::Unmatched { id, error },
+            Self::Bad(error) => return Judged::Bad(error),
+        };
+        let event = Box::new(UsageEvent {
+            id,
+            workspace_id: scope.workspace_id,
+            customer_id: event.customer_id,
+            subscription_id: event.subscription_id,
+            product_id: event.product_id,
+            metric_key: event.metric_key,
+            quantity: event.quantity,
+            timestamp: event.timestamp,
+            idempotency_key: event.idempotency_key,
+            price_key,
+            price_key_remapped,
+            external_cost: event.external_cost,
+            wallet_currency,
+            hold_id: event.hold_id,
+            dimension_vars: event.dimension_vars,
+            pricing_vars: event.pricing_vars,
+            accepted_at: scope.now(),
+            catalog_revision,
+        });
+        Judged::Good { event, home }
+    }
 }
 
 /// How far ahead of the clock a timestamp may be (usage.md 5).
 const FUTURE_MAX: TimeDelta = TimeDelta::minutes(5);
 
-/// Judges one event; `terms` are those of its subscription, if it exists in the scope's workspace, and `facts` were read for
+/// Checks one event; `terms` are those of its subscription, if it exists in the scope's workspace, and `facts` were read for
 /// it.
-///
-/// # Errors
-/// The refusal as the API answers it, with the event.
+#[must_use]
 pub fn judge(
     scope: &Scope,
     catalog: &WorkspaceCatalog,
     terms: Option<&Arc<SubscriptionTerms>>,
     facts: &Facts,
-    event: NewEvent,
-    catalog_revision: i64,
-) -> Result<Judged, Box<Refused>> {
-    let id = UsageEventId::of(scope.workspace_id, &event.idempotency_key);
-    let (home, wallet_currency, price_key, price_key_remapped) = match check(scope, catalog, terms, facts, &event) {
-        Ok(Checked::Good { home, wallet_currency, price_key, price_key_remapped }) => {
-            (home, wallet_currency, price_key, price_key_remapped)
-        }
-        Ok(Checked::Dropped(reason)) => return Ok(Judged::Dropped { id, reason }),
-        Ok(Checked::Unmatched(error)) => return Err(Box::new(Refused { error, event, is_unmatched: true })),
-        Err(error) => return Err(Box::new(Refused { error, event, is_unmatched: false })),
-    };
-    let event = Box::new(UsageEvent {
-        id,
-        workspace_id: scope.workspace_id,
-        customer_id: event.customer_id,
-        subscription_id: event.subscription_id,
-        product_id: event.product_id,
-        metric_key: event.metric_key,
-        quantity: event.quantity,
-        timestamp: event.timestamp,
-        idempotency_key: event.idempotency_key,
-        price_key,
-        price_key_remapped,
-        external_cost: event.external_cost,
-        wallet_currency,
-        hold_id: event.hold_id,
-        dimension_vars: event.dimension_vars,
-        pricing_vars: event.pricing_vars,
-        accepted_at: scope.now(),
-        catalog_revision,
-    });
-    Ok(Judged::Good { event, home })
+    event: &NewEvent,
+) -> Verdict {
+    check(scope, catalog, terms, facts, event).unwrap_or_else(Verdict::Bad)
 }
 
 fn check(
@@ -127,7 +129,7 @@ fn check(
     terms: Option<&Arc<SubscriptionTerms>>,
     facts: &Facts,
     event: &NewEvent,
-) -> Result<Checked> {
+) -> Result<Verdict> {
     let Some(terms) = terms else {
         require_customer(facts, event)?;
         return Err(Error::not_found("subscription", event.subscription_id));
@@ -145,10 +147,10 @@ fn check(
     let home = terms.home_partition;
     Ok(match route_price_key(catalog, product, terms, event)? {
         Route::Key { key: price_key, remapped: price_key_remapped } => {
-            Checked::Good { home, wallet_currency, price_key, price_key_remapped }
+            Verdict::Good { home, wallet_currency, price_key, price_key_remapped }
         }
-        Route::Drop(reason) => Checked::Dropped(reason),
-        Route::Refuse(error) => Checked::Unmatched(error),
+        Route::Drop(reason) => Verdict::Dropped(reason),
+        Route::Refuse(error) => Verdict::Unmatched(error),
     })
 }
 

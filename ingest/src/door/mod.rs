@@ -14,7 +14,7 @@ use store::Store;
 use tokio::sync::Semaphore;
 
 pub use facts::Facts;
-pub use judge::{Judged, Refused, judge};
+pub use judge::{Judged, Verdict, judge};
 pub use wire::{NewEvent, Submission};
 
 use crate::checkpoint::{DROPPED, Dropped, announce_dropped};
@@ -55,9 +55,8 @@ struct Basis {
 }
 
 impl Basis {
-    fn judge(&self, scope: &Scope, event: NewEvent) -> std::result::Result<Judged, Box<Refused>> {
-        let terms = self.terms.get(&event.subscription_id);
-        judge(scope, &self.catalog, terms, &self.facts, event, self.revision)
+    fn judge(&self, scope: &Scope, event: &NewEvent) -> Verdict {
+        judge(scope, &self.catalog, self.terms.get(&event.subscription_id), &self.facts, event)
     }
 }
 
@@ -109,34 +108,24 @@ impl Door {
 
     async fn judge_all(&self, scope: &Scope, events: Vec<Result<NewEvent>>) -> Result<Vec<Judged>> {
         let basis = self.basis(scope, events.iter().flatten()).await?;
+        let judge = |event| (basis.judge(scope, &event), event, basis.revision);
+        let mut judged: Vec<Result<_>> = events.into_iter().map(|event| event.map(judge)).collect();
+        let is_doubtful = |(verdict, _, _): &&(Verdict, NewEvent, i64)| !verdict.is_certain();
+        if judged.iter().flatten().any(|one| is_doubtful(&one)) && self.snapshots.is_behind(basis.revision).await? {
+            let doubtful = judged.iter().flatten().filter(is_doubtful);
+            let newer = self.basis(scope, doubtful.map(|(_, event, _)| event)).await?;
+            for (verdict, event, revision) in judged.iter_mut().flatten().filter(|one| is_doubtful(&&**one)) {
+                (*verdict, *revision) = (newer.judge(scope, event), newer.revision);
+            }
+        }
         let mut first_of_key = FastMap::default();
-        let mut judged = Vec::with_capacity(events.len());
-        let mut refused = Vec::new();
-        for event in events {
-            let one = match event {
-                Ok(event) => match basis.judge(scope, event) {
-                    Ok(one) => refuse_conflict(&mut first_of_key, one),
-                    Err(one) => {
-                        refused.push((judged.len(), one.event.clone()));
-                        one.into_judged(scope.workspace_id)
-                    }
-                },
-                Err(error) => Judged::Bad(error),
-            };
-            judged.push(one);
-        }
-        // What was created a moment ago may not be known here yet (rule B6).
-        if refused.is_empty() || !self.snapshots.is_behind(basis.revision).await? {
-            return Ok(judged);
-        }
-        let basis = self.basis(scope, refused.iter().map(|(_, event)| event)).await?;
-        for (place, event) in refused {
-            judged[place] = match basis.judge(scope, event) {
-                Ok(one) => refuse_conflict(&mut first_of_key, one),
-                Err(refused) => refused.into_judged(scope.workspace_id),
-            };
-        }
-        Ok(judged)
+        let last_word = |one| match one {
+            Ok((verdict, event, revision)) => {
+                refuse_conflict(&mut first_of_key, Verdict::on(verdict, scope, event, revision))
+            }
+            Err(error) => Judged::Bad(error),
+        };
+        Ok(judged.into_iter().map(last_word).collect())
     }
 
     async fn basis<'a>(&self, scope: &Scope, events: impl Iterator<Item = &'a NewEvent> + Clone) -> Result<Basis> {

@@ -359,14 +359,14 @@ impl State {
                 }
             };
             let terms = terms.get(&event.subscription_id);
-            match door::judge(scope, &catalog, terms, &facts, event.clone(), revision) {
-                Ok(judged) => return Ok(judged),
-                // What was created a moment ago may not be known here yet (rule B6).
-                Err(refused) => match shared.snapshots.is_behind(revision).await {
-                    Ok(true) => {}
-                    Ok(false) => return Ok(Judged::Bad(refused.error)),
-                    Err(error) => patience.wait(&self.given_up, "judging a foreign record", error).await?,
-                },
+            let verdict = door::judge(scope, &catalog, terms, &facts, &event);
+            if verdict.is_certain() {
+                return Ok(verdict.on(scope, event, revision));
+            }
+            match shared.snapshots.is_behind(revision).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(verdict.on(scope, event, revision)),
+                Err(error) => patience.wait(&self.given_up, "judging a foreign record", error).await?,
             }
         }
     }
