@@ -80,7 +80,9 @@ impl Cluster {
     async fn both_count(&self) {
         for node in &self.ingest {
             assert!(metric(node, "kontorion_ingest_counted_events_total").await.iter().sum::<u64>() > 0);
-            assert_eq!(metric(node, "kontorion_ingest_reloads_total").await, Vec::<u64>::new(), "no partition fell");
+            // One whose taking met a broker that was slow to answer is taken again.
+            let reloads = metric(node, "kontorion_ingest_reloads_total").await;
+            assert!(reloads.iter().all(|times| *times <= 1), "partitions fell again and again: {reloads:?}");
         }
     }
 

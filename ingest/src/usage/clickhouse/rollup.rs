@@ -127,6 +127,11 @@ impl Rollups {
     /// One step of a partition; `None` when it has reached the checkpoint, or another node is at work.
     async fn note(&self, partition: i16, checkpoint: i64) -> Result<Option<usize>> {
         let Some(mut tx) = self.locked("noting minutes of usage").await? else { return Ok(None) };
+        let noted = self.note_in(&mut tx, partition, checkpoint).await;
+        end(tx, noted).await
+    }
+
+    async fn note_in(&self, tx: &mut Tx, partition: i16, checkpoint: i64) -> Result<Option<usize>> {
         let from: Option<i64> =
             sqlx::query_scalar("SELECT next_position FROM usage_rollup_position WHERE partition = $1")
                 .bind(partition)
@@ -134,16 +139,14 @@ impl Rollups {
                 .await
                 .context("reading how far usage is rolled up")?;
         let Some(from) = self.first_row(partition, from.unwrap_or(0), checkpoint).await? else {
-            advance(&mut tx, partition, checkpoint).await?;
-            tx.commit().await?;
+            advance(tx, partition, checkpoint).await?;
             return Ok(None);
         };
         let to = checkpoint.min(from.saturating_add(POSITIONS_AT_ONCE));
         let condition = format!("partition = {partition} AND position >= {from} AND position < {to}");
         let minutes = minutes_of(&self.client, &condition).await?;
-        note(&mut tx, &minutes).await?;
-        advance(&mut tx, partition, to).await?;
-        tx.commit().await?;
+        note(tx, &minutes).await?;
+        advance(tx, partition, to).await?;
         Ok(Some(minutes.len()))
     }
 
@@ -162,6 +165,11 @@ impl Rollups {
     /// Computes the next minutes of one workspace; 0 when none is due, or another node is at work.
     async fn compute(&self, now: Instant, limit: i64) -> Result<usize> {
         let Some(mut tx) = self.locked("computing usage per minute").await? else { return Ok(0) };
+        let computed = self.compute_in(&mut tx, now, limit).await;
+        end(tx, computed).await
+    }
+
+    async fn compute_in(&self, tx: &mut Tx, now: Instant, limit: i64) -> Result<usize> {
         let version: i64 = sqlx::query_scalar("SELECT nextval('usage_rollup_number')")
             .fetch_one(tx.conn())
             .await
@@ -193,7 +201,6 @@ impl Rollups {
         .execute(tx.conn())
         .await
         .context("finishing computed minutes")?;
-        tx.commit().await?;
         Ok(due.len())
     }
 
@@ -236,6 +243,14 @@ impl Rollups {
             .await
             .context(name)?;
         Ok(is_ours.then_some(tx))
+    }
+}
+
+/// Commits, or rolls back and waits for it: the lock is free for the next try, which else would take us for another node.
+async fn end<T>(tx: Tx, outcome: Result<T>) -> Result<T> {
+    match outcome {
+        Ok(done) => tx.commit().await.map(|()| done),
+        Err(error) => tx.rollback().await.and(Err(error)),
     }
 }
 
