@@ -48,6 +48,9 @@ pub struct Door {
 
 /// What a batch is compared with.
 struct Basis {
+    /// Changes up to here were applied before anything was read: what is missing may have been made after it.
+    applied: i64,
+    /// What events are stamped with: everything that was read is at most as new (rule B6).
     revision: i64,
     catalog: Arc<WorkspaceCatalog>,
     terms: FastMap<SubscriptionId, Arc<SubscriptionTerms>>,
@@ -111,7 +114,7 @@ impl Door {
         let judge = |event| (basis.judge(scope, &event), event, basis.revision);
         let mut judged: Vec<Result<_>> = events.into_iter().map(|event| event.map(judge)).collect();
         let is_doubtful = |(verdict, _, _): &&(Verdict, NewEvent, i64)| !verdict.is_certain();
-        if judged.iter().flatten().any(|one| is_doubtful(&one)) && self.snapshots.is_behind(basis.revision).await? {
+        if judged.iter().flatten().any(|one| is_doubtful(&one)) && self.snapshots.is_behind(basis.applied).await? {
             let doubtful = judged.iter().flatten().filter(is_doubtful);
             let newer = self.basis(scope, doubtful.map(|(_, event, _)| event)).await?;
             for (verdict, event, revision) in judged.iter_mut().flatten().filter(|one| is_doubtful(&&**one)) {
@@ -132,12 +135,13 @@ impl Door {
         let mut ids: Vec<SubscriptionId> = events.clone().map(|event| event.subscription_id).collect();
         ids.sort_unstable();
         ids.dedup();
+        let applied = self.snapshots.revision();
         let mut terms = self.snapshots.terms_of_many(&ids).await?;
         terms.retain(|_, terms| terms.workspace_id == scope.workspace_id);
         let catalog = self.snapshots.workspace(scope.workspace_id).await?;
         let revision = self.snapshots.stamp();
         let facts = Facts::load(scope, &self.store, &terms, events).await?;
-        Ok(Basis { revision, catalog, terms, facts })
+        Ok(Basis { applied, revision, catalog, terms, facts })
     }
 
     /// Tells the workspace of usage that no price matches (usage.md R6): it is not billed, so it is not silent either.
