@@ -15,8 +15,8 @@ use super::shared::{Shared, Spare};
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// When a segment that could not be made is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// What is written and synced of a new segment at a time, and the rest after it: a whole segment at once would keep the disk
-/// from the log's own syncs for a tenth of a second. Together 50 MB/s, unless the writer waits.
+/// What is written and synced of a new segment at a time, and the rest after it: a whole segment at once stands before the
+/// log's own syncs in the queue of the disk. Together 50 MB/s, unless the writer waits.
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 const REST: Duration = Duration::from_millis(20);
 
