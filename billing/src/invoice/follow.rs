@@ -88,7 +88,8 @@ impl Billing {
             Ok(_) => return tx.commit().await.map(|()| stale),
             Err(error) => error,
         };
-        drop(tx);
+        // Waited for: whoever tries them alone would pass over rows that are locked still.
+        tx.rollback().await?;
         tracing::warn!(error = %error, members = refs.len(), "drafts could not be recomputed; they are repeated alone");
         for run in &refs {
             self.recompute_alone(scope, run).await?;
@@ -108,7 +109,7 @@ impl Billing {
                 tracing::warn!(subscription.id = %run.subscription_id, error = %error, "a draft could not be recomputed");
             }
         }
-        drop(tx);
+        tx.rollback().await?;
         let mut tx = self.store.begin("leaving a draft").await?;
         leave(tx.conn(), run).await?;
         tx.commit().await
