@@ -10,7 +10,7 @@
 use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
 use domain::{Instant, Result};
 use sqlx::AssertSqlSafe;
-use store::{Store, StoreError};
+use store::{Store, StoreError, Tx};
 
 /// Days of the outbox that are made ahead of today.
 const DAYS_AHEAD: u64 = 3;
@@ -24,6 +24,8 @@ const REVISIONS_KEPT: i64 = 100_000;
 const BATCH: i64 = 5_000;
 /// Batches of one table in one run: due work waits meanwhile.
 const BATCHES_MAX: usize = 10;
+const MAKING: &str = "making a day of the outbox";
+const DROPPING: &str = "dropping a day of the outbox";
 /// Advisory lock under which days are made and dropped: "outbox".
 const LOCK_KEY: i64 = 0x6f75_7462_6f78;
 
@@ -102,12 +104,17 @@ async fn days(store: &Store) -> Result<Vec<NaiveDate>> {
 
 /// Makes a day; false when it is there, or when its events are in the rest already.
 async fn make_day(store: &Store, day: NaiveDate) -> Result<bool> {
-    const OPERATION: &str = "making a day of the outbox";
     let (from, to) = (midnight(day), midnight(day.checked_add_days(Days::new(1)).unwrap_or(day)));
     if days(store).await?.contains(&day) {
         return Ok(false);
     }
-    let mut tx = store.begin(OPERATION).await?;
+    let mut tx = store.begin(MAKING).await?;
+    let made = make_day_in(&mut tx, day, (from, to)).await;
+    // Ended, not dropped: a transaction that is dropped holds the lock until its connection is used again.
+    tx.end(made).await
+}
+
+async fn make_day_in(tx: &mut Tx, day: NaiveDate, (from, to): (Instant, Instant)) -> Result<bool> {
     let may_make: bool = sqlx::query_scalar(
         "SELECT pg_try_advisory_xact_lock($1)
             AND NOT EXISTS (SELECT FROM outbox_rest WHERE recorded_at >= $2 AND recorded_at < $3)",
@@ -117,10 +124,8 @@ async fn make_day(store: &Store, day: NaiveDate) -> Result<bool> {
     .bind(to)
     .fetch_one(tx.conn())
     .await
-    .context(OPERATION)?;
+    .context(MAKING)?;
     if !may_make {
-        // Ended, not dropped: a transaction that is dropped holds the lock until its connection is used again.
-        tx.commit().await?;
         return Ok(false);
     }
     // Attached, not created in place: attaching lets others write to the other days meanwhile. Only digits enter the text.
@@ -132,27 +137,29 @@ async fn make_day(store: &Store, day: NaiveDate) -> Result<bool> {
         from.to_rfc3339(),
         to.to_rfc3339(),
     );
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(tx.conn()).await.context(OPERATION)?;
-    tx.commit().await?;
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(tx.conn()).await.context(MAKING)?;
     Ok(true)
 }
 
 /// Drops a day; false when somebody else is at it.
 async fn drop_day(store: &Store, day: NaiveDate) -> Result<bool> {
-    const OPERATION: &str = "dropping a day of the outbox";
-    let mut tx = store.begin(OPERATION).await?;
+    let mut tx = store.begin(DROPPING).await?;
+    let dropped = drop_day_in(&mut tx, day).await;
+    tx.end(dropped).await
+}
+
+async fn drop_day_in(tx: &mut Tx, day: NaiveDate) -> Result<bool> {
     let is_ours: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
         .bind(LOCK_KEY)
         .fetch_one(tx.conn())
         .await
-        .context(OPERATION)?;
+        .context(DROPPING)?;
     if !is_ours {
         return Ok(false);
     }
     // It locks the whole table: who waits for long transactions would hold up all others, so it rather comes again.
     let sql = format!("SET LOCAL lock_timeout = '200ms'; DROP TABLE IF EXISTS {}", name(day));
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(tx.conn()).await.context(OPERATION)?;
-    tx.commit().await?;
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(tx.conn()).await.context(DROPPING)?;
     Ok(true)
 }
 

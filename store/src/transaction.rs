@@ -177,6 +177,17 @@ impl Tx {
         PgTransactionManager::rollback(&mut self.conn).await.context(self.name)
     }
 
+    /// Commits, or rolls back and waits for it after an error: either way the locks of the transaction are free then.
+    ///
+    /// # Errors
+    /// The one that came out, and as [`Tx::commit`].
+    pub async fn end<T>(self, outcome: Result<T>) -> Result<T> {
+        match outcome {
+            Ok(done) => self.commit().await.map(|()| done),
+            Err(error) => self.rollback().await.and(Err(error)),
+        }
+    }
+
     async fn number_revision(&mut self) -> Result<()> {
         let changes = std::mem::take(&mut self.catalog_changes);
         let revision: i64 =

@@ -128,7 +128,8 @@ impl Rollups {
     async fn note(&self, partition: i16, checkpoint: i64) -> Result<Option<usize>> {
         let Some(mut tx) = self.locked("noting minutes of usage").await? else { return Ok(None) };
         let noted = self.note_in(&mut tx, partition, checkpoint).await;
-        end(tx, noted).await
+        // A lock that is given back later would be taken for another node's by the next try.
+        tx.end(noted).await
     }
 
     async fn note_in(&self, tx: &mut Tx, partition: i16, checkpoint: i64) -> Result<Option<usize>> {
@@ -166,7 +167,7 @@ impl Rollups {
     async fn compute(&self, now: Instant, limit: i64) -> Result<usize> {
         let Some(mut tx) = self.locked("computing usage per minute").await? else { return Ok(0) };
         let computed = self.compute_in(&mut tx, now, limit).await;
-        end(tx, computed).await
+        tx.end(computed).await
     }
 
     async fn compute_in(&self, tx: &mut Tx, now: Instant, limit: i64) -> Result<usize> {
@@ -243,14 +244,6 @@ impl Rollups {
             .await
             .context(name)?;
         Ok(is_ours.then_some(tx))
-    }
-}
-
-/// Commits, or rolls back and waits for it: the lock is free for the next try, which else would take us for another node.
-async fn end<T>(tx: Tx, outcome: Result<T>) -> Result<T> {
-    match outcome {
-        Ok(done) => tx.commit().await.map(|()| done),
-        Err(error) => tx.rollback().await.and(Err(error)),
     }
 }
 
