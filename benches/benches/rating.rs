@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use domain::event::VarValue;
+use domain::period::Period;
 use domain::{
     BindingId, BindingRole, Currency, CustomerId, Instant, LateEventPolicy, MeterFunction, MeterId, PriceId,
     PricingModel, ProductId, Quantity, SubscriptionId, ThresholdBasis, ThresholdComparator, UsageEvent, UsageEventId,
-    VersionId, WindowKind, WorkspaceId,
+    VersionId, WorkspaceId,
 };
 use rating::{
     BindingDefinition, CompiledBinding, CompiledMeter, CompiledPrice, FilterTree, MeterDefinition, MeterState,
-    PriceDefinition, RatingInput, Target, Terms, Threshold, Tier, WindowRecord, WindowState, total, walk,
+    PriceDefinition, RatingInput, Span, Target, Terms, Threshold, Tier, WindowRecord, WindowState, total, walk,
 };
 use rust_decimal::Decimal;
 use serde_json::json;
@@ -22,6 +23,12 @@ use uuid::Uuid;
 
 fn id(number: u128) -> Uuid {
     Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 + number)
+}
+
+/// The billing period that counts the event.
+fn month() -> Period {
+    let start = Instant::from_timestamp(1_777_593_600, 0).expect("in range");
+    Period { start, end: start + chrono::TimeDelta::days(31) }
 }
 
 fn event() -> UsageEvent {
@@ -83,7 +90,9 @@ fn binding(function: MeterFunction, filter: Option<FilterTree>, limits: &[i64]) 
         negative_allowed: false,
         late_event_policy: LateEventPolicy::NextPeriod,
         thresholds: limits.iter().map(threshold).collect(),
-        window: WindowKind::BillingPeriod,
+        window: Span::BillingPeriod,
+        dedup_key_path: None,
+        unit_currency_field: None,
     };
     let binding = BindingDefinition {
         binding_id: BindingId(id(12)),
@@ -121,7 +130,14 @@ fn price(model: PricingModel) -> Arc<CompiledPrice> {
 }
 
 fn target<'a>(binding: &'a Arc<CompiledBinding>, price: &'a Arc<CompiledPrice>) -> Target<'a> {
-    Target { binding, price: Some(price), segment_start: Instant::UNIX_EPOCH, allowance: None }
+    Target {
+        binding,
+        price: Some(price),
+        segment_start: Instant::UNIX_EPOCH,
+        allowance: None,
+        window: month(),
+        timezone: chrono_tz::Tz::UTC,
+    }
 }
 
 /// The state of one function, and the whole way of an event into a window.

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use crate::{Currency, CustomerId, HoldId, Instant, ProductId, Quantity, SubscriptionId, UsageEventId, WorkspaceId};
 
 /// Value of a dimension or pricing variable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum VarValue {
     /// true or false.

@@ -54,8 +54,8 @@ pub struct WindowWrite {
     pub event_count: u64,
     /// Encoded by `rating`.
     pub state: Vec<u8>,
-    /// Set members that changed.
-    pub members: Vec<MemberRow>,
+    /// Rows of its state that changed.
+    pub rows: Vec<MemberRow>,
     /// Running amount per wallet pin; empty for a trial.
     pub accruals: Vec<AccrualWrite>,
     /// Whether the window was counted anew: pins that are not in `accruals` have no amount any more.
@@ -86,8 +86,6 @@ pub struct BreachWrite {
     pub breach: rating::Breach,
     /// Subscription in which it happened.
     pub subscription_id: SubscriptionId,
-    /// Window.
-    pub window: Period,
     /// When the event that crossed was accepted.
     pub occurred_at: Instant,
 }
@@ -355,20 +353,22 @@ async fn write_windows(tx: &mut Tx, partition: Partition, windows: &[WindowWrite
 }
 
 async fn write_members(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
-    let rows: Vec<_> = windows.iter().flat_map(|w| w.members.iter().map(move |member| (w, member))).collect();
+    let rows: Vec<_> = windows.iter().flat_map(|w| w.rows.iter().map(move |member| (w, member))).collect();
     if rows.is_empty() {
         return Ok(());
     }
     sqlx::query(
-        "INSERT INTO meter_member (subscription_id, window_start, meter_id, member, count)
-         SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::uuid[], $5::bigint[])
-         ON CONFLICT (subscription_id, window_start, meter_id, member) DO UPDATE SET count = EXCLUDED.count",
+        "INSERT INTO meter_member (subscription_id, window_start, meter_id, member, count, data)
+         SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::uuid[], $5::bigint[], $6::bytea[])
+         ON CONFLICT (subscription_id, window_start, meter_id, member)
+         DO UPDATE SET count = EXCLUDED.count, data = EXCLUDED.data",
     )
     .bind(rows.iter().map(|(w, _)| w.subscription_id.0).collect::<Vec<_>>())
     .bind(rows.iter().map(|(w, _)| w.window.start).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, m)| m.meter_id.0).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, m)| Uuid::from_u128(m.hash)).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, m)| m.count.cast_signed()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, m)| m.data.as_deref()).collect::<Vec<_>>())
     .execute(tx.conn())
     .await
     .context("writing meter members")?;
@@ -460,8 +460,8 @@ async fn write_breaches(tx: &mut Tx, breaches: &[BreachWrite], now: Instant) -> 
     .bind(breaches.iter().map(|write| write.breach.threshold_value).collect::<Vec<_>>())
     .bind(breaches.iter().map(|write| write.breach.comparator.as_str()).collect::<Vec<_>>())
     .bind(breaches.iter().map(|write| write.breach.observed_value.shown()).collect::<Vec<_>>())
-    .bind(breaches.iter().map(|write| write.window.start).collect::<Vec<_>>())
-    .bind(breaches.iter().map(|write| write.window.end).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.breach.window.start).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.breach.window.end).collect::<Vec<_>>())
     .bind(breaches.iter().map(|write| write.occurred_at).collect::<Vec<_>>())
     .bind(breaches.iter().map(|write| write.breach.action.kind.as_str()).collect::<Vec<_>>())
     .bind(breaches.iter().map(|write| write.breach.action.target.clone()).collect::<Vec<_>>())

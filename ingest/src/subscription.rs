@@ -46,7 +46,7 @@ pub enum Verdict {
         /// Whether its own window was sealed before.
         late: bool,
         /// Thresholds that it crossed.
-        breaches: Vec<(Period, Breach)>,
+        breaches: Vec<Breach>,
     },
     /// Kept with a reason.
     Rejected {
@@ -366,6 +366,8 @@ impl Windows {
                 price: one.price.map(|(price, _)| price),
                 segment_start: one.price.map_or(slot.window.start, |(_, from)| from.max(slot.window.start)),
                 allowance,
+                window: slot.window,
+                timezone: judge.terms.schedule.timezone,
             });
         }
         let magnitude = slot.magnitude.saturating_add(units(incoming.event.quantity));
@@ -384,7 +386,7 @@ impl Windows {
                 let mut breaches = Vec::new();
                 for outcome in outcomes {
                     if let Outcome::Counted(counted) = outcome {
-                        breaches.extend(counted.breaches.into_iter().map(|breach| (slot.window, breach)));
+                        breaches.extend(counted.breaches);
                     }
                 }
                 Verdict::Counted { window_start: slot.window.start, late, breaches }
@@ -432,7 +434,7 @@ impl Windows {
                 position: slot.position,
                 event_count: slot.event_count,
                 state: slot.state.encode(),
-                members: slot.state.take_changed_members(),
+                rows: slot.state.take_changed_rows(),
                 accruals: accruals(catalog, terms, slot),
                 is_rebuilt: slot.is_rebuilt,
             });

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use domain::error::FieldErrorCode as Code;
-use domain::{BindingId, BindingRole, FieldError, Instant, ProductId, UsageEvent, VersionId, WindowKind};
+use domain::{BindingId, BindingRole, FieldError, Instant, ProductId, UsageEvent, VersionId};
 use rust_decimal::Decimal;
 
 use crate::error::{RatingError, Result};
 use crate::exact::{Exact, Factor};
 use crate::filter::FilterTree;
 use crate::meter::{CompiledMeter, MeterState, supported};
+use crate::span::Span;
 use crate::threshold::{BoundThreshold, Threshold, ThresholdOwner};
 
 /// A version of a binding as the catalog stores it, with the meter version that it pins.
@@ -34,7 +35,7 @@ pub struct BindingDefinition {
     /// Thresholds beside the meter's.
     pub thresholds: Vec<Threshold>,
     /// Overrides the meter's window.
-    pub window: Option<WindowKind>,
+    pub window: Option<Span>,
 }
 
 /// A binding version that is ready to evaluate events.
@@ -86,6 +87,12 @@ impl CompiledBinding {
     pub fn matches(&self, event: &UsageEvent) -> bool {
         let passes = |filter: &Option<FilterTree>| filter.as_ref().is_none_or(|filter| filter.matches(event));
         passes(&self.meter.filter) && passes(&self.filter)
+    }
+
+    /// Over which windows it is evaluated: its own, else those of its meter.
+    #[must_use]
+    pub fn span(&self) -> Span {
+        self.window.unwrap_or(self.meter.window)
     }
 
     /// All thresholds of this binding, the meter's among them, in ascending value.

@@ -2,6 +2,8 @@
 
 use domain::{Error, FieldError, VersionId};
 
+use crate::state::StateError;
+
 /// Result of rating.
 pub type Result<T, E = RatingError> = std::result::Result<T, E>;
 
@@ -35,6 +37,9 @@ pub enum RatingError {
     /// Two currencies met in one total.
     #[error("amounts of one wallet pin have different currencies")]
     CurrencyMismatch,
+    /// A stored part of a state cannot be read.
+    #[error("a running total cannot be read: {0}")]
+    State(StateError),
     /// A stored state names a version that the catalog does not know.
     #[error("{kind} version {id} is not known")]
     UnknownVersion {
@@ -55,7 +60,7 @@ impl RatingError {
                 "BUSINESS_RULE_VIOLATION"
             }
             Self::CurrencyMismatch => "CURRENCY_MISMATCH",
-            Self::UnknownVersion { .. } => "INTERNAL_ERROR",
+            Self::State(_) | Self::UnknownVersion { .. } => "INTERNAL_ERROR",
         }
     }
 }
@@ -64,7 +69,9 @@ impl From<RatingError> for Error {
     fn from(error: RatingError) -> Self {
         match error {
             RatingError::Definition(fields) => Self::Validation(fields),
-            RatingError::UnknownVersion { .. } => Self::internal("reading the state of a window", error),
+            RatingError::State(_) | RatingError::UnknownVersion { .. } => {
+                Self::internal("reading the state of a window", error)
+            }
             other => Self::rule(other.code(), other.to_string()),
         }
     }

@@ -1,20 +1,23 @@
-//! Distinct values of UNIQUE_COUNT meters (rule C6): the set is too large for the state of a window, so its members are
-//! rows of their own, and a checkpoint writes those that changed, set and not added.
+//! The parts of a window's state that can be many (rule C6): distinct values of UNIQUE_COUNT meters and of dedup keys, and
+//! running totals of sub-windows and of event variables. They are rows of their own, and a checkpoint writes those that
+//! changed, set and not added.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use domain::MeterId;
 
-/// One row of `meter_member`: how many counted events of the window have this value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One row of `meter_member`: how many counted events of the window have this value or this key.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberRow {
     /// The meter.
     pub meter_id: MeterId,
-    /// xxh3 (128 bits) of the rating key and the value.
+    /// xxh3 (128 bits) of the rating key, and of the value where it is one.
     pub hash: u128,
-    /// Counted events with this value; 0 is a row that can be deleted.
+    /// Counted events; 0 is a row that can be deleted.
     pub count: u64,
+    /// The running total, where the row is one.
+    pub data: Option<Vec<u8>>,
 }
 
 /// The keys are hashes already: their low half is as good as any further hash.

@@ -1,17 +1,17 @@
 //! Meters: how the events of a window become one number (meters.md 5).
 //!
-//! The state of every function is a function of the *set* of counted events: their order does not matter. TIME_WEIGHTED
-//! and FORMULA meters and windows other than the billing period are refused when the meter is compiled.
+//! The state of every function is a function of the *set* of counted events: their order does not matter.
 
 use domain::error::FieldErrorCode as Code;
 use domain::{
-    FieldError, Instant, LateEventPolicy, MeterFunction, MeterId, Quantity, UsageEvent, UsageEventId, VersionId,
-    WindowKind,
+    Currency, FieldError, Instant, LateEventPolicy, MeterFunction, MeterId, Quantity, UsageEvent, UsageEventId,
+    VersionId,
 };
 
 use crate::error::{RatingError, Result};
 use crate::field::{FieldPath, FieldValue};
 use crate::filter::FilterTree;
+use crate::span::Span;
 use crate::threshold::Threshold;
 use crate::wide::{U256, div_half_even, signed};
 
@@ -43,7 +43,11 @@ pub struct MeterDefinition {
     /// Limits on the observed value.
     pub thresholds: Vec<Threshold>,
     /// Shape of the window.
-    pub window: WindowKind,
+    pub window: Span,
+    /// Path whose value counts once per meter, subscription and window.
+    pub dedup_key_path: Option<String>,
+    /// Path of the currency, where the value is money.
+    pub unit_currency_field: Option<String>,
 }
 
 /// A meter version that is ready to evaluate events.
@@ -51,6 +55,8 @@ pub struct MeterDefinition {
 pub struct CompiledMeter {
     definition: MeterDefinition,
     source: Source,
+    dedup_key: Option<FieldPath>,
+    unit_currency: Option<FieldPath>,
 }
 
 /// What a meter takes from an event.
@@ -80,9 +86,37 @@ impl CompiledMeter {
         supported(definition.function, definition.window)?;
         let mut errors = crate::threshold::check(&definition.thresholds);
         let source = compile_source(&definition, &mut errors);
+        let dedup_key = optional_path("dedup_key_path", definition.dedup_key_path.as_deref(), &mut errors);
+        let unit_currency =
+            optional_path("unit_currency_field", definition.unit_currency_field.as_deref(), &mut errors);
+        if unit_currency == Some(FieldPath::Quantity) {
+            let message = "must be the path of a text".into();
+            errors.push(FieldError { field: "unit_currency_field".into(), code: Code::NotAllowed, message });
+        }
         match source {
-            Some(source) if errors.is_empty() => Ok(Self { definition, source }),
+            Some(source) if errors.is_empty() => Ok(Self { definition, source, dedup_key, unit_currency }),
             _ => Err(RatingError::Definition(errors)),
+        }
+    }
+
+    /// The value that an event is counted once by, beside its id (usage.md, Meter-level dedup).
+    #[must_use]
+    pub fn dedup_key<'e>(&self, event: &'e UsageEvent) -> Option<FieldValue<'e>> {
+        self.dedup_key.as_ref().and_then(|path| path.read(event))
+    }
+
+    /// The currency of the value of an event, where the meter counts money: events of one currency are rated together.
+    ///
+    /// # Errors
+    /// `Value` when the event has none, or no currency of ISO 4217.
+    pub fn unit_currency(&self, event: &UsageEvent) -> Result<Option<Currency>> {
+        let Some(path) = &self.unit_currency else { return Ok(None) };
+        match path.read(event) {
+            Some(FieldValue::Text(code)) => Currency::parse(code)
+                .map(Some)
+                .ok_or_else(|| RatingError::Value { field: path.to_string(), reason: "is no currency of ISO 4217" }),
+            Some(_) => Err(RatingError::Value { field: path.to_string(), reason: "is no currency of ISO 4217" }),
+            None => Err(RatingError::Value { field: path.to_string(), reason: "is missing" }),
         }
     }
 
@@ -110,11 +144,21 @@ impl CompiledMeter {
     }
 }
 
+fn optional_path(field: &str, text: Option<&str>, errors: &mut Vec<FieldError>) -> Option<FieldPath> {
+    let text = text?;
+    let path = FieldPath::parse(text);
+    if path.is_none() {
+        let message = crate::field::ALLOWED_PATHS.into();
+        errors.push(FieldError { field: field.into(), code: Code::InvalidFormat, message });
+    }
+    path
+}
+
 /// Whether a function and a window can be evaluated.
 ///
 /// # Errors
 /// `Unsupported` with the name of what cannot.
-pub fn supported(function: MeterFunction, window: WindowKind) -> Result<()> {
+pub fn supported(function: MeterFunction, window: Span) -> Result<()> {
     match function {
         MeterFunction::TimeWeighted => return Err(RatingError::Unsupported("the meter function TIME_WEIGHTED")),
         MeterFunction::Formula => return Err(RatingError::Unsupported("the meter function FORMULA")),
@@ -127,11 +171,9 @@ pub fn supported(function: MeterFunction, window: WindowKind) -> Result<()> {
         | MeterFunction::UniqueCount => {}
     }
     match window {
-        WindowKind::BillingPeriod => Ok(()),
-        WindowKind::Calendar => Err(RatingError::Unsupported("the window kind CALENDAR")),
-        WindowKind::Tumbling => Err(RatingError::Unsupported("the window kind TUMBLING")),
-        WindowKind::Sliding => Err(RatingError::Unsupported("the window kind SLIDING")),
-        WindowKind::Lifetime => Err(RatingError::Unsupported("the window kind LIFETIME")),
+        Span::BillingPeriod | Span::Calendar { .. } | Span::Tumbling { .. } => Ok(()),
+        Span::Sliding { .. } => Err(RatingError::Unsupported("the window kind SLIDING")),
+        Span::Lifetime => Err(RatingError::Unsupported("the window kind LIFETIME")),
     }
 }
 
@@ -213,7 +255,7 @@ impl MeterState {
     /// # Errors
     /// `Unsupported` for TIME_WEIGHTED and FORMULA.
     pub fn new(function: MeterFunction) -> Result<Self> {
-        supported(function, WindowKind::BillingPeriod)?;
+        supported(function, Span::BillingPeriod)?;
         Ok(match function {
             MeterFunction::Count => Self::Count(0),
             MeterFunction::Max => Self::Max(None),

@@ -2,31 +2,33 @@
 //!
 //! Version 1: a version byte; the number of entries and each entry; the number of fired thresholds and each of them.
 //! Integers are LEB128, signed ones zigzag; ids are 16 bytes, left out where an entry shares those of the entry before.
-//! Set members are rows of their own (rule C6). Reading is in two steps, because the versions that a state names may
+//! Set members and the running totals of sub-windows and event variables are rows of their own (rule C6). Reading is in two steps, because the versions that a state names may
 //! have to be loaded first: [`WindowRecord::decode`], then [`WindowRecord::attach`].
 
 use std::sync::Arc;
 
+use domain::event::VarValue;
 use domain::{BindingId, Currency, Instant, Quantity, UsageEventId, VersionId};
 use uuid::Uuid;
 
 use crate::binding::CompiledBinding;
-use crate::entry::{Entry, RatingKey};
+use crate::entry::{Entry, RatingKey, Variables};
 use crate::error::{RatingError, Result};
 use crate::member::MemberRow;
 use crate::meter::MeterState;
 use crate::pricing::CompiledPrice;
 use crate::threshold::{FiredThreshold, ThresholdOwner};
-use crate::window::WindowState;
+use crate::window::{Place, WindowState};
 
-/// The version that is written. A reader keeps knowing all earlier ones.
-const VERSION: u8 = 1;
+/// The version that is written. A reader keeps knowing all earlier ones: version 1 has no byte that says whether there are
+/// rows, one byte of flags per entry, and no sub-windows.
+const VERSION: u8 = 2;
 
 /// Bytes that are no state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     /// Written by a newer program, or not a state at all.
-    #[error("the state has version {0}, known is 1")]
+    #[error("the state has version {0}, known are 1 and 2")]
     UnknownVersion(u8),
     /// It ends too early.
     #[error("the state is cut off")]
@@ -49,19 +51,49 @@ pub trait Versions {
 pub struct EntryRecord {
     /// Its key.
     pub key: RatingKey,
+    /// The event variables that its price reads.
+    pub variables: Option<Arc<Variables>>,
     /// State of the meter.
     pub state: MeterState,
     /// Events counted.
     pub event_count: u64,
 }
 
+impl EntryRecord {
+    pub(crate) fn of(entry: &Entry) -> Self {
+        Self {
+            key: entry.key(),
+            variables: entry.variables.clone(),
+            state: entry.state,
+            event_count: entry.event_count,
+        }
+    }
+
+    /// The bytes of a running total that is a row of its own.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Writer(Vec::with_capacity(128));
+        out.byte(VERSION);
+        out.entry(self, None);
+        out.0
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, StateError> {
+        let mut input = Reader::new(bytes)?;
+        let entry = input.entry(None)?;
+        input.end()?;
+        Ok(entry)
+    }
+}
+
 /// The decoded state of a window, before its versions are attached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WindowRecord {
-    /// Running totals.
+    /// Running totals, without those that are rows.
     pub entries: Vec<EntryRecord>,
-    /// Thresholds that have fired, by binding.
-    pub fired: Vec<(BindingId, FiredThreshold)>,
+    /// Thresholds that have fired, by binding and sub-window.
+    pub fired: Vec<(Place, FiredThreshold)>,
+    /// Whether parts of the state are rows, which must be loaded before it is attached.
+    pub has_rows: bool,
 }
 
 impl WindowState {
@@ -71,14 +103,13 @@ impl WindowState {
         self.record().encode()
     }
 
-    /// This state without what the catalog gives.
+    /// This state without what the catalog gives, and without its rows.
     #[must_use]
     pub fn record(&self) -> WindowRecord {
-        let entry =
-            |entry: &Entry| EntryRecord { key: entry.key(), state: entry.state, event_count: entry.event_count };
         WindowRecord {
-            entries: self.entries().iter().map(entry).collect(),
-            fired: self.fired().map(|(id, fired)| (id, fired.clone())).collect(),
+            entries: self.entries().iter().filter(|entry| !entry.key().is_row()).map(EntryRecord::of).collect(),
+            fired: self.fired().map(|(place, fired)| (place, fired.clone())).collect(),
+            has_rows: self.has_rows(),
         }
     }
 }
@@ -89,20 +120,24 @@ impl WindowRecord {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer(Vec::with_capacity(16 + 72 * self.entries.len()));
         out.byte(VERSION);
+        out.byte(u8::from(self.has_rows));
         out.unsigned(self.entries.len() as u128);
         let mut previous = None;
         for entry in &self.entries {
             out.entry(entry, previous.replace(&entry.key));
         }
         out.unsigned(self.fired.len() as u128);
-        for (binding_id, fired) in &self.fired {
+        for ((binding_id, sub_window), fired) in &self.fired {
             out.id(binding_id.0);
-            out.byte(match fired.owner {
+            let owner = match fired.owner {
                 ThresholdOwner::Meter => 0,
                 ThresholdOwner::Binding => 1,
-            });
-            out.unsigned(fired.name.len() as u128);
-            out.0.extend_from_slice(fired.name.as_bytes());
+            };
+            out.byte(owner | if sub_window.is_some() { FIRED_SUB_WINDOW } else { 0 });
+            if let Some(start) = sub_window {
+                out.signed(start.timestamp_micros().into());
+            }
+            out.text(&fired.name);
         }
         out.0
     }
@@ -112,48 +147,44 @@ impl WindowRecord {
     /// # Errors
     /// `UnknownVersion`, `Truncated`, `Damaged`.
     pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
-        let mut input = Reader(bytes);
-        match input.byte()? {
-            VERSION => {}
-            other => return Err(StateError::UnknownVersion(other)),
-        }
-        let mut record = Self::default();
+        let mut input = Reader::new(bytes)?;
+        let mut record = Self { has_rows: input.version > 1 && input.byte()? != 0, ..Self::default() };
         for _ in 0..input.unsigned64()? {
             let previous = record.entries.last().map(|entry| entry.key);
             record.entries.push(input.entry(previous)?);
         }
         for _ in 0..input.unsigned64()? {
-            let binding_id = BindingId(input.id()?);
-            let owner = match input.byte()? {
-                0 => ThresholdOwner::Meter,
-                1 => ThresholdOwner::Binding,
-                _ => return Err(StateError::Damaged("an unknown threshold owner")),
-            };
-            let name = input.text()?;
-            record.fired.push((binding_id, FiredThreshold { owner, name }));
+            record.fired.push(input.fired()?);
         }
-        if input.0.is_empty() { Ok(record) } else { Err(StateError::Damaged("bytes after its end")) }
+        input.end()?;
+        if input.version == 1 {
+            record.has_rows = record.entries.iter().any(|entry| matches!(entry.state, MeterState::UniqueCount(_)));
+        }
+        Ok(record)
     }
 
-    /// Whether a meter in it counts distinct values, so that its members must be loaded before it is attached.
-    #[must_use]
-    pub fn has_members(&self) -> bool {
-        self.entries.iter().any(|entry| matches!(entry.state, MeterState::UniqueCount(_)))
-    }
-
-    /// Puts the state together with its versions and all stored members of the window.
+    /// Puts the state together with its versions and all stored rows of the window.
     ///
     /// # Errors
-    /// `UnknownVersion` when the catalog lacks a version, `Overflow` for numbers that were never written.
-    pub fn attach(self, versions: &impl Versions, members: impl IntoIterator<Item = MemberRow>) -> Result<WindowState> {
-        let attach = |record: EntryRecord| attach_entry(record, versions);
-        let entries = self.entries.into_iter().map(attach).collect::<Result<Vec<_>>>()?;
+    /// `UnknownVersion` when the catalog lacks a version, `Overflow` for numbers that were never written, `State` for a row
+    /// that cannot be read.
+    pub fn attach(self, versions: &impl Versions, rows: impl IntoIterator<Item = MemberRow>) -> Result<WindowState> {
+        let mut entries = self.entries;
+        let mut members = Vec::new();
+        for row in rows {
+            match &row.data {
+                Some(data) if row.count > 0 => entries.push(EntryRecord::decode(data).map_err(RatingError::State)?),
+                Some(_) => {}
+                None => members.push(row),
+            }
+        }
+        let entries = entries.into_iter().map(|record| attach_entry(record, versions)).collect::<Result<Vec<_>>>()?;
         WindowState::assemble(entries, members, self.fired)
     }
 }
 
 fn attach_entry(record: EntryRecord, versions: &impl Versions) -> Result<Entry> {
-    let EntryRecord { key, state, event_count } = record;
+    let EntryRecord { key, variables, state, event_count } = record;
     let binding = versions
         .binding(key.binding_version_id, key.meter_version_id)
         .ok_or(RatingError::UnknownVersion { kind: "binding", id: key.binding_version_id })?;
@@ -161,9 +192,23 @@ fn attach_entry(record: EntryRecord, versions: &impl Versions) -> Result<Entry> 
         .price_version_id
         .map(|id| versions.price(id).ok_or(RatingError::UnknownVersion { kind: "price", id }))
         .transpose()?;
-    let RatingKey { segment_start, wallet_currency, .. } = key;
-    Ok(Entry { binding, price, segment_start, wallet_currency, state, event_count })
+    let RatingKey { segment_start, wallet_currency, unit_currency, sub_window, .. } = key;
+    Ok(Entry {
+        binding,
+        price,
+        segment_start,
+        wallet_currency,
+        unit_currency,
+        sub_window,
+        variables,
+        state,
+        event_count,
+        is_changed: false,
+    })
 }
+
+/// Bit of the byte of a fired threshold: the start of a sub-window follows.
+const FIRED_SUB_WINDOW: u8 = 0x80;
 
 /// Bits of the flags byte of an entry; the tag of the function is in the low four.
 mod flag {
@@ -173,6 +218,14 @@ mod flag {
     pub(super) const SAME_BINDING: u8 = 0x40;
     /// MAX, MIN or LAST has a value.
     pub(super) const VALUE: u8 = 0x80;
+}
+
+/// Bits of the second flags byte of an entry, since version 2.
+mod more {
+    pub(super) const SUB_WINDOW: u8 = 0x01;
+    pub(super) const VARIABLES: u8 = 0x02;
+    pub(super) const UNIT_CURRENCY: u8 = 0x04;
+    pub(super) const ALL: u8 = 0x07;
 }
 
 /// Tag of a function; numbers are never used again for another one.
@@ -230,7 +283,11 @@ impl Writer {
         flags |= if key.price_version_id.is_some() { flag::PRICE } else { 0 };
         flags |= if key.wallet_currency.is_some() { flag::WALLET } else { 0 };
         flags |= if same { flag::SAME_BINDING } else { 0 };
+        let mut further = if key.sub_window.is_some() { more::SUB_WINDOW } else { 0 };
+        further |= if entry.variables.is_some() { more::VARIABLES } else { 0 };
+        further |= if key.unit_currency.is_some() { more::UNIT_CURRENCY } else { 0 };
         self.byte(flags);
+        self.byte(further);
         if !same {
             self.id(key.binding_version_id.0);
             self.id(key.meter_version_id.0);
@@ -243,8 +300,40 @@ impl Writer {
         }
         let base = previous.map_or(0, |previous| previous.segment_start.timestamp_micros());
         self.signed(i128::from(key.segment_start.timestamp_micros()) - i128::from(base));
+        if let Some(start) = key.sub_window {
+            self.signed(start.timestamp_micros().into());
+        }
+        if let Some(variables) = &entry.variables {
+            self.variables(variables);
+        }
+        if let Some(currency) = &key.unit_currency {
+            self.0.extend_from_slice(currency.as_str().as_bytes());
+        }
         self.unsigned(entry.event_count.into());
         self.state(&entry.state);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.unsigned(text.len() as u128);
+        self.0.extend_from_slice(text.as_bytes());
+    }
+
+    fn variables(&mut self, variables: &Variables) {
+        self.unsigned(variables.values().len() as u128);
+        for (name, value) in variables.values() {
+            self.text(name);
+            match value {
+                VarValue::Bool(value) => self.byte(u8::from(*value)),
+                VarValue::Number(value) => {
+                    self.byte(2);
+                    self.signed(value.units());
+                }
+                VarValue::Text(value) => {
+                    self.byte(3);
+                    self.text(value);
+                }
+            }
+        }
     }
 
     fn state(&mut self, state: &MeterState) {
@@ -272,13 +361,57 @@ impl Writer {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+struct Reader<'a> {
+    rest: &'a [u8],
+    version: u8,
+}
 
 impl<'a> Reader<'a> {
+    /// Reads the version.
+    fn new(bytes: &'a [u8]) -> Result<Self, StateError> {
+        match bytes.split_first() {
+            Some((version @ 1..=VERSION, rest)) => Ok(Self { rest, version: *version }),
+            Some((other, _)) => Err(StateError::UnknownVersion(*other)),
+            None => Err(StateError::Truncated),
+        }
+    }
+
+    fn end(&self) -> Result<(), StateError> {
+        if self.rest.is_empty() { Ok(()) } else { Err(StateError::Damaged("bytes after its end")) }
+    }
+
     fn take(&mut self, count: usize) -> Result<&'a [u8], StateError> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(StateError::Truncated)?;
-        self.0 = rest;
+        let (taken, rest) = self.rest.split_at_checked(count).ok_or(StateError::Truncated)?;
+        self.rest = rest;
         Ok(taken)
+    }
+
+    fn fired(&mut self) -> Result<(Place, FiredThreshold), StateError> {
+        let binding_id = BindingId(self.id()?);
+        let bits = self.byte()?;
+        let owner = match bits & !FIRED_SUB_WINDOW {
+            0 => ThresholdOwner::Meter,
+            1 => ThresholdOwner::Binding,
+            _ => return Err(StateError::Damaged("an unknown threshold owner")),
+        };
+        let sub_window = if bits & FIRED_SUB_WINDOW == 0 { None } else { Some(self.instant(0)?) };
+        Ok(((binding_id, sub_window), FiredThreshold { owner, name: self.text()? }))
+    }
+
+    fn variables(&mut self) -> Result<Arc<Variables>, StateError> {
+        let mut values = Vec::new();
+        for _ in 0..self.unsigned64()? {
+            let name = self.text()?;
+            let value = match self.byte()? {
+                0 => VarValue::Bool(false),
+                1 => VarValue::Bool(true),
+                2 => VarValue::Number(self.quantity()?),
+                3 => VarValue::Text(self.text()?),
+                _ => return Err(StateError::Damaged("an unknown kind of variable")),
+            };
+            values.push((name, value));
+        }
+        Ok(Arc::new(Variables::new(values)))
     }
 
     fn byte(&mut self) -> Result<u8, StateError> {
@@ -292,10 +425,10 @@ impl<'a> Reader<'a> {
     fn unsigned(&mut self) -> Result<u128, StateError> {
         // Most numbers are short: 64 bits are enough for the first nine bytes.
         let mut value = 0_u64;
-        for (index, byte) in self.0.iter().take(9).enumerate() {
+        for (index, byte) in self.rest.iter().take(9).enumerate() {
             value |= u64::from(byte & 0x7f) << (7 * index);
             if byte & 0x80 == 0 {
-                self.0 = &self.0[index + 1..];
+                self.rest = &self.rest[index + 1..];
                 return Ok(value.into());
             }
         }
@@ -344,6 +477,10 @@ impl<'a> Reader<'a> {
 
     fn entry(&mut self, previous: Option<RatingKey>) -> Result<EntryRecord, StateError> {
         let flags = self.byte()?;
+        let further = if self.version > 1 { self.byte()? } else { 0 };
+        if further & !more::ALL != 0 {
+            return Err(StateError::Damaged("unknown flags of an entry"));
+        }
         let versions = if flags & flag::SAME_BINDING == 0 {
             (VersionId(self.id()?), VersionId(self.id()?))
         } else {
@@ -354,11 +491,23 @@ impl<'a> Reader<'a> {
         let wallet_currency = if flags & flag::WALLET == 0 { None } else { Some(self.currency()?) };
         let base = previous.map_or(0, |previous| previous.segment_start.timestamp_micros());
         let segment_start = self.instant(base)?;
+        let sub_window = if further & more::SUB_WINDOW == 0 { None } else { Some(self.instant(0)?) };
+        let variables = if further & more::VARIABLES == 0 { None } else { Some(self.variables()?) };
+        let unit_currency = if further & more::UNIT_CURRENCY == 0 { None } else { Some(self.currency()?) };
         let event_count = self.unsigned64()?;
         let state = self.state(flags & 0x0f, flags & flag::VALUE != 0)?;
         let (binding_version_id, meter_version_id) = versions;
-        let key = RatingKey { binding_version_id, meter_version_id, price_version_id, segment_start, wallet_currency };
-        Ok(EntryRecord { key, state, event_count })
+        let key = RatingKey {
+            binding_version_id,
+            meter_version_id,
+            price_version_id,
+            segment_start,
+            wallet_currency,
+            unit_currency,
+            sub_window,
+            variables: variables.as_ref().map(|variables| variables.hash()),
+        };
+        Ok(EntryRecord { key, variables, state, event_count })
     }
 
     fn currency(&mut self) -> Result<Currency, StateError> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use domain::error::FieldErrorCode as Code;
 use domain::input::{Field, FieldResult};
+use domain::period::Period;
 use domain::{FieldError, Quantity, ThresholdActionKind, ThresholdBasis, ThresholdComparator};
 use serde::{Deserialize, Serialize};
 
@@ -212,6 +213,8 @@ pub struct FiredThreshold {
 pub struct Breach {
     /// Meter, product and binding that it belongs to.
     pub binding: Arc<CompiledBinding>,
+    /// The window over which it was evaluated: the billing period, or a sub-window.
+    pub window: Period,
     /// Where the threshold was written.
     pub owner: ThresholdOwner,
     /// Its name.
@@ -239,6 +242,7 @@ pub(crate) struct Evaluation {
 /// Compares before and after one event; nothing is written, the caller applies the evaluation.
 pub(crate) fn evaluate(
     binding: &Arc<CompiledBinding>,
+    window: Period,
     before: Option<Exact>,
     after: Exact,
     allowance: Option<Quantity>,
@@ -257,7 +261,7 @@ pub(crate) fn evaluate(
         }
         let from_outside = threshold.is_upward() || before.is_none_or(|before| !threshold.holds(before, allowance));
         if from_outside && !has_fired() {
-            push_breaches(&mut evaluation.breaches, binding, bound, after, allowance)?;
+            push_breaches(&mut evaluation.breaches, binding, window, bound, after, allowance)?;
             evaluation.fired.push(name());
         }
     }
@@ -267,6 +271,7 @@ pub(crate) fn evaluate(
 fn push_breaches(
     breaches: &mut Vec<Breach>,
     binding: &Arc<CompiledBinding>,
+    window: Period,
     bound: &BoundThreshold,
     observed: Exact,
     allowance: Option<Quantity>,
@@ -279,6 +284,7 @@ fn push_breaches(
     let mut push = |action: ThresholdAction| {
         breaches.push(Breach {
             binding: Arc::clone(binding),
+            window,
             owner: bound.owner,
             threshold_name: threshold.name.clone(),
             threshold_value: threshold.value,

@@ -10,7 +10,7 @@ use domain::{BindingId, BindingRole, Currency, Instant, MeterFunction, Money, Pr
 use smallvec::SmallVec;
 
 use crate::binding::CompiledBinding;
-use crate::entry::Entry;
+use crate::entry::{Entry, Variables};
 use crate::error::{RatingError, Result};
 use crate::exact::Exact;
 use crate::pricing::{CompiledPrice, Walk, walk};
@@ -80,6 +80,10 @@ pub struct Atom {
     pub price: Arc<CompiledPrice>,
     /// Start of the segment.
     pub segment_start: Instant,
+    /// The currency of the value, where the meter counts money.
+    pub unit_currency: Option<Currency>,
+    /// The event variables that the price reads.
+    pub variables: Option<Arc<Variables>>,
     /// Quantity, before the allowance.
     pub quantity: Exact,
     /// Drawn from the allowance.
@@ -143,26 +147,33 @@ fn group_of(entry: &Entry) -> impl Ord + '_ {
     (
         (unbilled, binding.product_id, binding.meter.metric_key.as_str()),
         (entry.segment_start, price.and_then(|price| price.price_key.as_deref()), entry.wallet_currency),
-        price.map(|price| price.version_id),
+        (entry.unit_currency, price.map(|price| price.version_id)),
+        entry.variables.as_ref().map(|variables| variables.values()),
     )
 }
 
 fn order_of(entry: &Entry) -> impl Ord + '_ {
     let ids = (entry.binding.version_id, entry.binding.meter.version_id);
-    (group_of(entry), entry.binding.part_start(), ids)
+    (group_of(entry), entry.sub_window, entry.binding.part_start(), ids)
 }
 
-/// Quantity of one group: the parts that versions split are summed; of MAX and LAST the later part wins.
+/// Quantity of one group: that of its sub-windows, summed (meters.md 5, Window).
 fn group_quantity(group: &[&Entry]) -> Result<Exact> {
     if let [entry] = group {
         return entry.quantity();
     }
+    let mut sub_windows = group.chunk_by(|a, b| a.sub_window == b.sub_window);
+    sub_windows.try_fold(Exact::ZERO, |sum, parts| sum.checked_add(part_quantity(parts)?))
+}
+
+/// Quantity of one sub-window: the parts that versions split are summed; of MAX and LAST the later part wins.
+fn part_quantity(parts: &[&Entry]) -> Result<Exact> {
     for function in [MeterFunction::Max, MeterFunction::Last] {
-        if group.iter().all(|entry| entry.binding.meter.function == function) {
-            return group.last().map_or(Ok(Exact::ZERO), |latest| latest.quantity());
+        if parts.iter().all(|entry| entry.binding.meter.function == function) {
+            return parts.last().map_or(Ok(Exact::ZERO), |latest| latest.quantity());
         }
     }
-    group.iter().try_fold(Exact::ZERO, |sum, entry| sum.checked_add(entry.quantity()?))
+    parts.iter().try_fold(Exact::ZERO, |sum, entry| sum.checked_add(entry.quantity()?))
 }
 
 /// Quantity of several keys of one binding together: the sum of its groups.
@@ -199,6 +210,8 @@ impl Billable<'_> {
             binding: Arc::clone(&self.latest.binding),
             price: Arc::clone(self.price),
             segment_start: self.latest.segment_start,
+            unit_currency: self.latest.unit_currency,
+            variables: self.latest.variables.clone(),
             quantity: self.quantity,
             allowance_quantity: self.drawn,
             billable_quantity: self.overage,

@@ -6,16 +6,19 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use chrono_tz::Tz;
+use domain::period::Period;
 use domain::{BindingId, BindingRole, Instant, MeterFunction, MeterId, Quantity, UsageEvent};
 use smallvec::SmallVec;
 
 use crate::binding::CompiledBinding;
-use crate::entry::{Entry, RatingKey, key_of, member_hash};
+use crate::entry::{Entry, RatingKey, Variables, dedup_hash, member_hash};
 use crate::error::{RatingError, Result};
 use crate::exact::Exact;
 use crate::member::{MemberRow, Members};
 use crate::meter::MeterState;
 use crate::pricing::CompiledPrice;
+use crate::state::EntryRecord;
 use crate::threshold::{Breach, Evaluation, FiredThreshold, evaluate};
 use crate::total::{Accrual, Rated, RatingInput, combined};
 
@@ -30,12 +33,16 @@ pub struct Target<'a> {
     pub segment_start: Instant,
     /// Total allowance of product and metric, for thresholds in percent of it.
     pub allowance: Option<Quantity>,
+    /// The billing period that counts the event.
+    pub window: Period,
+    /// Time zone of the subscription: calendar windows without a zone of their own are cut in it.
+    pub timezone: Tz,
 }
 
 /// What became of an event at one binding.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// A filter left it out; it stays in the event store but does not count here.
+    /// A filter or the dedup key of the meter left it out; it stays in the event store but does not count here.
     Filtered,
     /// It was counted.
     Counted(Counted),
@@ -50,16 +57,19 @@ pub struct Counted {
     pub breaches: Vec<Breach>,
 }
 
-/// What all entries of one binding share.
+/// What all entries of one binding and sub-window share.
 #[derive(Clone, Debug)]
 struct Observed {
-    binding_id: BindingId,
+    place: Place,
     /// Quantity over all keys; kept only while one version with thresholds judges.
     value: Exact,
     /// Whether several versions judged, so that parts combine and a difference is not enough.
     is_split: bool,
     fired: Vec<FiredThreshold>,
 }
+
+/// Where thresholds are evaluated: a binding, and a sub-window where its windows are shorter than the billing period.
+pub type Place = (BindingId, Option<Instant>);
 
 /// The state of one metering window of one subscription.
 #[derive(Clone, Debug, Default)]
@@ -69,16 +79,24 @@ pub struct WindowState {
     fingerprints: Vec<u64>,
     observed: Vec<Observed>,
     members: Vec<(MeterId, Members)>,
+    /// Keys with rows of their own that changed since the last checkpoint.
+    changed: Vec<usize>,
+    /// Rows of a state that this one superseded.
+    gone: Vec<MemberRow>,
 }
 
 /// An event that is ready to be counted.
 struct Prepared<'t> {
     key: RatingKey,
+    variables: Option<Arc<Variables>>,
     target: Target<'t>,
+    /// The window that its thresholds are evaluated over.
+    evaluated: Period,
     slot: Option<usize>,
     state: MeterState,
     event_count: u64,
-    member: Option<u128>,
+    /// Distinct value and dedup key.
+    members: SmallVec<[u128; 2]>,
     /// The binding's observed value after the event, where it has thresholds.
     observed: Option<Exact>,
     evaluation: Evaluation,
@@ -95,9 +113,17 @@ impl Prepared<'_> {
             price: self.target.price.cloned(),
             segment_start: self.key.segment_start,
             wallet_currency: self.key.wallet_currency,
+            unit_currency: self.key.unit_currency,
+            sub_window: self.key.sub_window,
+            variables: self.variables.clone(),
             state: self.state,
             event_count: self.event_count,
+            is_changed: false,
         }
+    }
+
+    fn place(&self) -> Place {
+        (self.target.binding.binding_id, self.key.sub_window)
     }
 }
 
@@ -154,19 +180,47 @@ impl WindowState {
             (BindingRole::Primary, price) => price,
             (BindingRole::FormulaInput | BindingRole::Informational, _) => None,
         };
+        let part = binding.span().part(event.timestamp, target.window, target.timezone);
+        let sub_window = part.map(|part| part.start);
+        let meter_id = binding.meter.meter_id;
+        let dedup = binding.meter.dedup_key(event).map(|value| dedup_hash(sub_window, value));
+        if dedup.is_some_and(|hash| self.member_count(meter_id, hash) > 0) {
+            return Ok(None);
+        }
         let mut input = binding.meter.input(event)?;
-        let key = key_of(binding, target.price, target.segment_start, event.wallet_currency);
+        let variables: Option<Arc<Variables>> = None;
+        let key = RatingKey {
+            binding_version_id: binding.version_id,
+            meter_version_id: binding.meter.version_id,
+            price_version_id: target.price.map(|price| price.version_id),
+            segment_start: target.segment_start,
+            wallet_currency: event.wallet_currency,
+            unit_currency: binding.meter.unit_currency(event)?,
+            sub_window,
+            variables: variables.as_ref().map(|variables| variables.hash()),
+        };
         let slot = self.find(&key);
         let (mut state, event_count) = match slot.map(|slot| &self.entries[slot]) {
-            Some(entry) => (entry.state, entry.event_count),
-            None => (MeterState::new(binding.meter.function)?, 0),
+            Some(entry) => (entry.state, entry.event_count + 1),
+            None => (MeterState::new(binding.meter.function)?, 1),
         };
-        let member = input.distinct.map(|value| member_hash(binding, &key, value));
-        input.member_is_new = member.is_some_and(|hash| self.member_count(binding.meter.meter_id, hash) == 0);
+        let distinct = input.distinct.map(|value| member_hash(binding, &key, value));
+        input.member_is_new = distinct.is_some_and(|hash| self.member_count(meter_id, hash) == 0);
         state.apply(&input)?;
+        let (members, evaluated) = (distinct.into_iter().chain(dedup).collect(), part.unwrap_or(target.window));
         let evaluation = Evaluation::default();
-        let event_count = event_count + 1;
-        let mut prepared = Prepared { key, target, slot, state, event_count, member, observed: None, evaluation };
+        let mut prepared = Prepared {
+            key,
+            variables,
+            target,
+            evaluated,
+            slot,
+            state,
+            event_count,
+            members,
+            observed: None,
+            evaluation,
+        };
         if binding.bound_thresholds().is_empty() {
             prepared.quantity()?; // a total that cannot be expressed is refused with the event that causes it
         } else {
@@ -178,30 +232,30 @@ impl WindowState {
     /// Evaluates the thresholds of the binding on its value before and after the event (rule C3).
     fn observe(&self, prepared: &mut Prepared<'_>) -> Result<()> {
         let Target { binding, allowance, .. } = prepared.target;
-        let known = self.observed.iter().find(|observed| observed.binding_id == binding.binding_id);
+        let known = self.observed_at(prepared.place()).map(|index| &self.observed[index]);
         let after = self.observed_after(prepared, known)?;
         let before = match known {
             Some(known) => Some(known.value),
-            None => self.observed_before(binding)?,
+            None => self.observed_before(binding, prepared.place())?,
         };
         let fired = known.map_or(&[][..], |known| &known.fired);
-        prepared.evaluation = evaluate(binding, before, after, allowance, fired)?;
+        prepared.evaluation = evaluate(binding, prepared.evaluated, before, after, allowance, fired)?;
         prepared.observed = Some(after);
         Ok(())
     }
 
-    fn entries_of(&self, binding_id: BindingId) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(move |entry| entry.binding.binding_id == binding_id)
+    fn entries_at(&self, place: Place) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |entry| place_of(entry) == place)
     }
 
     /// The value of a binding that had no thresholds until now; `None` for functions that have none without events.
-    fn observed_before(&self, binding: &CompiledBinding) -> Result<Option<Exact>> {
+    fn observed_before(&self, binding: &CompiledBinding, place: Place) -> Result<Option<Exact>> {
         let zero_when_empty =
             matches!(binding.meter.function, MeterFunction::Count | MeterFunction::Sum | MeterFunction::UniqueCount);
-        if self.entries_of(binding.binding_id).next().is_none() {
+        if self.entries_at(place).next().is_none() {
             return Ok(zero_when_empty.then_some(Exact::ZERO));
         }
-        combined(self.entries_of(binding.binding_id)).map(Some)
+        combined(self.entries_at(place)).map(Some)
     }
 
     fn observed_after(&self, prepared: &Prepared<'_>, known: Option<&Observed>) -> Result<Exact> {
@@ -212,25 +266,31 @@ impl WindowState {
             return known.value.checked_sub(before)?.checked_add(prepared.quantity()?);
         }
         let changed = prepared.entry();
-        let others = self.entries_of(changed.binding.binding_id).filter(|entry| entry.key() != prepared.key);
+        let others = self.entries_at(prepared.place()).filter(|entry| entry.key() != prepared.key);
         combined(others.chain(std::iter::once(&changed)))
     }
 
     fn commit(&mut self, prepared: Prepared<'_>) -> Counted {
-        if let Some(hash) = prepared.member {
-            self.members_mut(prepared.target.binding.meter.meter_id).add(hash);
+        for hash in &prepared.members {
+            self.members_mut(prepared.target.binding.meter.meter_id).add(*hash);
         }
-        match prepared.slot {
+        let index = match prepared.slot {
             Some(slot) => {
                 let entry = &mut self.entries[slot];
                 entry.state = prepared.state;
                 entry.event_count = prepared.event_count;
+                slot
             }
             None => self.push(prepared.entry(), prepared.key.fingerprint()),
+        };
+        if prepared.key.is_row() && !self.entries[index].is_changed {
+            self.entries[index].is_changed = true;
+            self.changed.push(index);
         }
-        let Prepared { key, target, slot, observed, evaluation, .. } = prepared;
+        let place = prepared.place();
+        let Prepared { key, slot, observed, evaluation, .. } = prepared;
         if let Some(value) = observed {
-            let observed = self.observed_slot(target.binding.binding_id, slot.is_none());
+            let observed = self.observed_slot(place, slot.is_none());
             observed.value = value;
             observed.fired.retain(|fired| !evaluation.rearmed.contains(fired));
             observed.fired.extend(evaluation.fired);
@@ -238,15 +298,20 @@ impl WindowState {
         Counted { key, breaches: evaluation.breaches }
     }
 
+    /// Searched from the end: most events are of the latest sub-window.
+    fn observed_at(&self, place: Place) -> Option<usize> {
+        self.observed.iter().rposition(|observed| observed.place == place)
+    }
+
     /// What is known of a binding's observed value; `has_new_key` looks again whether several versions judge.
-    fn observed_slot(&mut self, binding_id: BindingId, has_new_key: bool) -> &mut Observed {
-        let found = self.observed.iter().position(|observed| observed.binding_id == binding_id);
+    fn observed_slot(&mut self, place: Place, has_new_key: bool) -> &mut Observed {
+        let found = self.observed_at(place);
         let index = found.unwrap_or_else(|| {
-            self.observed.push(Observed { binding_id, value: Exact::ZERO, is_split: false, fired: Vec::new() });
+            self.observed.push(Observed { place, value: Exact::ZERO, is_split: false, fired: Vec::new() });
             self.observed.len() - 1
         });
         if has_new_key || found.is_none() {
-            let mut versions = self.entries_of(binding_id).map(|e| (e.binding.version_id, e.binding.meter.version_id));
+            let mut versions = self.entries_at(place).map(|e| (e.binding.version_id, e.binding.meter.version_id));
             let first = versions.next();
             let is_split = versions.any(|version| Some(version) != first);
             drop(versions);
@@ -255,9 +320,10 @@ impl WindowState {
         &mut self.observed[index]
     }
 
-    fn push(&mut self, entry: Entry, fingerprint: u64) {
+    fn push(&mut self, entry: Entry, fingerprint: u64) -> usize {
         self.entries.push(entry);
         self.fingerprints.push(fingerprint);
+        self.entries.len() - 1
     }
 
     fn find(&self, key: &RatingKey) -> Option<usize> {
@@ -292,25 +358,41 @@ impl WindowState {
     }
 
     /// Thresholds that have fired in this window.
-    pub fn fired(&self) -> impl Iterator<Item = (BindingId, &FiredThreshold)> {
-        self.observed.iter().flat_map(|observed| observed.fired.iter().map(|fired| (observed.binding_id, fired)))
+    pub fn fired(&self) -> impl Iterator<Item = (Place, &FiredThreshold)> {
+        self.observed.iter().flat_map(|observed| observed.fired.iter().map(|fired| (observed.place, fired)))
     }
 
-    /// Set members that changed since the last call, with their present counts: what a checkpoint writes (rule C6).
-    pub fn take_changed_members(&mut self) -> Vec<MemberRow> {
-        let rows = self.members.iter_mut().flat_map(|(meter_id, members)| {
+    /// Whether parts of this state are rows of their own.
+    #[must_use]
+    pub fn has_rows(&self) -> bool {
+        !self.members.is_empty() || self.entries.iter().any(|entry| entry.key().is_row())
+    }
+
+    /// Rows that changed since the last call, with their present counts: what a checkpoint writes (rule C6).
+    pub fn take_changed_rows(&mut self) -> Vec<MemberRow> {
+        let mut rows = std::mem::take(&mut self.gone);
+        for (meter_id, members) in &mut self.members {
             let meter_id = *meter_id;
-            members.take_changed().into_iter().map(move |(hash, count)| MemberRow { meter_id, hash, count })
-        });
-        rows.collect()
+            let changed = members.take_changed().into_iter();
+            rows.extend(changed.map(|(hash, count)| MemberRow { meter_id, hash, count, data: None }));
+        }
+        for index in std::mem::take(&mut self.changed) {
+            let entry = &mut self.entries[index];
+            entry.is_changed = false;
+            rows.push(row_of(entry, entry.event_count));
+        }
+        rows
     }
 
-    /// Takes the place of `old`, a state of the same window over other events: members that are gone become rows with
-    /// count 0 at the next checkpoint, because rows are set and not deleted (rule C6).
+    /// Takes the place of `old`, a state of the same window over other events: rows that are gone get the count 0 at the
+    /// next checkpoint, because rows are set and not deleted (rule C6).
     pub fn supersede(&mut self, old: &Self) {
         for (meter_id, members) in &old.members {
             self.members_mut(*meter_id).supersede(members);
         }
+        let gone = old.entries.iter().filter(|entry| entry.key().is_row() && self.find(&entry.key()).is_none());
+        let gone: Vec<MemberRow> = gone.map(|entry| MemberRow { data: None, ..row_of(entry, 0) }).collect();
+        self.gone.extend(gone);
     }
 
     /// Lines with atoms and tier walks, and the total of each wallet pin.
@@ -333,7 +415,7 @@ impl WindowState {
     pub(crate) fn assemble(
         entries: Vec<Entry>,
         members: impl IntoIterator<Item = MemberRow>,
-        fired: Vec<(BindingId, FiredThreshold)>,
+        fired: Vec<(Place, FiredThreshold)>,
     ) -> Result<Self> {
         let mut window = Self::default();
         for entry in entries {
@@ -343,15 +425,25 @@ impl WindowState {
         for row in members {
             window.members_mut(row.meter_id).load(row.hash, row.count);
         }
-        for (binding_id, fired) in fired {
-            window.observed_slot(binding_id, false).fired.push(fired);
+        for (place, fired) in fired {
+            window.observed_slot(place, false).fired.push(fired);
         }
         let watched = window.entries.iter().filter(|entry| !entry.binding.bound_thresholds().is_empty());
-        let watched: BTreeSet<BindingId> = watched.map(|entry| entry.binding.binding_id).collect();
-        for id in watched {
-            let value = combined(window.entries_of(id))?;
-            window.observed_slot(id, true).value = value;
+        let watched: BTreeSet<Place> = watched.map(place_of).collect();
+        for place in watched {
+            let value = combined(window.entries_at(place))?;
+            window.observed_slot(place, true).value = value;
         }
         Ok(window)
     }
+}
+
+fn place_of(entry: &Entry) -> Place {
+    (entry.binding.binding_id, entry.sub_window)
+}
+
+/// The row of a key that has one.
+fn row_of(entry: &Entry, count: u64) -> MemberRow {
+    let (meter_id, hash) = (entry.binding.meter.meter_id, entry.key().row_hash());
+    MemberRow { meter_id, hash, count, data: Some(EntryRecord::of(entry).encode()) }
 }

@@ -11,7 +11,8 @@ use domain::{Currency, MeterFunction, PriceId, PricingModel, ProductId, Quantity
 use num_bigint::BigInt;
 use proptest::prelude::*;
 use rating::{
-    CompiledBinding, CompiledPrice, MemberRow, RatingInput, Target, Terms, Tier, WindowRecord, WindowState, total, walk,
+    CompiledBinding, CompiledPrice, MemberRow, RatingInput, Span, Target, Terms, Tier, WindowRecord, WindowState,
+    total, walk,
 };
 
 const FUNCTIONS: [MeterFunction; 7] = [
@@ -146,6 +147,25 @@ fn any_sample(negative: bool) -> impl Strategy<Value = Sample> {
         .prop_map(|(units, minute, key, wallet, user)| Sample { units, minute, key, wallet, user })
 }
 
+fn any_span() -> impl Strategy<Value = Span> {
+    let zone = Some(chrono_tz::Asia::Kathmandu); // 5:45 ahead, so that its days begin within the 200 minutes
+    prop_oneof![
+        2 => Just(Span::BillingPeriod),
+        1 => Just(Span::Tumbling { size: chrono::TimeDelta::minutes(70) }),
+        1 => Just(Span::Calendar { unit: domain::WindowUnit::Hour, timezone: zone }),
+    ]
+}
+
+/// Which sub-window a minute belongs to, written down once more.
+fn naive_sub_window(span: Span, minute: i64) -> i64 {
+    let epoch = at(minute).timestamp() / 60;
+    match span {
+        Span::Tumbling { .. } => epoch / 70,
+        Span::Calendar { .. } => (epoch + 345) / 60,
+        _ => 0,
+    }
+}
+
 /// One product with two price keys, each with a price change after 100 minutes.
 struct Setting {
     binding: Arc<CompiledBinding>,
@@ -163,9 +183,11 @@ impl Setting {
         allowance: i128,
         tiers: &[Vec<Tier>],
         on_total: bool,
+        span: Span,
     ) -> Self {
         let mut meter = meter_definition(function);
         meter.negative_allowed = true;
+        meter.window = span;
         let mut definition = binding_definition(meter);
         definition.multiplier = decimal(multiplier);
         let price = |segment: usize, key: usize| {
@@ -206,6 +228,8 @@ impl Setting {
             price: Some(&self.prices[segment][sample.key]),
             segment_start: at(100 * i64::try_from(segment).expect("small")),
             allowance: None,
+            window: month(),
+            timezone: chrono_tz::Tz::UTC,
         }
     }
 
@@ -254,7 +278,14 @@ fn naive_amounts(setting: &Setting, samples: &[Sample]) -> BTreeMap<Option<&'sta
     let mut allowance = BigInt::from(setting.terms[0].allowance.units()) * ten(12);
     let mut amounts = BTreeMap::new();
     for ((segment, name, wallet), samples) in keys {
-        let quantity = naive_quantity(setting.binding.meter.function, &samples, setting.multiplier).max(BigInt::ZERO);
+        let mut sub_windows: BTreeMap<i64, Vec<(usize, &Sample)>> = BTreeMap::new();
+        for (index, sample) in samples {
+            let place = naive_sub_window(setting.binding.meter.window, sample.minute);
+            sub_windows.entry(place).or_default().push((index, sample));
+        }
+        let function = setting.binding.meter.function;
+        let parts = sub_windows.values().map(|samples| naive_quantity(function, samples, setting.multiplier));
+        let quantity = parts.sum::<BigInt>().max(BigInt::ZERO);
         let drawn = quantity.clone().min(allowance.clone());
         allowance -= &drawn;
         let price = &setting.prices[segment][usize::from(name == "claude")];
@@ -271,11 +302,11 @@ fn naive_amounts(setting: &Setting, samples: &[Sample]) -> BTreeMap<Option<&'sta
 
 /// Drops the state and reads it back, as a checkpoint and a restart do.
 fn restart(window: &mut WindowState, rows: &mut BTreeMap<u128, MemberRow>, catalog: &Catalog) {
-    for row in window.take_changed_members() {
+    for row in window.take_changed_rows() {
         rows.insert(row.hash, row);
     }
     let record = WindowRecord::decode(&window.encode()).expect("what was written can be read");
-    *window = record.attach(catalog, rows.values().copied()).expect("all versions are known");
+    *window = record.attach(catalog, rows.values().cloned()).expect("all versions are known");
 }
 
 proptest! {
@@ -296,8 +327,9 @@ proptest! {
                 (Just(samples), Just(order).prop_shuffle())
             }),
         restart_at in 0_usize..60,
+        span in any_span(),
     ) {
-        let setting = Setting::new(function, model, multiplier, allowance, &tiers, on_total);
+        let setting = Setting::new(function, model, multiplier, allowance, &tiers, on_total, span);
         let (mut window, mut rows) = (WindowState::new(), BTreeMap::new());
         let mut seen = BTreeSet::new();
         for (step, index) in order.into_iter().enumerate() {
@@ -337,7 +369,7 @@ proptest! {
         watch.value = Quantity::from_units(limit);
         definition.thresholds = vec![watch];
         let binding = compile(definition);
-        let setting = Setting::new(MeterFunction::Sum, PricingModel::Volume, "1", 0, &vec![reference_tiers(); 4], false);
+        let setting = Setting::new(MeterFunction::Sum, PricingModel::Volume, "1", 0, &vec![reference_tiers(); 4], false, Span::BillingPeriod);
         let (mut window, mut sum, mut fired) = (WindowState::new(), 0_i128, false);
         for (index, sample) in samples.iter().enumerate() {
             let target = Target { binding: &binding, ..setting.target(sample) };

@@ -2,12 +2,16 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::*;
+use domain::event::VarValue;
 use domain::{BindingId, Currency, Instant, MeterFunction, PricingModel, Quantity, UsageEventId, VersionId};
 use proptest::prelude::*;
 use rating::state::EntryRecord;
 use rating::threshold::FiredThreshold;
-use rating::{MeterState, RatingKey, StateError, ThresholdOwner, WindowRecord, WindowState};
+use rating::window::Place;
+use rating::{MeterState, RatingKey, StateError, ThresholdOwner, Variables, WindowRecord, WindowState};
 
 fn any_version() -> impl Strategy<Value = VersionId> {
     prop_oneof![any::<u128>(), 0_u128..3].prop_map(|number| VersionId(id(number)))
@@ -39,26 +43,48 @@ fn any_state() -> impl Strategy<Value = MeterState> {
 prop_compose! {
     fn any_entry()(
         versions in (any_version(), any_version()), price_version_id in prop::option::of(any_version()), segment_start in any_instant(),
-        wallet in prop::option::of(prop::sample::select(vec![Currency::EUR, Currency::USD])), state in any_state(), event_count in any::<u64>(),
+        currencies in (any_currency(), any_currency()), state in any_state(), event_count in any::<u64>(),
+        sub_window in prop::option::of(any_instant()), variables in prop::option::of(any_variables()),
     ) -> EntryRecord {
         let (binding_version_id, meter_version_id) = versions;
-        let key = RatingKey { binding_version_id, meter_version_id, price_version_id, segment_start, wallet_currency: wallet };
-        EntryRecord { key, state, event_count }
+        let variables = variables.map(Arc::new);
+        let key = RatingKey {
+            binding_version_id, meter_version_id, price_version_id, segment_start, wallet_currency: currencies.0,
+            unit_currency: currencies.1, sub_window, variables: variables.as_ref().map(|variables| variables.hash()),
+        };
+        EntryRecord { key, variables, state, event_count }
     }
 }
 
+fn any_currency() -> impl Strategy<Value = Option<Currency>> {
+    prop::option::of(prop::sample::select(vec![Currency::EUR, Currency::USD]))
+}
+
+fn any_variables() -> impl Strategy<Value = Variables> {
+    let value = prop_oneof![
+        any::<bool>().prop_map(VarValue::Bool),
+        any_quantity().prop_map(VarValue::Number),
+        ".{0,20}".prop_map(VarValue::Text),
+    ];
+    prop::collection::btree_map("[a-z.]{1,12}", value, 0..4)
+        .prop_map(|values| Variables::new(values.into_iter().collect()))
+}
+
 prop_compose! {
-    fn any_fired()(number in any::<u128>(), of_meter in any::<bool>(), name in ".{0,40}") -> (BindingId, FiredThreshold) {
+    fn any_fired()(
+        number in any::<u128>(), sub_window in prop::option::of(any_instant()), of_meter in any::<bool>(), name in ".{0,40}",
+    ) -> (Place, FiredThreshold) {
         let owner = if of_meter { ThresholdOwner::Meter } else { ThresholdOwner::Binding };
-        (BindingId(id(number)), FiredThreshold { owner, name })
+        ((BindingId(id(number)), sub_window), FiredThreshold { owner, name })
     }
 }
 
 prop_compose! {
     fn any_record()(
         entries in prop::collection::vec(any_entry(), 0..8), fired in prop::collection::vec(any_fired(), 0..4),
+        has_rows in any::<bool>(),
     ) -> WindowRecord {
-        WindowRecord { entries, fired }
+        WindowRecord { entries, fired, has_rows }
     }
 }
 
@@ -92,11 +118,12 @@ proptest! {
 #[test]
 fn unknown_versions_are_refused() {
     assert_eq!(WindowRecord::decode(&[]), Err(StateError::Truncated));
-    for version in [0, 2, b'{'] {
+    for version in [0, 3, b'{'] {
         assert_eq!(WindowRecord::decode(&[version, 0, 0]), Err(StateError::UnknownVersion(version)));
     }
     assert_eq!(WindowRecord::decode(&[1, 0, 0]), Ok(WindowRecord::default()));
-    assert_eq!(WindowState::new().encode(), [1, 0, 0]);
+    assert_eq!(WindowRecord::decode(&[2, 0, 0, 0]), Ok(WindowRecord::default()));
+    assert_eq!(WindowState::new().encode(), [2, 0, 0, 0]);
 }
 
 /// Bytes of version 1, written down once: a later program must still read them.
@@ -108,15 +135,19 @@ fn version_1_stays_readable() {
         price_version_id: Some(VersionId(id(3))),
         segment_start: Instant::from_timestamp_micros(64).expect("in range"),
         wallet_currency: Some(Currency::EUR),
+        unit_currency: None,
+        sub_window: None,
+        variables: None,
     };
-    let sum = EntryRecord { key, state: MeterState::Sum(Quantity::from_units(-1)), event_count: 5 };
+    let sum = EntryRecord { key, variables: None, state: MeterState::Sum(Quantity::from_units(-1)), event_count: 5 };
     let fired = FiredThreshold { owner: ThresholdOwner::Binding, name: "cap".into() };
-    let record = WindowRecord { entries: vec![sum], fired: vec![(BindingId(id(4)), fired)] };
+    let record = WindowRecord { entries: vec![sum], fired: vec![((BindingId(id(4)), None), fired)], has_rows: false };
     let id = |number: u8| [[0; 15].as_slice(), &[number]].concat();
     let bytes = [&[1, 1, 0x31][..], &id(1), &id(2), &id(3), b"EUR", &[0x80, 0x01, 5, 1], &[1], &id(4), &[1, 3], b"cap"]
         .concat();
-    assert_eq!(record.encode(), bytes);
-    assert_eq!(WindowRecord::decode(&bytes), Ok(record));
+    assert_eq!(WindowRecord::decode(&bytes), Ok(record.clone()));
+    let bytes = [&[2, 0, 1, 0x31, 0][..], &bytes[3..]].concat();
+    assert_eq!(record.encode(), bytes, "version 2 has a byte for rows and a second byte of flags");
 }
 
 /// PERFORMANCE P6: three meters in one `bytea` of about 450 bytes, smaller is better.

@@ -9,10 +9,10 @@ use common::*;
 use domain::event::VarValue;
 use domain::{
     BindingId, BindingRole, Currency, MeterFunction, PricingModel, Quantity, ThresholdActionKind, ThresholdBasis,
-    ThresholdComparator, UsageEventId, VersionId, WindowKind,
+    ThresholdComparator, UsageEventId, VersionId, WindowUnit,
 };
 use rating::{
-    CompiledBinding, CompiledMeter, Outcome, RatingError, RatingInput, Target, ThresholdAction, WindowRecord,
+    CompiledBinding, CompiledMeter, Outcome, RatingError, RatingInput, Span, Target, ThresholdAction, WindowRecord,
     WindowState,
 };
 
@@ -255,20 +255,20 @@ fn c6_members_are_rows_that_are_set() {
         window.apply(&by(user), target(&binding, &price)).expect("countable");
     }
     window.apply(&event(2, "1"), target(&binding, &price)).expect("an event without the field counts no value");
-    let mut rows = window.take_changed_members();
+    let mut rows = window.take_changed_rows();
     rows.sort_by_key(|row| row.count);
     assert_eq!(rows.iter().map(|row| row.count).collect::<Vec<_>>(), [1, 2]);
-    assert!(window.take_changed_members().is_empty());
+    assert!(window.take_changed_rows().is_empty());
 
     let record = WindowRecord::decode(&window.encode()).expect("decodes");
-    assert!(record.has_members());
+    assert!(record.has_rows);
     let catalog = Catalog { bindings: vec![Arc::clone(&binding)], prices: vec![Arc::clone(&price)] };
     let mut window = record.attach(&catalog, rows).expect("attaches");
     for user in ["a", "c"] {
         window.apply(&by(user), target(&binding, &price)).expect("countable");
     }
     assert_eq!(window.entries()[0].quantity().expect("in range").to_string(), "3");
-    let mut counts: Vec<_> = window.take_changed_members().iter().map(|row| row.count).collect();
+    let mut counts: Vec<_> = window.take_changed_rows().iter().map(|row| row.count).collect();
     counts.sort_unstable();
     assert_eq!(counts, [1, 3]);
 }
@@ -279,11 +279,10 @@ fn definitions_that_cannot_be_evaluated_are_refused() {
         let error = CompiledMeter::compile(meter_definition(function)).expect_err("refused");
         assert!(matches!(error, RatingError::Unsupported(text) if text.contains(function.as_str())));
     }
-    for window in [WindowKind::Calendar, WindowKind::Tumbling, WindowKind::Sliding, WindowKind::Lifetime] {
+    for window in [Span::Sliding { size: chrono::TimeDelta::hours(1) }, Span::Lifetime] {
         let mut meter = meter_definition(MeterFunction::Sum);
         meter.window = window;
-        let error = CompiledMeter::compile(meter).expect_err("refused");
-        assert!(matches!(error, RatingError::Unsupported(text) if text.contains(window.as_str())));
+        assert!(matches!(CompiledMeter::compile(meter), Err(RatingError::Unsupported(_))));
         let mut definition = binding_definition(meter_definition(MeterFunction::Sum));
         definition.window = Some(window);
         assert!(matches!(CompiledBinding::compile(definition), Err(RatingError::Unsupported(_))));
@@ -326,4 +325,84 @@ fn tiers_that_cannot_be_walked_are_refused() {
     let mut same_order = reference_tiers();
     same_order[2].tier_order = 2;
     assert_eq!(rating::pricing::check_tiers(PricingModel::Volume, &same_order)[0].field, "tiers[2].tier_order");
+}
+
+/// Daily peaks over two days are added up (meters.md 5, Window); in each day the threshold fires once, with that day's value.
+#[test]
+fn sub_windows_are_evaluated_alone_and_summed() {
+    let mut meter = meter_definition(MeterFunction::Max);
+    meter.window = Span::Calendar { unit: WindowUnit::Day, timezone: None };
+    meter.thresholds = vec![threshold("high", "6")];
+    let binding = compile(binding_definition(meter));
+    let price = price(PricingModel::Volume, reference_tiers());
+    let mut window = WindowState::new();
+    let mut breaches = Vec::new();
+    for (number, minutes, amount) in [(1, 60, "5"), (2, 1_500, "7"), (3, 120, "8"), (4, 1_600, "9"), (5, 90, "2")] {
+        let mut event = event(number, amount);
+        event.timestamp = at(minutes);
+        let Outcome::Counted(counted) = window.apply(&event, target(&binding, &price)).expect("countable") else {
+            panic!("there is no filter")
+        };
+        breaches.extend(counted.breaches.iter().map(|b| (b.window.start, b.window.end, b.observed_value.to_string())));
+    }
+    let day = |number: i64| at(number * 24 * 60);
+    assert_eq!(breaches, [(day(1), day(2), "7".to_owned()), (day(0), day(1), "8".to_owned())]);
+    let rated = window.rate(&RatingInput::default()).expect("priced");
+    assert_eq!(rated.lines[0].quantity.to_string(), "17", "8 and 9");
+    assert_eq!(window.record().entries, [], "sub-windows are rows");
+    assert_eq!(window.take_changed_rows().len(), 2);
+    assert_eq!(window.take_changed_rows(), []);
+    window.apply(&event(6, "1"), target(&binding, &price)).expect("countable");
+    assert_eq!(window.take_changed_rows().len(), 1, "only what changed");
+}
+
+/// usage.md, Meter-level dedup: the value at `dedup_key_path` counts once per meter, subscription and window.
+#[test]
+fn a_dedup_key_counts_once_per_window() {
+    let mut meter = meter_definition(MeterFunction::Sum);
+    meter.dedup_key_path = Some("dimension_vars.request".into());
+    meter.window = Span::Calendar { unit: WindowUnit::Day, timezone: None };
+    let binding = compile(binding_definition(meter));
+    let price = price(PricingModel::Volume, reference_tiers());
+    let mut window = WindowState::new();
+    for (number, minutes, request) in
+        [(1, 10, Some("a")), (2, 20, Some("a")), (3, 1_500, Some("a")), (4, 30, None), (5, 40, None)]
+    {
+        let mut event = event(number, "10");
+        event.timestamp = at(minutes);
+        let event = request.map_or(event.clone(), |request| with_dimension(event, "request", request));
+        let outcome = window.apply(&event, target(&binding, &price)).expect("countable");
+        assert_eq!(outcome == Outcome::Filtered, number == 2, "event {number}");
+    }
+    let rated = window.rate(&RatingInput::default()).expect("priced");
+    assert_eq!(rated.lines[0].quantity.to_string(), "40");
+}
+
+/// meters.md 5, unit_currency_field: each currency is rated apart, and an event without one is refused.
+#[test]
+fn values_of_two_currencies_are_rated_apart() {
+    let mut meter = meter_definition(MeterFunction::Sum);
+    meter.unit_currency_field = Some("dimension_vars.currency".into());
+    let binding = compile(binding_definition(meter));
+    let price = price(PricingModel::Staircase, reference_tiers());
+    let mut window = WindowState::new();
+    for (number, currency) in [(1, "EUR"), (2, "USD"), (3, "EUR")] {
+        let event = with_dimension(event(number, "800"), "currency", currency);
+        window.apply(&event, target(&binding, &price)).expect("countable");
+    }
+    for currency in ["euro", "XYZ"] {
+        let wrong = with_dimension(event(4, "1"), "currency", currency);
+        assert!(matches!(window.apply(&wrong, target(&binding, &price)), Err(RatingError::Value { .. })), "{currency}");
+    }
+    assert!(matches!(window.apply(&event(5, "1"), target(&binding, &price)), Err(RatingError::Value { .. })));
+    let rated = window.rate(&RatingInput::default()).expect("priced");
+    let atoms: Vec<_> = rated.lines[0]
+        .atoms
+        .iter()
+        .map(|atom| (atom.unit_currency.map(|c| c.to_string()), atom.amount.to_string()))
+        .collect();
+    // 1,600 EUR in two tiers, 800 USD in the first.
+    let expected =
+        [("EUR", "148.00 EUR"), ("USD", "80.00 EUR")].map(|(unit, amount)| (Some(unit.to_owned()), amount.to_owned()));
+    assert_eq!(atoms, expected);
 }

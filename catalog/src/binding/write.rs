@@ -12,7 +12,7 @@ use sqlx::types::Json;
 use store::{StoreError, Tx, on_constraint};
 
 use super::{Binding, CreateProductMeterBindingRequest, MeterBindingMeterSummary};
-use crate::meter::{self, Meter, MeterStatus};
+use crate::meter::{self, Meter, MeterStatus, Window};
 use crate::product::{self, Product};
 use crate::version::{self, Entity, NewVersion};
 
@@ -117,7 +117,7 @@ fn compile(binding: &Binding, meter: CompiledMeter) -> Result<()> {
         filter: binding.filter.clone(),
         multiplier: binding.multiplier,
         thresholds: binding.thresholds.clone(),
-        window: binding.window.as_ref().map(|window| window.kind),
+        window: binding.window.as_ref().map(Window::span).transpose().map_err(Error::Validation)?,
     };
     Ok(CompiledBinding::compile(definition).map(drop)?)
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use domain::{
     BillingIntervalUnit, BindingId, Currency, Error, Instant, JsonMap, MeterFunction, MeterId, OveragePolicy, PlanId,
-    PriceId, ProductId, Quantity, Result, VersionId, WindowKind, WorkspaceId,
+    PriceId, ProductId, Quantity, Result, VersionId, WorkspaceId,
 };
 use rating::{
     BindingDefinition, CompiledBinding, CompiledMeter, CompiledPrice, FilterTree, MeterDefinition, PriceDefinition,
-    RatingError, Threshold, Tier,
+    RatingError, Span, Threshold, Tier,
 };
 use rust_decimal::Decimal;
 use serde::Deserialize;
@@ -17,6 +17,8 @@ use serde::de::DeserializeOwned;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use store::{Store, StoreError};
+
+use crate::meter::Window;
 
 use super::SINCE_EVER;
 use super::workspace::{
@@ -41,15 +43,12 @@ struct MeterSnapshot {
     #[serde(default)]
     negative_allowed: bool,
     late_event_policy: domain::LateEventPolicy,
-    window: WindowSnapshot,
+    window: Window,
+    dedup_key_path: Option<String>,
+    unit_currency_field: Option<String>,
     filter: Option<FilterTree>,
     #[serde(default)]
     thresholds: Vec<Threshold>,
-}
-
-#[derive(Deserialize)]
-struct WindowSnapshot {
-    kind: WindowKind,
 }
 
 /// The members of a binding's snapshot that counting needs.
@@ -58,7 +57,7 @@ struct BindingSnapshot {
     role: domain::BindingRole,
     filter: Option<FilterTree>,
     multiplier: Decimal,
-    window: Option<WindowSnapshot>,
+    window: Option<Window>,
     #[serde(default)]
     thresholds: Vec<Threshold>,
 }
@@ -337,7 +336,7 @@ fn compile_binding(
                 filter: snapshot.filter,
                 multiplier: snapshot.multiplier,
                 thresholds: snapshot.thresholds,
-                window: snapshot.window.map(|window| window.kind),
+                window: snapshot.window.map(|window| span("binding", version.id, &window)).transpose()?,
             };
             let compiled = Arc::new(compiled("binding", version.id, CompiledBinding::compile(definition))?);
             catalog.bindings.insert((version.id, meter_version.id), compiled.clone());
@@ -346,6 +345,10 @@ fn compile_binding(
     }
     timeline.versions.sort_by_key(|(from, _, _)| *from);
     Ok(timeline)
+}
+
+fn span(what: &str, id: VersionId, window: &Window) -> Result<Span> {
+    compiled(what, id, window.span().map_err(RatingError::Definition))
 }
 
 fn compile_meter(binding: &BindingRow, version: &Version) -> Result<CompiledMeter> {
@@ -363,7 +366,9 @@ fn compile_meter(binding: &BindingRow, version: &Version) -> Result<CompiledMete
         negative_allowed: snapshot.negative_allowed,
         late_event_policy: snapshot.late_event_policy,
         thresholds: snapshot.thresholds,
-        window: snapshot.window.kind,
+        window: span("meter", version.id, &snapshot.window)?,
+        dedup_key_path: snapshot.dedup_key_path,
+        unit_currency_field: snapshot.unit_currency_field,
     };
     compiled("meter", version.id, CompiledMeter::compile(definition))
 }

@@ -179,14 +179,14 @@ async fn load_members(conn: &mut PgConnection, windows: &[RawWindow]) -> Result<
     let mut members = MembersOf::new();
     let (ids, starts): (Vec<_>, Vec<_>) = windows
         .iter()
-        .filter(|window| window.record.has_members())
+        .filter(|window| window.record.has_rows)
         .map(|window| (window.subscription_id.0, window.period.start))
         .unzip();
     if ids.is_empty() {
         return Ok(members);
     }
     let rows = sqlx::query(
-        "SELECT subscription_id, window_start, meter_id, member, count
+        "SELECT subscription_id, window_start, meter_id, member, count, data
          FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (subscription_id, window_start)
          JOIN meter_member USING (subscription_id, window_start)",
     )
@@ -207,5 +207,5 @@ fn member_from_row(row: &PgRow) -> Result<((SubscriptionId, Instant), MemberRow)
     let count: i64 = row.try_get("count")?;
     let meter_id: MeterId = row.try_get("meter_id")?;
     let key = (row.try_get("subscription_id")?, row.try_get("window_start")?);
-    Ok((key, MemberRow { meter_id, hash: member.as_u128(), count: count.unsigned_abs() }))
+    Ok((key, MemberRow { meter_id, hash: member.as_u128(), count: count.unsigned_abs(), data: row.try_get("data")? }))
 }

@@ -7,10 +7,10 @@ use chrono::{DateTime, Utc};
 use domain::error::FieldErrorCode as Code;
 use domain::input::{Field, FieldResult};
 use domain::{
-    Error, Instant, LateEventPolicy, MeterFunction, MeterId, OrganizationId, Result, Scope, VersionId, WindowKind,
-    WindowUnit, WorkspaceId,
+    Error, FieldError, Instant, LateEventPolicy, MeterFunction, MeterId, OrganizationId, Result, Scope, VersionId,
+    WindowKind, WindowUnit, WorkspaceId,
 };
-use rating::{CompiledMeter, FilterTree, MeterDefinition, Threshold};
+use rating::{CompiledMeter, FilterTree, MeterDefinition, Span, Threshold};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
@@ -61,6 +61,14 @@ impl Default for Window {
 }
 
 impl Window {
+    /// The window, compiled.
+    ///
+    /// # Errors
+    /// A size that is no duration or out of range, and what its kind needs.
+    pub(crate) fn span(&self) -> Result<Span, Vec<FieldError>> {
+        Span::new(self.kind, self.size.as_deref(), self.unit, self.timezone.as_deref())
+    }
+
     /// Reads a window of a request; members that its kind does not have are refused.
     ///
     /// # Errors
@@ -215,18 +223,15 @@ impl Meter {
             negative_allowed: self.negative_allowed,
             late_event_policy: self.late_event_policy,
             thresholds: self.thresholds.clone(),
-            window: self.window.kind,
+            window: self.window.span().map_err(Error::Validation)?,
+            dedup_key_path: self.dedup_key_path.clone(),
+            unit_currency_field: self.unit_currency_field.clone(),
         })?)
     }
 
     /// Members of the reference that nothing would evaluate: better refused than ignored.
     fn refuse_unsupported(&self) -> Result<()> {
-        for (name, sent) in [
-            ("event_schema", self.event_schema.is_some()),
-            ("dedup_key_path", self.dedup_key_path.is_some()),
-            ("unit_currency_field", self.unit_currency_field.is_some()),
-            ("formula", self.formula.is_some()),
-        ] {
+        for (name, sent) in [("event_schema", self.event_schema.is_some()), ("formula", self.formula.is_some())] {
             if sent {
                 return Err(Error::business_rule(format!("{name} is not supported yet")));
             }

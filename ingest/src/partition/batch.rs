@@ -247,13 +247,8 @@ impl State {
         }
     }
 
-    fn keep_breaches(
-        &mut self,
-        event: &UsageEvent,
-        terms: &SubscriptionTerms,
-        breaches: Vec<(domain::period::Period, rating::Breach)>,
-    ) {
-        for (index, (window, breach)) in breaches.into_iter().enumerate() {
+    fn keep_breaches(&mut self, event: &UsageEvent, terms: &SubscriptionTerms, breaches: Vec<rating::Breach>) {
+        for (index, breach) in breaches.into_iter().enumerate() {
             let name = format!("{}:{index}:{}", breach.binding.binding_id, breach.threshold_name);
             self.pending.breaches.push(BreachWrite {
                 id: BreachId(Uuid::new_v5(&event.id.0, name.as_bytes())),
@@ -261,7 +256,6 @@ impl State {
                 workspace_id: terms.workspace_id,
                 breach,
                 subscription_id: terms.id,
-                window,
                 occurred_at: event.accepted_at,
             });
         }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use chrono::TimeDelta;
 use domain::event::VarValue;
+use domain::period::Period;
 use domain::{
     BindingId, BindingRole, Currency, CustomerId, Instant, LateEventPolicy, MeterFunction, MeterId, PriceId,
     PricingModel, ProductId, Quantity, SubscriptionId, ThresholdBasis, ThresholdComparator, UsageEvent, UsageEventId,
-    VersionId, WindowKind, WorkspaceId,
+    VersionId, WorkspaceId,
 };
 use rating::{
-    BindingDefinition, CompiledBinding, CompiledMeter, CompiledPrice, MeterDefinition, PriceDefinition, Target,
+    BindingDefinition, CompiledBinding, CompiledMeter, CompiledPrice, MeterDefinition, PriceDefinition, Span, Target,
     Threshold, ThresholdAction, Tier, Versions,
 };
 use rust_decimal::Decimal;
@@ -33,6 +34,11 @@ pub fn decimal(text: &str) -> Decimal {
 /// Minutes after the start of the window.
 pub fn at(minutes: i64) -> Instant {
     Instant::from_timestamp(1_777_593_600, 0).expect("May 2026") + TimeDelta::minutes(minutes)
+}
+
+/// The billing period that counts the events of a test.
+pub fn month() -> Period {
+    Period { start: at(0), end: at(31 * 24 * 60) }
 }
 
 pub fn event(number: u128, amount: &str) -> UsageEvent {
@@ -77,7 +83,9 @@ pub fn meter_definition(function: MeterFunction) -> MeterDefinition {
         negative_allowed: false,
         late_event_policy: LateEventPolicy::NextPeriod,
         thresholds: Vec::new(),
-        window: WindowKind::BillingPeriod,
+        window: Span::BillingPeriod,
+        dedup_key_path: None,
+        unit_currency_field: None,
     }
 }
 
@@ -148,7 +156,14 @@ pub fn threshold(name: &str, value: &str) -> Threshold {
 }
 
 pub fn target<'a>(binding: &'a Arc<CompiledBinding>, price: &'a Arc<CompiledPrice>) -> Target<'a> {
-    Target { binding, price: Some(price), segment_start: at(0), allowance: None }
+    Target {
+        binding,
+        price: Some(price),
+        segment_start: at(0),
+        allowance: None,
+        window: month(),
+        timezone: chrono_tz::Tz::UTC,
+    }
 }
 
 /// A catalog of what a test made.

@@ -415,7 +415,14 @@ impl World {
             let binding = catalog.bindings_of(product, "units", timestamp).next().unwrap();
             let resolved = catalog.resolve_for(&terms, *product_id, None, &Default::default(), timestamp).unwrap();
             let segment_start = resolved.effective_from;
-            let target = Target { binding, price: Some(resolved.price), segment_start, allowance: None };
+            let target = Target {
+                binding,
+                price: Some(resolved.price),
+                segment_start,
+                allowance: None,
+                window,
+                timezone: terms.schedule.timezone,
+            };
             state.apply(&event, target).unwrap();
         }
         let window = window.unwrap();
