@@ -194,7 +194,7 @@ fn one_event(criterion: &mut Criterion) {
         allowance: Quantity::from_int(100_000),
         tiers_on_total: false,
     }];
-    let input = RatingInput { terms: &terms };
+    let input = RatingInput { terms: &terms, until: None };
     let mut window = WindowState::new();
     criterion.bench_function("rate one event", |bench| {
         bench.iter(|| {

@@ -151,6 +151,12 @@ impl Error {
         Self::rule("BUSINESS_RULE_VIOLATION", detail)
     }
 
+    /// 422 `BUSINESS_RULE_VIOLATION` of single fields, which the problem document lists under `fields`.
+    pub fn rule_of_fields(detail: &str, fields: Vec<FieldError>) -> Self {
+        let listed: Vec<_> = fields.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
+        Self::business_rule(format!("{detail}: {}", listed.join("; "))).with("fields", fields)
+    }
+
     /// 409 with a code of the reference.
     pub fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
         Self::Conflict { code, detail: detail.into(), extensions: JsonMap::new() }

@@ -3,6 +3,7 @@
 //! It is created by its partition with the state of the last checkpoint, never writes anything itself, and can be dropped
 //! and rebuilt at any time (rule A2). Refusals travel in the answer; its death means that its state cannot be trusted.
 
+mod carry;
 mod rebuild;
 
 use std::borrow::Cow;
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use catalog::compiled::{SubscriptionTerms, Unpriced, WindowStatus, WorkspaceCatalog};
 use domain::period::Period;
 use domain::{
-    BindingRole, Instant, LateEventPolicy, Position, PricingModel, ProductId, Quantity, UsageEvent, VersionId,
+    BindingRole, Instant, LateEventPolicy, MeterFunction, Position, PricingModel, ProductId, Quantity, UsageEvent,
+    VersionId,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use rating::{Breach, CompiledBinding, Outcome, RatingError, RatingInput, Target, WindowState};
@@ -87,6 +89,8 @@ pub enum SubscriptionMsg {
     },
     /// Applies a control record (rule C2).
     Control {
+        /// Catalog at or after the revision of the record.
+        catalog: Arc<WorkspaceCatalog>,
         /// Terms at the record's revision.
         terms: Arc<SubscriptionTerms>,
         /// What happens.
@@ -98,6 +102,10 @@ pub enum SubscriptionMsg {
     },
     /// Puts a window that was counted anew in the place of the one at hand.
     Replace {
+        /// Catalog that it was counted by.
+        catalog: Arc<WorkspaceCatalog>,
+        /// Terms that it was counted by.
+        terms: Arc<SubscriptionTerms>,
         /// The window.
         rebuilt: Box<Rebuilt>,
         /// Answered when it is done.
@@ -177,12 +185,12 @@ impl Actor for SubscriptionActor {
                     .collect();
                 let _ = reply.send(Answer { verdicts, terms });
             }
-            SubscriptionMsg::Control { terms, control, position, reply } => {
-                windows.control(&terms, &control, position);
+            SubscriptionMsg::Control { catalog, terms, control, position, reply } => {
+                windows.control(&Judge { catalog: &catalog, terms: &terms }, &control, position);
                 let _ = reply.send(());
             }
-            SubscriptionMsg::Replace { rebuilt, reply } => {
-                windows.replace(*rebuilt);
+            SubscriptionMsg::Replace { catalog, terms, rebuilt, reply } => {
+                windows.replace(&Judge { catalog: &catalog, terms: &terms }, *rebuilt);
                 let _ = reply.send(());
             }
             SubscriptionMsg::Snapshot { catalog, terms, reply } => {
@@ -275,10 +283,14 @@ impl Windows {
             Ok(resolved) => resolved,
             Err(verdict) => return verdict,
         };
-        match self.place(judge.terms, event, &resolved) {
+        let verdict = match self.place(judge.terms, event, &resolved) {
             Ok((index, late)) => self.apply(judge, incoming, &resolved, index, late),
             Err(verdict) => verdict,
+        };
+        if resolved.iter().any(|one| one.binding.meter.function == MeterFunction::TimeWeighted) {
+            self.carry_over(judge);
         }
+        verdict
     }
 
     /// The window in which an event counts: its own, or the open one when its own is sealed (usage.md, late events).
@@ -395,7 +407,7 @@ impl Windows {
         }
     }
 
-    fn control(&mut self, terms: &SubscriptionTerms, control: &Control, position: Position) {
+    fn control(&mut self, judge: &Judge<'_>, control: &Control, position: Position) {
         let window = Period { start: control.window_start, end: control.window_end };
         let is_known = self.slots.iter().any(|slot| slot.window.start == window.start);
         // Published again after the window was sealed and checkpointed: it stays as it is.
@@ -415,10 +427,12 @@ impl Windows {
         slot.is_dirty = true;
         if slot.status == WindowStatus::Sealed {
             // The scheduled end: after a cancellation, events between it and the real end are late, too.
-            let scheduled = terms.window_at(window.start).map_or(window.end, |scheduled| scheduled.end);
-            let end = if terms.ended_at.is_some_and(|ended| ended <= window.end) { scheduled } else { window.end };
+            let scheduled = judge.terms.window_at(window.start).map_or(window.end, |scheduled| scheduled.end);
+            let end =
+                if judge.terms.ended_at.is_some_and(|ended| ended <= window.end) { scheduled } else { window.end };
             self.sealed_until = Some(self.sealed_until.map_or(end, |known| known.max(end)));
         }
+        self.open_next(judge, index);
     }
 
     /// Changed windows for the checkpoint; sealed ones leave the actor with it.
@@ -501,7 +515,7 @@ fn apply_large(
         .catalog
         .rating_terms(judge.terms, slot.window, &trial)
         .map_err(|_| RatingError::Overflow("the allowance"))?;
-    trial.accrue(&RatingInput { terms: &terms })?;
+    trial.accrue(&RatingInput { terms: &terms, until: None })?;
     slot.state = trial;
     Ok(outcomes)
 }
@@ -512,10 +526,12 @@ fn accruals(catalog: &WorkspaceCatalog, terms: &SubscriptionTerms, slot: &Window
     if terms.is_trial(slot.window.start) {
         return Vec::new();
     }
+    // The actor has no clock (rule B6): until the window has ended, what is held counts up to the last report.
+    let until = (slot.status != WindowStatus::Open).then_some(slot.window.end);
     let rated = catalog
         .rating_terms(terms, slot.window, &slot.state)
         .map_err(|error| error.to_string())
-        .and_then(|found| slot.state.accrue(&RatingInput { terms: &found }).map_err(|error| error.to_string()));
+        .and_then(|found| slot.state.accrue(&RatingInput { terms: &found, until }).map_err(|error| error.to_string()));
     let totals = rated.unwrap_or_else(|error| {
         tracing::error!(subscription.id = %terms.id, window.start = %slot.window.start, error, "a window cannot be rated");
         SmallVec::new()

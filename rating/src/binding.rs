@@ -103,11 +103,12 @@ impl CompiledBinding {
 
     /// Meter value × multiplier, exactly; `None` for MAX, MIN, AVG and LAST without an event. A meter without negative
     /// values is floored at 0.
+    /// What TIME_WEIGHTED still holds counts up to `until`, or up to the last report.
     ///
     /// # Errors
     /// `Overflow`.
-    pub fn quantity(&self, state: &MeterState) -> Result<Option<Exact>> {
-        let Some(value) = state.value()? else { return Ok(None) };
+    pub fn quantity(&self, state: &MeterState, until: Option<Instant>) -> Result<Option<Exact>> {
+        let Some(value) = state.value(until)? else { return Ok(None) };
         let exact = self.factor.apply(value)?;
         Ok(Some(if self.meter.negative_allowed { exact } else { exact.floored() }))
     }

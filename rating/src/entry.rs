@@ -237,12 +237,12 @@ impl Entry {
         self.event_count
     }
 
-    /// Quantity after the multiplier, 0 when empty.
+    /// Quantity after the multiplier, 0 when empty; what is still held counts up to `until`, or up to the last report.
     ///
     /// # Errors
     /// `Overflow`.
-    pub fn quantity(&self) -> Result<Exact> {
-        Ok(self.binding.quantity(&self.state)?.unwrap_or(Exact::ZERO))
+    pub fn quantity(&self, until: Option<Instant>) -> Result<Exact> {
+        Ok(self.binding.quantity(&self.state, until)?.unwrap_or(Exact::ZERO))
     }
 }
 

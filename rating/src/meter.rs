@@ -13,6 +13,7 @@ use crate::field::{FieldPath, FieldValue};
 use crate::filter::FilterTree;
 use crate::span::Span;
 use crate::threshold::Threshold;
+use crate::timeline::Held;
 use crate::wide::{U256, div_half_even, signed};
 
 /// A version of a meter as the catalog stores it.
@@ -160,7 +161,6 @@ fn optional_path(field: &str, text: Option<&str>, errors: &mut Vec<FieldError>) 
 /// `Unsupported` with the name of what cannot.
 pub fn supported(function: MeterFunction, window: Span) -> Result<()> {
     match function {
-        MeterFunction::TimeWeighted => return Err(RatingError::Unsupported("the meter function TIME_WEIGHTED")),
         MeterFunction::Formula => return Err(RatingError::Unsupported("the meter function FORMULA")),
         MeterFunction::Count
         | MeterFunction::Sum
@@ -168,6 +168,7 @@ pub fn supported(function: MeterFunction, window: Span) -> Result<()> {
         | MeterFunction::Min
         | MeterFunction::Avg
         | MeterFunction::Last
+        | MeterFunction::TimeWeighted
         | MeterFunction::UniqueCount => {}
     }
     match window {
@@ -245,6 +246,8 @@ pub enum MeterState {
     Last(Option<(LastKey, Quantity)>),
     /// UNIQUE_COUNT: number of distinct values; the values themselves are in [`crate::Members`].
     UniqueCount(u64),
+    /// TIME_WEIGHTED: what the reports have held; the reports themselves are rows.
+    TimeWeighted(Held),
 }
 
 const SUM_OVERFLOW: RatingError = RatingError::Overflow("the sum of the meter");
@@ -253,7 +256,7 @@ impl MeterState {
     /// The state before the first event.
     ///
     /// # Errors
-    /// `Unsupported` for TIME_WEIGHTED and FORMULA.
+    /// `Unsupported` for FORMULA, which has no state of its own.
     pub fn new(function: MeterFunction) -> Result<Self> {
         supported(function, Span::BillingPeriod)?;
         Ok(match function {
@@ -263,8 +266,9 @@ impl MeterState {
             MeterFunction::Avg => Self::Avg { sum: Quantity::ZERO, count: 0 },
             MeterFunction::Last => Self::Last(None),
             MeterFunction::UniqueCount => Self::UniqueCount(0),
-            // TIME_WEIGHTED and FORMULA were refused above.
-            MeterFunction::Sum | MeterFunction::TimeWeighted | MeterFunction::Formula => Self::Sum(Quantity::ZERO),
+            MeterFunction::TimeWeighted => Self::TimeWeighted(Held::default()),
+            // FORMULA was refused above.
+            MeterFunction::Sum | MeterFunction::Formula => Self::Sum(Quantity::ZERO),
         })
     }
 
@@ -279,10 +283,11 @@ impl MeterState {
             Self::Avg { .. } => MeterFunction::Avg,
             Self::Last(_) => MeterFunction::Last,
             Self::UniqueCount(_) => MeterFunction::UniqueCount,
+            Self::TimeWeighted(_) => MeterFunction::TimeWeighted,
         }
     }
 
-    /// Puts one event in.
+    /// Puts one event in. A report of TIME_WEIGHTED is put in by the keeper of the timeline, who knows its neighbours.
     ///
     /// # Errors
     /// `Overflow`; the state is unchanged then.
@@ -303,17 +308,19 @@ impl MeterState {
                 }
             }
             Self::UniqueCount(count) => *count += u64::from(input.member_is_new),
+            Self::TimeWeighted(_) => {}
         }
         Ok(())
     }
 
     /// The meter's value; `None` for MAX, MIN, AVG and LAST without an event (a preview says `empty`, a bill 0).
     ///
-    /// AVG is rounded half-even to 12 fraction digits; everything else is exact.
+    /// AVG and TIME_WEIGHTED are rounded half-even to 12 fraction digits; everything else is exact. What TIME_WEIGHTED still
+    /// holds counts up to `until`, or up to the last report.
     ///
     /// # Errors
     /// `Overflow` for a count beyond what a quantity holds.
-    pub fn value(&self) -> Result<Option<Quantity>> {
+    pub fn value(&self, until: Option<Instant>) -> Result<Option<Quantity>> {
         match *self {
             Self::Count(count) | Self::UniqueCount(count) => {
                 i64::try_from(count).map(|count| Some(Quantity::from_int(count))).map_err(|_| SUM_OVERFLOW)
@@ -322,6 +329,7 @@ impl MeterState {
             Self::Max(value) | Self::Min(value) => Ok(value),
             Self::Avg { sum, count } => Ok(mean(sum, count)),
             Self::Last(last) => Ok(last.map(|(_, value)| value)),
+            Self::TimeWeighted(held) => held.hours(until).map(Some),
         }
     }
 }

@@ -15,9 +15,10 @@ use crate::binding::CompiledBinding;
 use crate::entry::{Entry, RatingKey, Variables};
 use crate::error::{RatingError, Result};
 use crate::member::MemberRow;
-use crate::meter::MeterState;
+use crate::meter::{LastKey, MeterState};
 use crate::pricing::CompiledPrice;
 use crate::threshold::{FiredThreshold, ThresholdOwner};
+use crate::timeline::{Chain, Held, Point};
 use crate::window::{Place, WindowState};
 
 /// The version that is written. A reader keeps knowing all earlier ones: version 1 has no byte that says whether there are
@@ -73,15 +74,59 @@ impl EntryRecord {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Writer(Vec::with_capacity(128));
         out.byte(VERSION);
+        out.byte(row::TOTAL);
         out.entry(self, None);
         out.0
     }
+}
 
+/// The bytes of a report of TIME_WEIGHTED; the key that it counts under is that of a running total of the state.
+pub(crate) fn encode_report(chain: Chain, point: &Point) -> Vec<u8> {
+    let mut out = Writer(Vec::with_capacity(96));
+    out.byte(VERSION);
+    out.byte(row::REPORT);
+    out.id(Uuid::from_u128(chain));
+    out.id(Uuid::from_u128(point.key.row_hash()));
+    out.report_at(&point.at);
+    out.signed(point.value.units());
+    out.0
+}
+
+/// Kinds of rows that carry data.
+mod row {
+    pub(super) const TOTAL: u8 = 0;
+    pub(super) const REPORT: u8 = 1;
+}
+
+/// A report, before it is known which running total it counts under.
+pub(crate) struct ReportRecord {
+    pub(crate) chain: Chain,
+    pub(crate) key_hash: u128,
+    pub(crate) at: LastKey,
+    pub(crate) value: Quantity,
+}
+
+/// A row that carries data.
+enum RowRecord {
+    Total(EntryRecord),
+    Report(ReportRecord),
+}
+
+impl RowRecord {
     fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         let mut input = Reader::new(bytes)?;
-        let entry = input.entry(None)?;
+        let record = match input.byte()? {
+            row::TOTAL => Self::Total(input.entry(None)?),
+            row::REPORT => Self::Report(ReportRecord {
+                chain: input.id()?.as_u128(),
+                key_hash: input.id()?.as_u128(),
+                at: (input.instant(0)?, input.instant(0)?, UsageEventId(input.id()?)),
+                value: input.quantity()?,
+            }),
+            _ => return Err(StateError::Damaged("an unknown kind of row")),
+        };
         input.end()?;
-        Ok(entry)
+        Ok(record)
     }
 }
 
@@ -170,16 +215,17 @@ impl WindowRecord {
     /// that cannot be read.
     pub fn attach(self, versions: &impl Versions, rows: impl IntoIterator<Item = MemberRow>) -> Result<WindowState> {
         let mut entries = self.entries;
-        let mut members = Vec::new();
+        let (mut members, mut reports) = (Vec::new(), Vec::new());
         for row in rows {
-            match &row.data {
-                Some(data) if row.count > 0 => entries.push(EntryRecord::decode(data).map_err(RatingError::State)?),
-                Some(_) => {}
-                None => members.push(row),
+            match row.data.as_deref().map(RowRecord::decode).transpose().map_err(RatingError::State)? {
+                Some(RowRecord::Total(record)) => entries.push(record),
+                Some(RowRecord::Report(report)) => reports.push(report),
+                None if row.count > 0 => members.push(row),
+                None => {}
             }
         }
         let entries = entries.into_iter().map(|record| attach_entry(record, versions)).collect::<Result<Vec<_>>>()?;
-        WindowState::assemble(entries, members, self.fired)
+        WindowState::assemble(entries, members, reports, self.fired)
     }
 }
 
@@ -216,7 +262,7 @@ mod flag {
     pub(super) const WALLET: u8 = 0x20;
     /// Binding and meter version are those of the entry before.
     pub(super) const SAME_BINDING: u8 = 0x40;
-    /// MAX, MIN or LAST has a value.
+    /// MAX, MIN or LAST has a value; the last report of TIME_WEIGHTED still holds.
     pub(super) const VALUE: u8 = 0x80;
 }
 
@@ -241,6 +287,8 @@ fn tag(state: &MeterState) -> u8 {
         MeterState::Last(None) => 5,
         MeterState::Last(Some(_)) => 5 | flag::VALUE,
         MeterState::UniqueCount(_) => 6,
+        MeterState::TimeWeighted(Held { open: None, .. }) => 7,
+        MeterState::TimeWeighted(Held { open: Some(_), .. }) => 7 | flag::VALUE,
     }
 }
 
@@ -357,7 +405,21 @@ impl Writer {
                     self.signed(value.units());
                 }
             }
+            MeterState::TimeWeighted(held) => {
+                self.signed(held.seconds);
+                self.signed(held.micros);
+                if let Some((since, value)) = held.open {
+                    self.signed(since.timestamp_micros().into());
+                    self.signed(value.units());
+                }
+            }
         }
+    }
+
+    fn report_at(&mut self, (timestamp, accepted_at, id): &LastKey) {
+        self.signed(timestamp.timestamp_micros().into());
+        self.signed(accepted_at.timestamp_micros().into());
+        self.id(id.0);
     }
 }
 
@@ -531,6 +593,11 @@ impl<'a> Reader<'a> {
                 MeterState::Last(Some(((timestamp, accepted_at, UsageEventId(self.id()?)), self.quantity()?)))
             }
             (6, false) => MeterState::UniqueCount(self.unsigned64()?),
+            (7, is_open) => {
+                let (seconds, micros) = (self.signed()?, self.signed()?);
+                let open = if is_open { Some((self.instant(0)?, self.quantity()?)) } else { None };
+                MeterState::TimeWeighted(Held { seconds, micros, open })
+            }
             _ => return Err(StateError::Damaged("an unknown meter function")),
         })
     }

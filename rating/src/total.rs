@@ -33,6 +33,9 @@ pub struct Terms {
 pub struct RatingInput<'a> {
     /// At most one entry per product and metric.
     pub terms: &'a [Terms],
+    /// Up to when TIME_WEIGHTED meters count what they still hold: the end of the window for its bill, the present for a
+    /// running figure; `None`: up to the last report.
+    pub until: Option<Instant>,
 }
 
 /// A window, rated.
@@ -158,29 +161,29 @@ fn order_of(entry: &Entry) -> impl Ord + '_ {
 }
 
 /// Quantity of one group: that of its sub-windows, summed (meters.md 5, Window).
-fn group_quantity(group: &[&Entry]) -> Result<Exact> {
+fn group_quantity(group: &[&Entry], until: Option<Instant>) -> Result<Exact> {
     if let [entry] = group {
-        return entry.quantity();
+        return entry.quantity(until);
     }
     let mut sub_windows = group.chunk_by(|a, b| a.sub_window == b.sub_window);
-    sub_windows.try_fold(Exact::ZERO, |sum, parts| sum.checked_add(part_quantity(parts)?))
+    sub_windows.try_fold(Exact::ZERO, |sum, parts| sum.checked_add(part_quantity(parts, until)?))
 }
 
 /// Quantity of one sub-window: the parts that versions split are summed; of MAX and LAST the later part wins.
-fn part_quantity(parts: &[&Entry]) -> Result<Exact> {
+fn part_quantity(parts: &[&Entry], until: Option<Instant>) -> Result<Exact> {
     for function in [MeterFunction::Max, MeterFunction::Last] {
         if parts.iter().all(|entry| entry.binding.meter.function == function) {
-            return parts.last().map_or(Ok(Exact::ZERO), |latest| latest.quantity());
+            return parts.last().map_or(Ok(Exact::ZERO), |latest| latest.quantity(until));
         }
     }
-    parts.iter().try_fold(Exact::ZERO, |sum, entry| sum.checked_add(entry.quantity()?))
+    parts.iter().try_fold(Exact::ZERO, |sum, entry| sum.checked_add(entry.quantity(until)?))
 }
 
 /// Quantity of several keys of one binding together: the sum of its groups.
 pub(crate) fn combined<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Exact> {
     let run = sorted(entries);
     let mut groups = run.chunk_by(|a, b| group_of(a) == group_of(b));
-    groups.try_fold(Exact::ZERO, |sum, group| sum.checked_add(group_quantity(group)?))
+    groups.try_fold(Exact::ZERO, |sum, group| sum.checked_add(group_quantity(group, None)?))
 }
 
 /// One group with its share of the allowance.
@@ -238,7 +241,7 @@ fn for_each_billable<'a>(
         for group in pool.chunk_by(|a, b| group_of(a) == group_of(b)) {
             let latest = group[group.len() - 1]; // a chunk is never empty
             let Some(price) = &latest.price else { return Err(RatingError::Unpriced) };
-            let quantity = group_quantity(group)?;
+            let quantity = group_quantity(group, input.until)?;
             let drawn = draw(quantity, &mut allowance)?;
             each(Billable {
                 latest,
@@ -304,7 +307,7 @@ fn add(a: Money, b: Money) -> Result<Money> {
 /// # Errors
 /// `Overflow`, `CurrencyMismatch`, `Unpriced`.
 pub fn rate(input: &RatingInput<'_>, entries: &[Entry]) -> Result<Rated> {
-    let mut rated = Rated { informational: informational(entries)?, ..Rated::default() };
+    let mut rated = Rated { informational: informational(input, entries)?, ..Rated::default() };
     for_each_billable(input, &billed(entries), |billable| {
         add_atom(&mut rated.lines, billable.atom()?, billable.latest)
     })?;
@@ -351,11 +354,11 @@ fn add_atom(lines: &mut Vec<RatedLine>, atom: Atom, entry: &Entry) -> Result<()>
     Ok(())
 }
 
-fn informational(entries: &[Entry]) -> Result<Vec<InformationalLine>> {
+fn informational(input: &RatingInput<'_>, entries: &[Entry]) -> Result<Vec<InformationalLine>> {
     let run = sorted(entries.iter().filter(|entry| entry.binding.role != BindingRole::Primary));
     let mut lines: Vec<InformationalLine> = Vec::new();
     for group in run.chunk_by(|a, b| group_of(a) == group_of(b)) {
-        let (quantity, entry) = (group_quantity(group)?, group[group.len() - 1]);
+        let (quantity, entry) = (group_quantity(group, input.until)?, group[group.len() - 1]);
         let event_count: u64 = group.iter().map(|entry| entry.event_count).sum();
         let key = (entry.binding.binding_id, entry.wallet_currency);
         if let Some(line) = lines.iter_mut().find(|line| (line.binding_id, line.wallet_currency) == key) {

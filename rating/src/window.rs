@@ -3,12 +3,12 @@
 //! An event is first prepared against the state (filter, value, new meter state, thresholds), then committed; an error
 //! comes out of the first step, so that nothing has changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use chrono_tz::Tz;
 use domain::period::Period;
-use domain::{BindingId, BindingRole, Instant, MeterFunction, MeterId, Quantity, UsageEvent};
+use domain::{BindingId, BindingRole, Currency, Instant, MeterFunction, MeterId, Quantity, UsageEvent};
 use smallvec::SmallVec;
 
 use crate::binding::CompiledBinding;
@@ -16,10 +16,11 @@ use crate::entry::{Entry, RatingKey, Variables, dedup_hash, member_hash};
 use crate::error::{RatingError, Result};
 use crate::exact::Exact;
 use crate::member::{MemberRow, Members};
-use crate::meter::MeterState;
+use crate::meter::{LastKey, MeterInput, MeterState};
 use crate::pricing::CompiledPrice;
-use crate::state::EntryRecord;
+use crate::state::{EntryRecord, ReportRecord, StateError, encode_report};
 use crate::threshold::{Breach, Evaluation, FiredThreshold, evaluate};
+use crate::timeline::{self, Chain, Held, Neighbours, Point, Timeline};
 use crate::total::{Accrual, Rated, RatingInput, combined};
 
 /// Where an event goes: resolved by the caller at the event's timestamp.
@@ -83,6 +84,56 @@ pub struct WindowState {
     changed: Vec<usize>,
     /// Rows of a state that this one superseded.
     gone: Vec<MemberRow>,
+    /// Reports of TIME_WEIGHTED meters.
+    timelines: Vec<(Chain, MeterId, Timeline)>,
+}
+
+/// What a TIME_WEIGHTED meter held at the end of a window: it is carried into the next one.
+#[derive(Clone, Debug)]
+pub struct Carry {
+    /// Version that judged the last report.
+    pub binding: Arc<CompiledBinding>,
+    /// Price of the last report.
+    pub price: Option<Arc<CompiledPrice>>,
+    /// Start of the price segment.
+    pub segment_start: Instant,
+    /// Wallet pin of the last report.
+    pub wallet_currency: Option<Currency>,
+    /// Currency of its value.
+    pub unit_currency: Option<Currency>,
+    /// Its event variables.
+    pub variables: Option<Arc<Variables>>,
+    /// What it holds.
+    pub value: Quantity,
+}
+
+impl Carry {
+    fn key(&self) -> RatingKey {
+        RatingKey {
+            binding_version_id: self.binding.version_id,
+            meter_version_id: self.binding.meter.version_id,
+            price_version_id: self.price.as_ref().map(|price| price.version_id),
+            segment_start: self.segment_start,
+            wallet_currency: self.wallet_currency,
+            unit_currency: self.unit_currency,
+            sub_window: None,
+            variables: self.variables.as_ref().map(|variables| variables.hash()),
+        }
+    }
+
+    fn chain(&self) -> Chain {
+        let price_key = self.price.as_ref().and_then(|price| price.price_key.as_deref());
+        timeline::chain_of(self.binding.binding_id, price_key, &self.key())
+    }
+}
+
+/// A report on its way into its timeline.
+struct Report {
+    chain: Chain,
+    at: LastKey,
+    value: Quantity,
+    /// The state of another key, whose report it ends.
+    neighbour: Option<(usize, MeterState)>,
 }
 
 /// An event that is ready to be counted.
@@ -97,6 +148,7 @@ struct Prepared<'t> {
     event_count: u64,
     /// Distinct value and dedup key.
     members: SmallVec<[u128; 2]>,
+    report: Option<Report>,
     /// The binding's observed value after the event, where it has thresholds.
     observed: Option<Exact>,
     evaluation: Evaluation,
@@ -104,7 +156,7 @@ struct Prepared<'t> {
 
 impl Prepared<'_> {
     fn quantity(&self) -> Result<Exact> {
-        Ok(self.target.binding.quantity(&self.state)?.unwrap_or(Exact::ZERO))
+        Ok(self.target.binding.quantity(&self.state, None)?.unwrap_or(Exact::ZERO))
     }
 
     fn entry(&self) -> Entry {
@@ -180,7 +232,9 @@ impl WindowState {
             (BindingRole::Primary, price) => price,
             (BindingRole::FormulaInput | BindingRole::Informational, _) => None,
         };
-        let part = binding.span().part(event.timestamp, target.window, target.timezone);
+        // What a value held over sub-windows adds up to is what it held over all of them.
+        let is_held = binding.meter.function == MeterFunction::TimeWeighted;
+        let part = binding.span().part(event.timestamp, target.window, target.timezone).filter(|_| !is_held);
         let sub_window = part.map(|part| part.start);
         let meter_id = binding.meter.meter_id;
         let dedup = binding.meter.dedup_key(event).map(|value| dedup_hash(sub_window, value));
@@ -207,6 +261,7 @@ impl WindowState {
         let distinct = input.distinct.map(|value| member_hash(binding, &key, value));
         input.member_is_new = distinct.is_some_and(|hash| self.member_count(meter_id, hash) == 0);
         state.apply(&input)?;
+        let report = if is_held { Some(self.report(&target, &key, &input, &mut state)?) } else { None };
         let (members, evaluated) = (distinct.into_iter().chain(dedup).collect(), part.unwrap_or(target.window));
         let evaluation = Evaluation::default();
         let mut prepared = Prepared {
@@ -218,6 +273,7 @@ impl WindowState {
             state,
             event_count,
             members,
+            report,
             observed: None,
             evaluation,
         };
@@ -227,6 +283,163 @@ impl WindowState {
             self.observe(&mut prepared)?;
         }
         Ok(Some(prepared))
+    }
+
+    /// Puts a report into `state` and finds what it changes of the report before it.
+    fn report(
+        &self,
+        target: &Target<'_>,
+        key: &RatingKey,
+        input: &MeterInput<'_>,
+        state: &mut MeterState,
+    ) -> Result<Report> {
+        let price_key = target.price.and_then(|price| price.price_key.as_deref());
+        let chain = timeline::chain_of(target.binding.binding_id, price_key, key);
+        let at = (input.timestamp, input.accepted_at, input.event_id);
+        let known = self.timelines.iter().find(|(known, _, _)| *known == chain);
+        let Neighbours { before, after } = known.map(|(_, _, timeline)| timeline.neighbours(at)).unwrap_or_default();
+        let start = target.window.start;
+        let mut neighbour = None;
+        if let Some(before) = &before {
+            if before.key == *key {
+                timeline::cut(held(state)?, before, at.0, after, start)?;
+            } else if let Some(slot) = self.find(&before.key) {
+                let mut other = self.entries[slot].state;
+                timeline::cut(held(&mut other)?, before, at.0, after, start)?;
+                neighbour = Some((slot, other));
+            }
+        }
+        timeline::put(held(state)?, at.0, input.value, after, start)?;
+        Ok(Report { chain, at, value: input.value, neighbour })
+    }
+
+    /// What TIME_WEIGHTED meters hold at the end of this window.
+    #[must_use]
+    pub fn carries(&self) -> Vec<Carry> {
+        self.timelines.iter().filter_map(|(_, _, timeline)| self.carry_of(&timeline.last()?)).collect()
+    }
+
+    fn carry_of(&self, point: &Point) -> Option<Carry> {
+        let entry = &self.entries[self.find(&point.key)?];
+        Some(Carry {
+            binding: Arc::clone(&entry.binding),
+            price: entry.price.clone(),
+            segment_start: entry.segment_start,
+            wallet_currency: entry.wallet_currency,
+            unit_currency: entry.unit_currency,
+            variables: entry.variables.clone(),
+            value: point.value,
+        })
+    }
+
+    /// Whether TIME_WEIGHTED meters have reported.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        !self.timelines.is_empty()
+    }
+
+    /// Takes over what `old`, another state of the same window, held where it begins.
+    ///
+    /// # Errors
+    /// As [`WindowState::carry_in`].
+    pub fn inherit(&mut self, old: &Self, window_start: Instant) -> Result<()> {
+        let at = timeline::carried_at(window_start);
+        for (_, _, timeline) in &old.timelines {
+            if let Some(carry) = timeline.get(at).and_then(|point| old.carry_of(&point)) {
+                self.carry_in(window_start, &carry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets what is held where the window begins; binding, price and segment are those that are in effect there. Whether
+    /// anything has changed.
+    ///
+    /// # Errors
+    /// `Overflow`; nothing has changed then.
+    pub fn carry_in(&mut self, window_start: Instant, carry: &Carry) -> Result<bool> {
+        let (key, chain) = (carry.key(), carry.chain());
+        let at = timeline::carried_at(window_start);
+        let known = self.timelines.iter().find(|(known, _, _)| *known == chain);
+        let (after, old) = known.map_or((None, None), |(_, _, t)| (t.neighbours(at).after, t.get(at)));
+        if old.is_some_and(|old| old.key == key && old.value == carry.value) {
+            return Ok(false);
+        }
+        if let Some(old) = old
+            && let Some(slot) = self.find(&old.key)
+        {
+            let mut state = self.entries[slot].state;
+            timeline::unput(held(&mut state)?, window_start, old.value, after, window_start)?;
+            self.entries[slot].state = state;
+        }
+        let slot = self.find(&key);
+        let mut state = slot.map_or(MeterState::TimeWeighted(Held::default()), |slot| self.entries[slot].state);
+        timeline::put(held(&mut state)?, window_start, carry.value, after, window_start)?;
+        match slot {
+            Some(slot) => self.entries[slot].state = state,
+            None => {
+                let Carry { binding, price, segment_start, wallet_currency, unit_currency, variables, .. } =
+                    carry.clone();
+                let entry = Entry {
+                    binding,
+                    price,
+                    segment_start,
+                    wallet_currency,
+                    unit_currency,
+                    sub_window: None,
+                    variables,
+                    state,
+                    event_count: 0,
+                    is_changed: false,
+                };
+                self.push(entry, key.fingerprint());
+            }
+        }
+        self.timeline_mut(chain, carry.binding.meter.meter_id).insert(Point { at, value: carry.value, key });
+        Ok(true)
+    }
+
+    /// Takes back what was held where the window begins by reports that are gone: everything but `carries`. Whether anything
+    /// has changed.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub fn drop_carries(&mut self, window_start: Instant, carries: &[Carry]) -> Result<bool> {
+        let at = timeline::carried_at(window_start);
+        let kept: Vec<Chain> = carries.iter().map(Carry::chain).collect();
+        let held_no_more = |(chain, _, timeline): &(Chain, MeterId, Timeline)| {
+            let old = timeline.get(at).filter(|_| !kept.contains(chain))?;
+            Some((*chain, old, timeline.neighbours(at)))
+        };
+        let gone: Vec<_> = self.timelines.iter().filter_map(held_no_more).collect();
+        for (chain, old, Neighbours { before, after }) in &gone {
+            if let Some(slot) = self.find(&old.key) {
+                let mut state = self.entries[slot].state;
+                timeline::unput(held(&mut state)?, window_start, old.value, *after, window_start)?;
+                self.entries[slot].state = state;
+            }
+            if let Some(before) = before
+                && let Some(slot) = self.find(&before.key)
+            {
+                let mut state = self.entries[slot].state;
+                timeline::uncut(held(&mut state)?, before, window_start, *after, window_start)?;
+                self.entries[slot].state = state;
+            }
+            let meter_id = self.timelines.iter().find(|(known, _, _)| known == chain).map(|(_, meter_id, _)| *meter_id);
+            if let Some(meter_id) = meter_id {
+                self.timeline_mut(*chain, meter_id).remove(at);
+            }
+        }
+        Ok(!gone.is_empty())
+    }
+
+    fn timeline_mut(&mut self, chain: Chain, meter_id: MeterId) -> &mut Timeline {
+        let found = self.timelines.iter().position(|(known, _, _)| *known == chain);
+        let index = found.unwrap_or_else(|| {
+            self.timelines.push((chain, meter_id, Timeline::default()));
+            self.timelines.len() - 1
+        });
+        &mut self.timelines[index].2
     }
 
     /// Evaluates the thresholds of the binding on its value before and after the event (rule C3).
@@ -259,15 +472,19 @@ impl WindowState {
     }
 
     fn observed_after(&self, prepared: &Prepared<'_>, known: Option<&Observed>) -> Result<Exact> {
-        if let Some(known) = known.filter(|known| !known.is_split)
+        let neighbour = prepared.report.as_ref().and_then(|report| report.neighbour);
+        if let Some(known) = known.filter(|known| !known.is_split && neighbour.is_none())
             && let Some(slot) = prepared.slot
         {
-            let before = self.entries[slot].quantity()?;
+            let before = self.entries[slot].quantity(None)?;
             return known.value.checked_sub(before)?.checked_add(prepared.quantity()?);
         }
-        let changed = prepared.entry();
-        let others = self.entries_at(prepared.place()).filter(|entry| entry.key() != prepared.key);
-        combined(others.chain(std::iter::once(&changed)))
+        let mut changed = SmallVec::<[Entry; 2]>::new();
+        changed.push(prepared.entry());
+        changed.extend(neighbour.map(|(slot, state)| Entry { state, ..self.entries[slot].clone() }));
+        let others = self.entries_at(prepared.place());
+        let others = others.filter(|entry| changed.iter().all(|changed| changed.key() != entry.key()));
+        combined(others.chain(&changed))
     }
 
     fn commit(&mut self, prepared: Prepared<'_>) -> Counted {
@@ -283,9 +500,14 @@ impl WindowState {
             }
             None => self.push(prepared.entry(), prepared.key.fingerprint()),
         };
-        if prepared.key.is_row() && !self.entries[index].is_changed {
-            self.entries[index].is_changed = true;
-            self.changed.push(index);
+        self.mark_changed(index);
+        if let Some(Report { chain, at, value, neighbour }) = prepared.report {
+            if let Some((slot, state)) = neighbour {
+                self.entries[slot].state = state;
+                self.mark_changed(slot);
+            }
+            let meter_id = prepared.target.binding.meter.meter_id;
+            self.timeline_mut(chain, meter_id).insert(Point { at, value, key: prepared.key });
         }
         let place = prepared.place();
         let Prepared { key, slot, observed, evaluation, .. } = prepared;
@@ -296,6 +518,14 @@ impl WindowState {
             observed.fired.extend(evaluation.fired);
         }
         Counted { key, breaches: evaluation.breaches }
+    }
+
+    fn mark_changed(&mut self, index: usize) {
+        let entry = &mut self.entries[index];
+        if entry.key().is_row() && !entry.is_changed {
+            entry.is_changed = true;
+            self.changed.push(index);
+        }
     }
 
     /// Searched from the end: most events are of the latest sub-window.
@@ -365,7 +595,7 @@ impl WindowState {
     /// Whether parts of this state are rows of their own.
     #[must_use]
     pub fn has_rows(&self) -> bool {
-        !self.members.is_empty() || self.entries.iter().any(|entry| entry.key().is_row())
+        !self.members.is_empty() || !self.timelines.is_empty() || self.entries.iter().any(|entry| entry.key().is_row())
     }
 
     /// Rows that changed since the last call, with their present counts: what a checkpoint writes (rule C6).
@@ -375,6 +605,14 @@ impl WindowState {
             let meter_id = *meter_id;
             let changed = members.take_changed().into_iter();
             rows.extend(changed.map(|(hash, count)| MemberRow { meter_id, hash, count, data: None }));
+        }
+        for (chain, meter_id, timeline) in &mut self.timelines {
+            rows.extend(timeline.take_changed().into_iter().map(|(at, point)| MemberRow {
+                meter_id: *meter_id,
+                hash: timeline::point_hash(*chain, at),
+                count: u64::from(point.is_some()),
+                data: point.map(|point| encode_report(*chain, &point)),
+            }));
         }
         for index in std::mem::take(&mut self.changed) {
             let entry = &mut self.entries[index];
@@ -389,6 +627,9 @@ impl WindowState {
     pub fn supersede(&mut self, old: &Self) {
         for (meter_id, members) in &old.members {
             self.members_mut(*meter_id).supersede(members);
+        }
+        for (chain, meter_id, timeline) in &old.timelines {
+            self.timeline_mut(*chain, *meter_id).supersede(timeline);
         }
         let gone = old.entries.iter().filter(|entry| entry.key().is_row() && self.find(&entry.key()).is_none());
         let gone: Vec<MemberRow> = gone.map(|entry| MemberRow { data: None, ..row_of(entry, 0) }).collect();
@@ -415,6 +656,7 @@ impl WindowState {
     pub(crate) fn assemble(
         entries: Vec<Entry>,
         members: impl IntoIterator<Item = MemberRow>,
+        reports: impl IntoIterator<Item = ReportRecord>,
         fired: Vec<(Place, FiredThreshold)>,
     ) -> Result<Self> {
         let mut window = Self::default();
@@ -425,6 +667,7 @@ impl WindowState {
         for row in members {
             window.members_mut(row.meter_id).load(row.hash, row.count);
         }
+        window.load_reports(reports)?;
         for (place, fired) in fired {
             window.observed_slot(place, false).fired.push(fired);
         }
@@ -435,6 +678,31 @@ impl WindowState {
             window.observed_slot(place, true).value = value;
         }
         Ok(window)
+    }
+}
+
+impl WindowState {
+    fn load_reports(&mut self, reports: impl IntoIterator<Item = ReportRecord>) -> Result<()> {
+        let mut keys: HashMap<u128, (RatingKey, MeterId)> = HashMap::new();
+        for ReportRecord { chain, key_hash, at, value } in reports {
+            if keys.is_empty() {
+                let key_of = |entry: &Entry| (entry.key().row_hash(), (entry.key(), entry.binding.meter.meter_id));
+                keys = self.entries.iter().map(key_of).collect();
+            }
+            let known = keys.get(&key_hash).copied();
+            let (key, meter_id) =
+                known.ok_or(RatingError::State(StateError::Damaged("a report of no running total")))?;
+            self.timeline_mut(chain, meter_id).load(Point { at, value, key });
+        }
+        Ok(())
+    }
+}
+
+/// The state of a TIME_WEIGHTED meter.
+fn held(state: &mut MeterState) -> Result<&mut Held> {
+    match state {
+        MeterState::TimeWeighted(held) => Ok(held),
+        _ => Err(RatingError::State(StateError::Damaged("a report of another meter function"))),
     }
 }
 

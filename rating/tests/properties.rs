@@ -340,7 +340,7 @@ proptest! {
                 window.apply(&setting.event(index, &samples[index]), setting.target(&samples[index])).expect("countable");
             }
         }
-        let input = RatingInput { terms: &setting.terms };
+        let input = RatingInput { terms: &setting.terms, until: None };
         let expected = naive_amounts(&setting, &samples);
         match window.accrue(&input) {
             Ok(accruals) => {
@@ -383,5 +383,50 @@ proptest! {
             }
             fired |= crosses;
         }
+    }
+
+    /// TIME_WEIGHTED against a walk over the sorted list, over a price change in the middle, in any order.
+    #[test]
+    fn held_values_do_not_depend_on_the_order_of_reports(
+        (samples, order) in prop::collection::vec(any_sample(true), 1..40).prop_flat_map(|samples| {
+            let order: Vec<usize> = (0..samples.len()).collect();
+            (Just(samples), Just(order).prop_shuffle())
+        }),
+        restart_at in 0_usize..60,
+    ) {
+        let tiers = vec![reference_tiers(); 4];
+        let setting = Setting::new(
+            MeterFunction::TimeWeighted, PricingModel::Volume, "1", 0, &tiers, false, Span::BillingPeriod,
+        );
+        let (mut window, mut rows) = (WindowState::new(), BTreeMap::new());
+        for (step, index) in order.into_iter().enumerate() {
+            if step == restart_at {
+                restart(&mut window, &mut rows, &setting.catalog());
+            }
+            window.apply(&setting.event(index, &samples[index]), setting.target(&samples[index])).expect("countable");
+        }
+        // By price key and wallet, each sorted by time, each report until the next one or minute 300, by segment.
+        let mut chains: BTreeMap<(usize, bool), Vec<(i64, usize)>> = BTreeMap::new();
+        for (index, sample) in samples.iter().enumerate() {
+            chains.entry((sample.key, sample.wallet)).or_default().push((sample.minute, index));
+        }
+        let mut expected: BTreeMap<(&str, bool, usize), BigInt> = BTreeMap::new();
+        for ((key, wallet), mut reports) in chains {
+            reports.sort_unstable();
+            for (place, (minute, index)) in reports.iter().enumerate() {
+                let until = reports.get(place + 1).map_or(300, |(next, _)| *next);
+                let held = BigInt::from(samples[*index].units) * BigInt::from(until - minute);
+                let name = ["gpt", "claude"][key];
+                *expected.entry((name, wallet, segment_of(&samples[*index]))).or_default() += held;
+            }
+        }
+        for entry in window.entries() {
+            let segment = usize::from(entry.segment_start() > at(0));
+            let held = &expected[&(entry.price_key().expect("keyed"), entry.wallet_currency().is_some(), segment)];
+            let hours = divide(held, &BigInt::from(60), true);
+            let found = entry.quantity(Some(at(300))).expect("in range").to_quantity().expect("12 digits");
+            prop_assert_eq!(BigInt::from(found.units()), hours);
+        }
+        prop_assert_eq!(window.entries().len(), expected.len());
     }
 }

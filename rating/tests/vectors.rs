@@ -89,7 +89,7 @@ fn quantity_of(binding: &Arc<CompiledBinding>, events: &[UsageEvent]) -> String 
     for event in events {
         window.apply(event, target(binding, &price)).expect("countable");
     }
-    window.entries().first().map_or("0".into(), |entry| entry.quantity().expect("in range").to_string())
+    window.entries().first().map_or("0".into(), |entry| entry.quantity(None).expect("in range").to_string())
 }
 
 /// meters.md 5, vectors for the functions; the duplicate of 09:30 was sorted out before.
@@ -141,7 +141,7 @@ fn charged(
         allowance: quantity(allowance),
         tiers_on_total,
     }];
-    let input = RatingInput { terms: &terms };
+    let input = RatingInput { terms: &terms, until: None };
     let rated = window.rate(&input).expect("rates");
     let line = &rated.lines[0];
     assert_eq!(window.accrue(&input).expect("rates")[0].amount, line.amount);

@@ -94,7 +94,7 @@ fn last_is_the_largest_of_timestamp_acceptance_and_id() {
         for index in order {
             window.apply(&events[index], target(&binding, &price)).expect("countable");
         }
-        assert_eq!(window.entries()[0].quantity().expect("in range").to_string(), "4");
+        assert_eq!(window.entries()[0].quantity(None).expect("in range").to_string(), "4");
     }
 }
 
@@ -267,7 +267,7 @@ fn c6_members_are_rows_that_are_set() {
     for user in ["a", "c"] {
         window.apply(&by(user), target(&binding, &price)).expect("countable");
     }
-    assert_eq!(window.entries()[0].quantity().expect("in range").to_string(), "3");
+    assert_eq!(window.entries()[0].quantity(None).expect("in range").to_string(), "3");
     let mut counts: Vec<_> = window.take_changed_rows().iter().map(|row| row.count).collect();
     counts.sort_unstable();
     assert_eq!(counts, [1, 3]);
@@ -275,10 +275,8 @@ fn c6_members_are_rows_that_are_set() {
 
 #[test]
 fn definitions_that_cannot_be_evaluated_are_refused() {
-    for function in [MeterFunction::TimeWeighted, MeterFunction::Formula] {
-        let error = CompiledMeter::compile(meter_definition(function)).expect_err("refused");
-        assert!(matches!(error, RatingError::Unsupported(text) if text.contains(function.as_str())));
-    }
+    let error = CompiledMeter::compile(meter_definition(MeterFunction::Formula)).expect_err("refused");
+    assert!(matches!(error, RatingError::Unsupported(text) if text.contains("FORMULA")));
     for window in [Span::Sliding { size: chrono::TimeDelta::hours(1) }, Span::Lifetime] {
         let mut meter = meter_definition(MeterFunction::Sum);
         meter.window = window;
@@ -405,4 +403,75 @@ fn values_of_two_currencies_are_rated_apart() {
     let expected =
         [("EUR", "148.00 EUR"), ("USD", "80.00 EUR")].map(|(unit, amount)| (Some(unit.to_owned()), amount.to_owned()));
     assert_eq!(atoms, expected);
+}
+
+fn time_weighted() -> Arc<CompiledBinding> {
+    compile(binding_definition(meter_definition(MeterFunction::TimeWeighted)))
+}
+
+fn hours_until(window: &WindowState, minutes: i64) -> String {
+    let input = RatingInput { until: Some(at(minutes)), ..RatingInput::default() };
+    let rated = window.rate(&input).expect("priced");
+    rated.lines.first().map_or_else(|| "nothing".into(), |line| line.quantity.to_string())
+}
+
+/// meters.md 5, vectors: 5 × 1 + 2 × 1 + 7 × 2 over 08:00 to 12:00, in every order of arrival.
+#[test]
+fn values_are_weighted_by_the_time_that_they_are_held() {
+    let (binding, price) = (time_weighted(), price(PricingModel::Volume, reference_tiers()));
+    let reports = [(1, 480, "5"), (2, 540, "2"), (3, 600, "7")];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let mut window = WindowState::new();
+        for (number, minutes, value) in order.map(|index| reports[index]) {
+            let mut event = event(number, value);
+            event.timestamp = at(minutes);
+            window.apply(&event, target(&binding, &price)).expect("countable");
+        }
+        assert_eq!(hours_until(&window, 720), "21", "{order:?}");
+        assert_eq!(hours_until(&window, 600), "7", "{order:?}");
+        assert_eq!(window.rate(&RatingInput::default()).expect("priced").lines[0].quantity.to_string(), "7");
+    }
+}
+
+/// A value lasts into the next window, is corrected there when the report before it changes, and survives a checkpoint.
+#[test]
+fn a_held_value_is_carried_into_the_next_window() {
+    let (binding, price) = (time_weighted(), price(PricingModel::Volume, reference_tiers()));
+    let (start, mut first, mut next) = (month().end, WindowState::new(), WindowState::new());
+    let report = |number: u128, timestamp, value: &str| {
+        let mut event = event(number, value);
+        event.timestamp = timestamp;
+        event
+    };
+    let later = Target {
+        window: domain::period::Period { start, end: start + chrono::TimeDelta::days(30) },
+        ..target(&binding, &price)
+    };
+    let hours = |window: &WindowState, hours: i64| {
+        let input = RatingInput { until: Some(start + chrono::TimeDelta::hours(hours)), ..RatingInput::default() };
+        window.rate(&input).expect("priced").lines.first().map(|line| line.quantity.to_string())
+    };
+    first.apply(&report(1, start - chrono::TimeDelta::hours(10), "4"), target(&binding, &price)).expect("countable");
+    assert!(next.carry_in(start, &first.carries()[0]).expect("in range"));
+    assert!(!next.carry_in(start, &first.carries()[0]).expect("in range"), "nothing changes twice");
+    assert_eq!(hours(&next, 5).as_deref(), Some("20"));
+    next.apply(&report(2, start + chrono::TimeDelta::hours(3), "1"), later).expect("countable");
+    assert_eq!(hours(&next, 5).as_deref(), Some("14"), "3 x 4 and 2 x 1");
+    // Another report of the first window arrives after that.
+    first.apply(&report(3, start - chrono::TimeDelta::hours(1), "6"), target(&binding, &price)).expect("countable");
+    assert!(next.carry_in(start, &first.carries()[0]).expect("in range"));
+    assert_eq!(hours(&next, 5).as_deref(), Some("20"), "3 x 6 and 2 x 1");
+
+    let catalog = Catalog { bindings: vec![Arc::clone(&binding)], prices: vec![Arc::clone(&price)] };
+    let record = WindowRecord::decode(&next.encode()).expect("readable");
+    assert!(record.has_rows);
+    let mut read = record.attach(&catalog, next.take_changed_rows()).expect("attached");
+    assert_eq!(hours(&read, 5).as_deref(), Some("20"));
+    read.apply(&report(4, start + chrono::TimeDelta::hours(1), "0"), later).expect("countable");
+    assert_eq!(hours(&read, 5).as_deref(), Some("8"), "1 x 6, 2 x 0 and 2 x 1");
+    // A late report of an earlier time changes nothing: a later one was held at the start.
+    read.apply(&report(5, start - chrono::TimeDelta::hours(2), "100"), later).expect("countable");
+    assert_eq!(hours(&read, 5).as_deref(), Some("8"));
+    assert!(read.drop_carries(start, &[]).expect("in range"));
+    assert_eq!(hours(&read, 5).as_deref(), Some("102"), "1 x 100 of the late report, 2 x 0 and 2 x 1");
 }

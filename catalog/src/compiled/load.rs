@@ -21,6 +21,7 @@ use store::{Store, StoreError};
 use crate::meter::Window;
 
 use super::SINCE_EVER;
+use super::schema::EventSchema;
 use super::workspace::{
     BindingTimeline, PlanProductTerms, PlanVersionTerms, PriceTimeline, ProductTerms, WorkspaceCatalog,
 };
@@ -46,6 +47,7 @@ struct MeterSnapshot {
     window: Window,
     dedup_key_path: Option<String>,
     unit_currency_field: Option<String>,
+    event_schema: Option<serde_json::Value>,
     filter: Option<FilterTree>,
     #[serde(default)]
     thresholds: Vec<Threshold>,
@@ -109,6 +111,7 @@ impl WorkspaceCatalog {
             plan_versions: HashMap::new(),
             bindings: HashMap::new(),
             prices: HashMap::new(),
+            schemas: HashMap::new(),
         };
         for version in versions.remove("plan").unwrap_or_default().into_values().flatten() {
             catalog.plan_versions.insert(version.id, compile_plan(version)?);
@@ -318,7 +321,14 @@ fn compile_binding(
 ) -> Result<BindingTimeline> {
     let mut timeline = BindingTimeline { id: binding.id, metric_key: binding.metric_key.clone(), versions: Vec::new() };
     for meter_version in meters {
-        let meter = Arc::new(compile_meter(binding, meter_version)?);
+        let snapshot: MeterSnapshot = read("meter", meter_version)?;
+        if let Some(schema) = &snapshot.event_schema
+            && !catalog.schemas.contains_key(&meter_version.id)
+        {
+            let schema = EventSchema::compile(schema).map_err(|error| RatingError::Definition(vec![error]));
+            catalog.schemas.insert(meter_version.id, compiled("meter", meter_version.id, schema)?);
+        }
+        let meter = Arc::new(compile_meter(binding, meter_version, snapshot)?);
         for version in versions {
             let from = version.from.max(meter_version.from);
             let to = [version.to, meter_version.to].into_iter().flatten().min();
@@ -351,8 +361,7 @@ fn span(what: &str, id: VersionId, window: &Window) -> Result<Span> {
     compiled(what, id, window.span().map_err(RatingError::Definition))
 }
 
-fn compile_meter(binding: &BindingRow, version: &Version) -> Result<CompiledMeter> {
-    let snapshot: MeterSnapshot = read("meter", version)?;
+fn compile_meter(binding: &BindingRow, version: &Version, snapshot: MeterSnapshot) -> Result<CompiledMeter> {
     let definition = MeterDefinition {
         meter_id: binding.meter_id,
         version_id: version.id,

@@ -5,11 +5,13 @@
 //! says (rule B6).
 
 mod load;
+mod schema;
 mod snapshots;
 mod terms;
 mod window;
 mod workspace;
 
+pub use schema::{EventSchema, EventShape};
 pub use snapshots::Snapshots;
 pub use terms::{ItemTerms, SubscriptionTerms};
 pub use window::{StoredWindow, WindowQuery, WindowStatus};

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use domain::period::Period;
 use domain::{
-    BillingIntervalUnit, BindingId, BindingRole, Currency, CustomerId, Error, Instant, OveragePolicy, PlanId, PriceId,
-    PricingModel, ProductId, ProductTaxCategory, ProductType, Quantity, Result, SupplyType, UnmatchedPriceKeyPolicy,
-    VersionId, WorkspaceId,
+    BillingIntervalUnit, BindingId, BindingRole, Currency, CustomerId, Error, FieldError, Instant, OveragePolicy,
+    PlanId, PriceId, PricingModel, ProductId, ProductTaxCategory, ProductType, Quantity, Result, SupplyType,
+    UnmatchedPriceKeyPolicy, VersionId, WorkspaceId,
 };
 use rating::allowance::{AllowancePart, included_quantity, prorated};
 use rating::{CompiledBinding, CompiledPrice, Terms, WindowState};
 
-use super::SubscriptionTerms;
+use super::{EventSchema, EventShape, SubscriptionTerms};
 
 /// A product, as rating and invoice assembly need it.
 #[derive(Clone, Debug)]
@@ -216,6 +216,8 @@ pub struct WorkspaceCatalog {
     pub(super) plan_versions: HashMap<VersionId, PlanVersionTerms>,
     pub(super) bindings: HashMap<(VersionId, VersionId), Arc<CompiledBinding>>,
     pub(super) prices: HashMap<VersionId, Arc<CompiledPrice>>,
+    /// Shape of events by version of the meter, where it asks for one.
+    pub(super) schemas: HashMap<VersionId, EventSchema>,
 }
 
 impl rating::Versions for WorkspaceCatalog {
@@ -249,6 +251,13 @@ impl WorkspaceCatalog {
         at: Instant,
     ) -> impl Iterator<Item = &'a Arc<CompiledBinding>> {
         product.bindings.iter().filter(move |binding| binding.metric_key == metric_key).filter_map(move |b| b.at(at))
+    }
+
+    /// What the meters of a product and metric ask of their events, and the event breaks.
+    #[must_use]
+    pub fn schema_violations(&self, binding: &CompiledBinding, event: EventShape<'_>) -> Vec<FieldError> {
+        let schema = self.schemas.get(&binding.meter.version_id);
+        schema.map(|schema| schema.violations(event)).unwrap_or_default()
     }
 
     /// The price that applies: one ordered decision, the most specific row wins (prices.md, Resolution).
@@ -322,6 +331,19 @@ impl WorkspaceCatalog {
             dimensions,
             at,
         })
+    }
+
+    /// The version of a price that is in effect for a subscription at an instant, and its start.
+    #[must_use]
+    pub fn version_of_price(
+        &self,
+        terms: &SubscriptionTerms,
+        product_id: ProductId,
+        price_id: PriceId,
+        at: Instant,
+    ) -> Option<(Instant, &Arc<CompiledPrice>)> {
+        let price = self.products.get(&product_id)?.prices.iter().find(|price| price.id == price_id)?;
+        price.version(at, self.plan_versions.get(&terms.plan_version_id))
     }
 
     /// Total allowance of a product in a window of a subscription: the item's own quantity, else the plan's; a partial

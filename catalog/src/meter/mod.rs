@@ -18,6 +18,8 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row};
 use store::{ListField, ListKind, ListQuery, ListSpec, Page, StoreError, Tx};
 use utoipa::ToSchema;
 
+use crate::compiled::EventSchema;
+
 pub use request::{CreateMeterRequest, UpdateMeterRequest};
 pub(crate) use write::refuse_unevaluated;
 pub use write::{archive, create, update};
@@ -210,6 +212,9 @@ impl Meter {
     /// `Validation` with field paths; `Rule` for what this version of the engine cannot evaluate.
     pub(crate) fn compile(&self, effective_from: Instant) -> Result<CompiledMeter> {
         self.refuse_unsupported()?;
+        if let Some(schema) = &self.event_schema {
+            EventSchema::compile(schema).map_err(|error| Error::Validation(vec![error]))?;
+        }
         Ok(CompiledMeter::compile(MeterDefinition {
             meter_id: self.id,
             version_id: self.head_version_id.unwrap_or_else(VersionId::generate),

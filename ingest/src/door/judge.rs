@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use catalog::compiled::{ProductTerms, SubscriptionTerms, Unpriced, WorkspaceCatalog};
+use catalog::compiled::{EventShape, ProductTerms, SubscriptionTerms, Unpriced, WorkspaceCatalog};
 use chrono::TimeDelta;
 use domain::error::FieldErrorCode as Code;
 use domain::{
@@ -141,7 +141,7 @@ fn check(
     }
     let product = usage_product(catalog, event)?;
     check_time(scope, facts, terms, event.timestamp)?;
-    check_quantity(catalog, product, event)?;
+    check_meters(catalog, product, event)?;
     let wallet_currency = wallet_pin(facts, event)?;
     check_hold(facts, event)?;
     let home = terms.home_partition;
@@ -189,14 +189,23 @@ fn check_time(scope: &Scope, facts: &Facts, terms: &SubscriptionTerms, timestamp
     Ok(())
 }
 
-fn check_quantity(catalog: &WorkspaceCatalog, product: &ProductTerms, event: &NewEvent) -> Result<()> {
+/// What the meters of the event's product and metric ask of it.
+fn check_meters(catalog: &WorkspaceCatalog, product: &ProductTerms, event: &NewEvent) -> Result<()> {
     let mut bindings = catalog.bindings_of(product, &event.metric_key, event.timestamp).peekable();
     if bindings.peek().is_none() {
         let detail = format!("no meter is bound to product {} for metric {:?}", product.id, event.metric_key);
         return Err(Error::business_rule(detail));
     }
-    if event.quantity.is_negative() && !bindings.all(|binding| binding.meter.negative_allowed) {
-        return Err(Error::business_rule("the quantity must not be negative on this meter"));
+    for binding in bindings {
+        if event.quantity.is_negative() && !binding.meter.negative_allowed {
+            return Err(Error::business_rule("the quantity must not be negative on this meter"));
+        }
+        let NewEvent { quantity, dimension_vars, pricing_vars, .. } = event;
+        let shape = EventShape { quantity: *quantity, dimension_vars, pricing_vars };
+        let violations = catalog.schema_violations(binding, shape);
+        if !violations.is_empty() {
+            return Err(Error::rule_of_fields("the event breaks the event_schema of its meter", violations));
+        }
     }
     Ok(())
 }

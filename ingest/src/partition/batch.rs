@@ -396,7 +396,7 @@ impl State {
         self.take_back_twins(&controls, &terms).await?;
         self.route(&ids).await?;
         let (reply, mut done) = mpsc::unbounded_channel();
-        let mut asked = 0;
+        let (mut asked, mut catalogs) = (0, Catalogs::default());
         for (position, control) in controls {
             let Some(terms) = terms.get(&control.subscription_id).cloned() else { continue };
             let key = (control.subscription_id, control.window_start);
@@ -405,8 +405,9 @@ impl State {
                 continue;
             }
             self.dirty.insert(terms.id, terms.workspace_id);
-            let id = terms.id;
-            self.tell(id, SubscriptionMsg::Control { terms, control, position, reply: reply.clone() })?;
+            let (id, reply) = (terms.id, reply.clone());
+            let catalog = self.catalog_once(&mut catalogs, terms.workspace_id).await?;
+            self.tell(id, SubscriptionMsg::Control { catalog, terms, control, position, reply })?;
             asked += 1;
         }
         drop(reply);

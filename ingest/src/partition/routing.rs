@@ -171,7 +171,8 @@ async fn load(shared: &Shared, ids: &[SubscriptionId]) -> domain::Result<HashMap
 }
 
 fn slot(window: StoredWindow) -> WindowSlot {
-    let shown = |entry: &rating::Entry| entry.quantity().ok().and_then(|quantity| quantity.floored().to_decimal().ok());
+    let shown =
+        |entry: &rating::Entry| entry.quantity(None).ok().and_then(|quantity| quantity.floored().to_decimal().ok());
     let whole = |quantity: rust_decimal::Decimal| u128::try_from(quantity.ceil()).unwrap_or(u128::MAX);
     let quantities = window.state.entries().iter().map(|entry| shown(entry).map_or(u128::MAX, whole));
     let magnitude = quantities.fold(u128::from(window.event_count), u128::saturating_add);

@@ -79,7 +79,10 @@ impl State {
         self.route(&[terms.id]).await?;
         let (reply, mut done) = mpsc::unbounded_channel();
         self.dirty.insert(terms.id, terms.workspace_id);
-        self.tell(terms.id, SubscriptionMsg::Replace { rebuilt: Box::new(rebuilt), reply })?;
+        self.tell(
+            terms.id,
+            SubscriptionMsg::Replace { catalog, terms: terms.clone(), rebuilt: Box::new(rebuilt), reply },
+        )?;
         done.recv().await.ok_or(Failure::ActorLost)
     }
 

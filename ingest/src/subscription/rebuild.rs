@@ -56,15 +56,20 @@ impl Rebuilt {
 
 impl Windows {
     /// Takes over what was counted anew; how far the window is closed stays.
-    pub(super) fn replace(&mut self, rebuilt: Rebuilt) {
+    pub(super) fn replace(&mut self, judge: &Judge<'_>, rebuilt: Rebuilt) {
         for new in rebuilt.windows.slots {
             let index = self.slot(new.window);
             let slot = &mut self.slots[index];
             let old = std::mem::replace(&mut slot.state, new.state);
+            // What was held before the window is no event of it.
+            if let Err(error) = slot.state.inherit(&old, slot.window.start) {
+                tracing::error!(subscription.id = %judge.terms.id, %error, "a held value cannot be carried over");
+            }
             slot.state.supersede(&old);
             slot.event_count = new.event_count;
             slot.magnitude = new.magnitude;
             (slot.is_dirty, slot.is_rebuilt) = (true, true);
         }
+        self.carry_over(judge);
     }
 }

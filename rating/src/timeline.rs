@@ -1,0 +1,232 @@
+//! TIME_WEIGHTED: sum of value × time held until the next event, in hours (meters.md 5).
+//!
+//! A report holds its value until the next one of the same [`Chain`], whatever the order in which they come; what it holds
+//! is rated by the versions of its own instant. The sum is kept in the states of the rating keys and corrected by
+//! neighbours: a report that comes late takes over from the one before it. A report lasts into the next window, where it is
+//! a point at its start.
+
+use std::collections::BTreeMap;
+
+use domain::{BindingId, Currency, Instant, Quantity, UsageEventId};
+use smallvec::SmallVec;
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::entry::RatingKey;
+use crate::error::{RatingError, Result};
+use crate::meter::LastKey;
+use crate::wide::{U256, div_half_even, signed};
+
+/// Microseconds of an hour.
+const HOUR: u128 = 3_600_000_000;
+const SECOND: i128 = 1_000_000;
+const AREA: RatingError = RatingError::Overflow("the time-weighted sum");
+
+/// What the reports of one rating key have held: value × time, and the report that still holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Σ units × whole seconds.
+    pub(crate) seconds: i128,
+    /// Σ units × microseconds beyond whole seconds. Apart, because together they would leave 128 bits.
+    pub(crate) micros: i128,
+    /// Since when the last report holds which value; `None` when a later report belongs to another key.
+    pub(crate) open: Option<(Instant, Quantity)>,
+}
+
+impl Held {
+    fn add(&mut self, value: Quantity, from: Instant, to: Instant) -> Result<()> {
+        let micros = i128::from((to - from).num_microseconds().ok_or(AREA)?);
+        let part = |time: i128| value.units().checked_mul(time);
+        let sums = part(micros / SECOND)
+            .zip(part(micros % SECOND))
+            .and_then(|(seconds, micros)| Some((self.seconds.checked_add(seconds)?, self.micros.checked_add(micros)?)));
+        (self.seconds, self.micros) = sums.ok_or(AREA)?;
+        Ok(())
+    }
+
+    /// The sum in hours up to an instant, rounded half-even to 12 fraction digits; `None`: up to the last report.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub fn hours(mut self, until: Option<Instant>) -> Result<Quantity> {
+        if let (Some((since, value)), Some(until)) = (self.open, until)
+            && until > since
+        {
+            self.add(value, since, until)?;
+        }
+        let (mut seconds, mut micros) =
+            (self.seconds.checked_add(self.micros / SECOND).ok_or(AREA)?, self.micros % SECOND);
+        if seconds > 0 && micros < 0 {
+            (seconds, micros) = (seconds - 1, micros + SECOND);
+        } else if seconds < 0 && micros > 0 {
+            (seconds, micros) = (seconds + 1, micros - SECOND);
+        }
+        let total = U256::product(seconds.unsigned_abs(), SECOND.unsigned_abs());
+        let total = total.checked_add(U256::product(micros.unsigned_abs(), 1)).ok_or(AREA)?;
+        let hours = div_half_even(total, HOUR).and_then(|units| signed(units, seconds < 0 || micros < 0));
+        hours.map(Quantity::from_units).ok_or(AREA)
+    }
+}
+
+/// Reports that follow each other: those of one binding and of the same price key, wallet, unit and variables.
+pub(crate) type Chain = u128;
+
+/// The chain of a rating key.
+pub(crate) fn chain_of(binding_id: BindingId, price_key: Option<&str>, key: &RatingKey) -> Chain {
+    let mut bytes = SmallVec::<[u8; 128]>::new();
+    bytes.extend_from_slice(b"chain");
+    bytes.extend_from_slice(binding_id.0.as_bytes());
+    for currency in [&key.wallet_currency, &key.unit_currency] {
+        bytes.extend_from_slice(currency.as_ref().map_or("---", Currency::as_str).as_bytes());
+    }
+    bytes.extend_from_slice(&key.variables.unwrap_or_default().to_le_bytes());
+    bytes.extend_from_slice(price_key.unwrap_or_default().as_bytes());
+    xxh3_128(&bytes)
+}
+
+/// One report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Point {
+    pub(crate) at: LastKey,
+    pub(crate) value: Quantity,
+    /// The rating key that it counts under.
+    pub(crate) key: RatingKey,
+}
+
+/// Where a window begins: the value that was held before it.
+#[must_use]
+pub(crate) fn carried_at(window_start: Instant) -> LastKey {
+    (window_start, Instant::UNIX_EPOCH, UsageEventId(Uuid::nil()))
+}
+
+/// The reports of one chain in one window, in order of time.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Timeline {
+    points: BTreeMap<LastKey, (Quantity, RatingKey)>,
+    /// Reports that are not yet stored, and reports that are gone.
+    changed: Vec<LastKey>,
+}
+
+/// The reports before and after an instant.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Neighbours {
+    pub(crate) before: Option<Point>,
+    pub(crate) after: Option<Instant>,
+}
+
+impl Timeline {
+    pub(crate) fn neighbours(&self, at: LastKey) -> Neighbours {
+        let point =
+            |(at, (value, key)): (&LastKey, &(Quantity, RatingKey))| Point { at: *at, value: *value, key: *key };
+        let after = self.points.range((std::ops::Bound::Excluded(at), std::ops::Bound::Unbounded)).next();
+        Neighbours { before: self.points.range(..at).next_back().map(point), after: after.map(|(at, _)| at.0) }
+    }
+
+    pub(crate) fn get(&self, at: LastKey) -> Option<Point> {
+        self.points.get(&at).map(|(value, key)| Point { at, value: *value, key: *key })
+    }
+
+    pub(crate) fn last(&self) -> Option<Point> {
+        self.points.last_key_value().map(|(at, (value, key))| Point { at: *at, value: *value, key: *key })
+    }
+
+    pub(crate) fn insert(&mut self, point: Point) {
+        self.points.insert(point.at, (point.value, point.key));
+        self.changed.push(point.at);
+    }
+
+    pub(crate) fn remove(&mut self, at: LastKey) {
+        self.points.remove(&at);
+        self.changed.push(at);
+    }
+
+    /// Puts a stored report in.
+    pub(crate) fn load(&mut self, point: Point) {
+        self.points.insert(point.at, (point.value, point.key));
+    }
+
+    /// Reports to be stored, and those (without a value) whose rows are gone.
+    pub(crate) fn take_changed(&mut self) -> Vec<(LastKey, Option<Point>)> {
+        let mut changed = std::mem::take(&mut self.changed);
+        changed.sort_unstable();
+        changed.dedup();
+        changed.into_iter().map(|at| (at, self.get(at))).collect()
+    }
+
+    /// Reports that only `old` has are gone; all of these are to be stored.
+    pub(crate) fn supersede(&mut self, old: &Self) {
+        self.changed.extend(old.points.keys().filter(|at| !self.points.contains_key(at)));
+    }
+}
+
+/// What a row of a report is stored under.
+pub(crate) fn point_hash(chain: Chain, at: LastKey) -> u128 {
+    let mut bytes = SmallVec::<[u8; 64]>::new();
+    bytes.extend_from_slice(b"report");
+    bytes.extend_from_slice(&chain.to_le_bytes());
+    bytes.extend_from_slice(&at.0.timestamp_micros().to_le_bytes());
+    bytes.extend_from_slice(&at.1.timestamp_micros().to_le_bytes());
+    bytes.extend_from_slice(at.2.0.as_bytes());
+    xxh3_128(&bytes)
+}
+
+/// A report takes its place: what it holds, and what the one before it still holds. Times before the start of the window
+/// count from there.
+///
+/// # Errors
+/// `Overflow`; nothing has changed then for the caller, who keeps the old states.
+pub(crate) fn put(held: &mut Held, at: Instant, value: Quantity, after: Option<Instant>, start: Instant) -> Result<()> {
+    match after {
+        Some(after) => held.add(value, at.max(start), after.max(start)),
+        None => {
+            held.open = Some((at.max(start), value));
+            Ok(())
+        }
+    }
+}
+
+/// The report before it ends where the new one begins.
+pub(crate) fn cut(held: &mut Held, before: &Point, at: Instant, after: Option<Instant>, start: Instant) -> Result<()> {
+    match after {
+        Some(after) => held.add(before.value, after.max(start), at.max(start)), // negative: what it held behind `at`
+        None => {
+            held.open = None;
+            held.add(before.value, before.at.0.max(start), at.max(start))
+        }
+    }
+}
+
+/// A report is taken out again: the reverse of [`put`].
+pub(crate) fn unput(
+    held: &mut Held,
+    at: Instant,
+    value: Quantity,
+    after: Option<Instant>,
+    start: Instant,
+) -> Result<()> {
+    match after {
+        Some(after) => held.add(value, after.max(start), at.max(start)),
+        None => {
+            held.open = None;
+            Ok(())
+        }
+    }
+}
+
+/// The report before it holds on: the reverse of [`cut`].
+pub(crate) fn uncut(
+    held: &mut Held,
+    before: &Point,
+    at: Instant,
+    after: Option<Instant>,
+    start: Instant,
+) -> Result<()> {
+    match after {
+        Some(after) => held.add(before.value, at.max(start), after.max(start)),
+        None => {
+            held.add(before.value, at.max(start), before.at.0.max(start))?;
+            held.open = Some((before.at.0.max(start), before.value));
+            Ok(())
+        }
+    }
+}
