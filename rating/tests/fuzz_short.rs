@@ -1,11 +1,11 @@
 //! The fuzz targets of this crate on stable Rust: the same bodies on pseudo-random and mutated inputs from a fixed seed.
 //! A panic here would stop a partition; a difference would be a bill that depends on luck.
 
-#[path = "fuzz/filter.rs"]
+#[path = "../../fuzz/bodies/filter.rs"]
 mod filter;
-#[path = "fuzz/formula.rs"]
+#[path = "../../fuzz/bodies/formula.rs"]
 mod formula;
-#[path = "fuzz/mutate.rs"]
+#[path = "../../fuzz/bodies/mutate.rs"]
 mod mutate;
 
 #[test]
