@@ -51,6 +51,40 @@ wire_enum! {
 }
 
 wire_enum! {
+    /// Type of a variable of a price formula.
+    pub enum FormulaVarType {
+        /// Exact decimal.
+        Number = "NUMBER",
+        /// Text.
+        String = "STRING",
+        /// true or false.
+        Boolean = "BOOLEAN",
+    }
+}
+
+wire_enum! {
+    /// How a rate table is read.
+    pub enum RateTableType {
+        /// By exact key.
+        Lookup = "lookup",
+        /// By numeric range.
+        Bracket = "bracket",
+    }
+}
+
+wire_enum! {
+    /// What a rate table answers for a key that it lacks.
+    pub enum MissingKeyPolicy {
+        /// The computation fails.
+        Error = "error",
+        /// 0.
+        Zero = "zero",
+        /// The table's default value.
+        DefaultValue = "default_value",
+    }
+}
+
+wire_enum! {
     /// Where a product's quantity comes from (products.md).
     pub enum ProductType {
         /// Always 1.

@@ -420,7 +420,7 @@ impl World {
                 price: Some(resolved.price),
                 segment_start,
                 allowance: None,
-                window,
+                window: window.unwrap(),
                 timezone: terms.schedule.timezone,
             };
             state.apply(&event, target).unwrap();
