@@ -14,8 +14,9 @@ use domain::{
     VersionId, WorkspaceId,
 };
 use rating::{
-    BindingDefinition, CompiledBinding, CompiledMeter, CompiledPrice, FilterTree, MeterDefinition, MeterState,
-    PriceDefinition, RatingInput, Span, Target, Terms, Threshold, Tier, WindowRecord, WindowState, total, walk,
+    BindingDefinition, Bindings, CompiledBinding, CompiledMeter, CompiledPrice, FilterTree, MeterDefinition,
+    MeterState, PeriodFacts, PriceDefinition, RatingInput, Span, Target, Terms, Threshold, Tier, WindowRecord,
+    WindowState, total, walk,
 };
 use rust_decimal::Decimal;
 use serde_json::json;
@@ -105,6 +106,8 @@ fn binding(function: MeterFunction, filter: Option<FilterTree>, limits: &[i64]) 
         multiplier: Decimal::ONE,
         thresholds: Vec::new(),
         window: None,
+        variable: None,
+        formula_bindings: Bindings::new(),
     };
     Arc::new(CompiledBinding::compile(binding).expect("a good binding"))
 }
@@ -116,6 +119,7 @@ fn price(model: PricingModel) -> Arc<CompiledPrice> {
         up_to: up_to.map(Quantity::from_int),
         unit_amount: Decimal::new(rate, 6),
         flat_amount: Decimal::ZERO,
+        rate_expression: None,
     };
     let definition = PriceDefinition {
         price_id: PriceId(id(20)),
@@ -125,6 +129,8 @@ fn price(model: PricingModel) -> Arc<CompiledPrice> {
         currency: Currency::EUR,
         model,
         tiers: steps.into_iter().enumerate().map(tier).collect(),
+        list_price: None,
+        formula: None,
     };
     Arc::new(CompiledPrice::compile(definition).expect("a good price"))
 }
@@ -137,6 +143,8 @@ fn target<'a>(binding: &'a Arc<CompiledBinding>, price: &'a Arc<CompiledPrice>) 
         allowance: None,
         window: month(),
         timezone: chrono_tz::Tz::UTC,
+        tables: &(),
+        period: PeriodFacts::default(),
     }
 }
 
@@ -194,7 +202,7 @@ fn one_event(criterion: &mut Criterion) {
         allowance: Quantity::from_int(100_000),
         tiers_on_total: false,
     }];
-    let input = RatingInput { terms: &terms, until: None };
+    let input = RatingInput { terms: &terms, until: None, period: PeriodFacts::default() };
     let mut window = WindowState::new();
     criterion.bench_function("rate one event", |bench| {
         bench.iter(|| {

@@ -380,6 +380,8 @@ impl Windows {
                 allowance,
                 window: slot.window,
                 timezone: judge.terms.schedule.timezone,
+                tables: judge.catalog,
+                period: judge.terms.period_facts(slot.window),
             });
         }
         let magnitude = slot.magnitude.saturating_add(units(incoming.event.quantity));
@@ -471,6 +473,9 @@ fn units(quantity: Quantity) -> u128 {
 /// check is paid for by large events only.
 fn is_safe(magnitude: u128, target: &Target<'_>, rates: &mut Rates) -> bool {
     let Some(price) = target.price else { return true };
+    if price.has_expressions() {
+        return true; // rating evaluates the key of each such event, and refuses amounts that are as large
+    }
     if target.binding.meter.value_field.as_deref().is_some_and(|field| field != "quantity") {
         return false;
     }
@@ -515,7 +520,8 @@ fn apply_large(
         .catalog
         .rating_terms(judge.terms, slot.window, &trial)
         .map_err(|_| RatingError::Overflow("the allowance"))?;
-    trial.accrue(&RatingInput { terms: &terms, until: None })?;
+    let period = judge.terms.period_facts(slot.window);
+    trial.accrue(&RatingInput { terms: &terms, until: None, period })?;
     slot.state = trial;
     Ok(outcomes)
 }
@@ -528,10 +534,11 @@ fn accruals(catalog: &WorkspaceCatalog, terms: &SubscriptionTerms, slot: &Window
     }
     // The actor has no clock (rule B6): until the window has ended, what is held counts up to the last report.
     let until = (slot.status != WindowStatus::Open).then_some(slot.window.end);
-    let rated = catalog
-        .rating_terms(terms, slot.window, &slot.state)
-        .map_err(|error| error.to_string())
-        .and_then(|found| slot.state.accrue(&RatingInput { terms: &found, until }).map_err(|error| error.to_string()));
+    let period = terms.period_facts(slot.window);
+    let rated =
+        catalog.rating_terms(terms, slot.window, &slot.state).map_err(|error| error.to_string()).and_then(|found| {
+            slot.state.accrue(&RatingInput { terms: &found, until, period }).map_err(|error| error.to_string())
+        });
     let totals = rated.unwrap_or_else(|error| {
         tracing::error!(subscription.id = %terms.id, window.start = %slot.window.start, error, "a window cannot be rated");
         SmallVec::new()

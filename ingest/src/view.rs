@@ -358,7 +358,11 @@ pub async fn subscription_usage(
     let Some(stored) = stored.into_iter().next() else { return Ok(usage) };
     let catalog = snapshots.workspace(scope.workspace_id).await?;
     let rating_terms = catalog.rating_terms(&terms, stored.window, &stored.state)?;
-    let rated = stored.state.rate(&RatingInput { terms: &rating_terms, until: Some(as_of.min(stored.window.end)) })?;
+    let rated = stored.state.rate(&RatingInput {
+        terms: &rating_terms,
+        until: Some(as_of.min(stored.window.end)),
+        period: terms.period_facts(stored.window),
+    })?;
     usage.metrics = rated.lines.into_iter().map(|line| metric(line, &stored)).collect();
     Ok(usage)
 }

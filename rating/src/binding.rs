@@ -8,6 +8,7 @@ use rust_decimal::Decimal;
 
 use crate::error::{RatingError, Result};
 use crate::exact::{Exact, Factor};
+use crate::expression::Bindings;
 use crate::filter::FilterTree;
 use crate::meter::{CompiledMeter, MeterState, supported};
 use crate::span::Span;
@@ -36,6 +37,10 @@ pub struct BindingDefinition {
     pub thresholds: Vec<Threshold>,
     /// Overrides the meter's window.
     pub window: Option<Span>,
+    /// Variable of the price formula that it gives, for FORMULA_INPUT.
+    pub variable: Option<String>,
+    /// Where further variables of the price formula come from.
+    pub formula_bindings: Bindings,
 }
 
 /// A binding version that is ready to evaluate events.

@@ -13,6 +13,7 @@ use crate::exact::Exact;
 use crate::field::FieldValue;
 use crate::meter::MeterState;
 use crate::pricing::CompiledPrice;
+use crate::rate_table::RateTable;
 
 /// What a running total is kept per (rule C1). Product, metric and price key follow from the versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,12 +82,14 @@ impl RatingKey {
 
 /// The values of the event variables that the expressions of a price read: events with the same values are rated together
 /// (rule C1).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Variables {
     /// Fingerprint of the values.
     hash: u128,
     /// Name as expressions have it, and value; sorted by name.
     values: Vec<(String, VarValue)>,
+    /// Versions of rate tables at the instant of the event, by slug.
+    tables: Vec<Arc<RateTable>>,
 }
 
 impl Variables {
@@ -111,7 +114,36 @@ impl Variables {
                 }
             }
         }
-        Self { hash: xxh3_128(&bytes), values }
+        Self { hash: xxh3_128(&bytes), values, tables: Vec::new() }
+    }
+
+    /// The same with the versions of the rate tables that are consulted: another version is another rating key.
+    #[must_use]
+    pub fn with_tables(mut self, mut tables: Vec<Arc<RateTable>>) -> Self {
+        if tables.is_empty() {
+            return self;
+        }
+        tables.sort_by(|a, b| a.slug().cmp(b.slug()));
+        let mut bytes = SmallVec::<[u8; 128]>::new();
+        bytes.extend_from_slice(&self.hash.to_le_bytes());
+        for table in &tables {
+            bytes.extend_from_slice(table.version_id().0.as_bytes());
+        }
+        self.hash = xxh3_128(&bytes);
+        self.tables = tables;
+        self
+    }
+
+    /// Versions of rate tables, by slug.
+    #[must_use]
+    pub fn tables(&self) -> &[Arc<RateTable>] {
+        &self.tables
+    }
+
+    /// The version of a rate table.
+    #[must_use]
+    pub fn table(&self, slug: &str) -> Option<&RateTable> {
+        self.tables.iter().find(|table| table.slug() == slug).map(Arc::as_ref)
     }
 
     /// Fingerprint of the values.

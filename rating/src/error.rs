@@ -2,6 +2,7 @@
 
 use domain::{Error, FieldError, VersionId};
 
+use crate::formula::FormulaFailure;
 use crate::state::StateError;
 
 /// Result of rating.
@@ -37,6 +38,9 @@ pub enum RatingError {
     /// Two currencies met in one total.
     #[error("amounts of one wallet pin have different currencies")]
     CurrencyMismatch,
+    /// An expression of a price has no result for these values.
+    #[error("{0}")]
+    Formula(#[from] FormulaFailure),
     /// A stored part of a state cannot be read.
     #[error("a running total cannot be read: {0}")]
     State(StateError),
@@ -59,6 +63,7 @@ impl RatingError {
             Self::Unsupported(_) | Self::Value { .. } | Self::Negative | Self::Unpriced | Self::Overflow(_) => {
                 "BUSINESS_RULE_VIOLATION"
             }
+            Self::Formula(failure) => failure.code(),
             Self::CurrencyMismatch => "CURRENCY_MISMATCH",
             Self::State(_) | Self::UnknownVersion { .. } => "INTERNAL_ERROR",
         }

@@ -5,19 +5,23 @@
 //! 256, what leaves the range of money is an error.
 
 use domain::error::FieldErrorCode as Code;
-use domain::{Currency, FieldError, Money, PriceId, PricingModel, ProductId, Quantity, VersionId};
+use domain::{Currency, FieldError, Money, PriceId, PricingModel, ProductId, Quantity, UsageEvent, VersionId};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
+use crate::entry::Variables;
 use crate::error::{RatingError, Result};
 use crate::exact::Exact;
+use crate::expression::{Basis, RateTables, Reads, Scope, TierFacts};
+use crate::formula::{Formula, FormulaError, FormulaVariable, Number, Place};
 use crate::wide::{U256, div_half_up, power_of_ten};
 
 /// Tiers of one price.
 pub const TIERS_MAX: usize = 100;
 
 /// One step of a price. Under PACKAGE `unit_amount` is the size of a package and `flat_amount` its price.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tier {
     /// Position in the walk, ascending.
     pub tier_order: u32,
@@ -27,10 +31,24 @@ pub struct Tier {
     pub unit_amount: Decimal,
     /// Static fee.
     pub flat_amount: Decimal,
+    /// Takes the place of the rate: of `unit_amount`, under PACKAGE of the price of a package.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_expression: Option<String>,
+}
+
+/// A stored formula that gives the amount of the whole billable quantity, instead of a walk of the tiers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PriceFormula {
+    /// Version of the formula, pinned by the price version.
+    pub version_id: VersionId,
+    /// The expression.
+    pub expression: String,
+    /// Its declared variables.
+    pub variables: Vec<FormulaVariable>,
 }
 
 /// A version of a price as the catalog stores it, with the product's pricing model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PriceDefinition {
     /// The price.
     pub price_id: PriceId,
@@ -46,13 +64,22 @@ pub struct PriceDefinition {
     pub model: PricingModel,
     /// The steps, ascending.
     pub tiers: Vec<Tier>,
+    /// Headline price, for expressions that read it.
+    pub list_price: Option<Decimal>,
+    /// Gives the amount instead of the tiers.
+    pub formula: Option<PriceFormula>,
 }
 
 /// A price version that is ready to be walked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CompiledPrice {
     definition: PriceDefinition,
     steps: Vec<Step>,
+    /// Of the tiers, side by side with `steps`; empty when none has one.
+    rates: Vec<Option<Formula>>,
+    /// Of the whole amount.
+    amount: Option<Formula>,
+    reads: Reads,
     /// Decimal places of the currency.
     exponent: u32,
     /// Scale of all rates and fees in `steps`; at least `exponent`, at most 12.
@@ -118,16 +145,45 @@ impl CompiledPrice {
     /// `Definition` with every tier field that breaks a rule: ascending, last one open, nothing negative, at most 15
     /// integer and 12 fraction digits, a package size above 0.
     pub fn compile(definition: PriceDefinition) -> Result<Self> {
-        let errors = check_tiers(definition.model, &definition.tiers);
+        let mut errors = check_tiers(definition.model, &definition.tiers);
+        let rates = compile_rates(&definition.tiers, &mut errors);
+        let amount = definition.formula.as_ref().and_then(|formula| compile_amount(formula, &mut errors));
         if !errors.is_empty() {
             return Err(RatingError::Definition(errors));
         }
+        let reads = Reads::of(rates.iter().flatten().chain(&amount));
         let exponent = definition.currency.exponent();
         let scales = definition.tiers.iter().flat_map(|tier| [tier.unit_amount, tier.flat_amount]);
         let scale = scales.map(|amount| amount.normalize().scale()).max().unwrap_or(0).max(exponent);
-        let mut price = Self { steps: Vec::with_capacity(definition.tiers.len()), definition, exponent, scale };
+        let steps = Vec::with_capacity(definition.tiers.len());
+        let mut price = Self { steps, definition, rates, amount, reads, exponent, scale };
         price.push_steps();
         Ok(price)
+    }
+
+    /// Whether its rates depend on more than the quantity and the tiers.
+    #[must_use]
+    pub fn has_expressions(&self) -> bool {
+        self.amount.is_some() || !self.rates.is_empty()
+    }
+
+    /// Whether it reads the external cost, which events must then bring (usage.md R9).
+    #[must_use]
+    pub fn reads_cost(&self) -> bool {
+        self.rates.iter().flatten().chain(&self.amount).any(Formula::reads_cost)
+    }
+
+    /// Slugs of the rate tables that it reads.
+    #[must_use]
+    pub fn tables(&self) -> &[String] {
+        self.reads.tables()
+    }
+
+    /// The values of an event that its expressions read, with the table versions of its instant; `None` when they read
+    /// nothing of it.
+    #[must_use]
+    pub fn variables(&self, event: &UsageEvent, tables: &dyn RateTables) -> Option<Variables> {
+        self.reads.variables(event, tables)
     }
 
     fn push_steps(&mut self) {
@@ -174,12 +230,15 @@ impl CompiledPrice {
     }
 
     /// Total in minor units.
-    pub(crate) fn total_minor(&self, quantity: Exact) -> Result<u128> {
+    pub(crate) fn total_minor(&self, quantity: Exact, basis: &Basis<'_>) -> Result<u128> {
         if quantity.is_negative() {
             return Err(RatingError::Value { field: "quantity".into(), reason: "must not be negative" });
         }
         if quantity.is_zero() {
             return Ok(0);
+        }
+        if self.has_expressions() {
+            return self.evaluated_total(quantity, basis);
         }
         let step = &self.steps[self.step_of(quantity)];
         if self.definition.model != PricingModel::Staircase {
@@ -189,45 +248,129 @@ impl CompiledPrice {
         last.zip(step.before).and_then(|(last, before)| last.checked_add(before)).ok_or(AMOUNT)
     }
 
+    /// The same for a price with expressions, whose tiers cannot be summed beforehand.
+    fn evaluated_total(&self, quantity: Exact, basis: &Basis<'_>) -> Result<u128> {
+        if let Some(amount) = &self.amount {
+            let tier = TierFacts { list_price: self.definition.list_price, ..TierFacts::default() };
+            return self.minor(&amount.evaluate_rate(&Scope { basis, tier })?);
+        }
+        let mut total = 0_u128;
+        for (index, taken) in self.taken(quantity)? {
+            let (amount, _) = self.evaluated(index, taken, basis)?;
+            total = total.checked_add(amount).ok_or(AMOUNT)?;
+        }
+        Ok(total)
+    }
+
+    /// What each tier takes of a positive quantity.
+    fn taken(&self, quantity: Exact) -> Result<SmallVec<[(usize, Exact); 4]>> {
+        let last = self.step_of(quantity);
+        if self.definition.model != PricingModel::Staircase {
+            return Ok(SmallVec::from_iter([(last, quantity)]));
+        }
+        let mut taken = SmallVec::new();
+        for (index, step) in self.steps[..last].iter().enumerate() {
+            taken.push((index, Exact::from(step.up_to).checked_sub(step.from.into())?));
+        }
+        taken.push((last, quantity.checked_sub(self.steps[last].from.into())?));
+        Ok(taken)
+    }
+
+    /// Rounded contribution of a tier in minor units, and the rate that its expression gave.
+    fn evaluated(&self, index: usize, quantity: Exact, basis: &Basis<'_>) -> Result<(u128, Option<Number>)> {
+        let (step, tier) = (&self.steps[index], &self.definition.tiers[index]);
+        let Some(formula) = self.rates.get(index).and_then(Option::as_ref) else {
+            return Ok((self.contribution(step, quantity).ok_or(AMOUNT)?, None));
+        };
+        let facts = TierFacts {
+            unit_amount: tier.unit_amount,
+            flat_amount: tier.flat_amount,
+            order: tier.tier_order,
+            quantity: Some(quantity),
+            list_price: self.definition.list_price,
+        };
+        let rate = formula.evaluate_rate(&Scope { basis, tier: facts })?;
+        let exact = if self.definition.model == PricingModel::Package {
+            let (units, scale) = quantity.parts();
+            let divisor = power_of_ten(scale - domain::quantity::SCALE).and_then(|p| p.checked_mul(step.rate));
+            let packages = divisor.map_or(1, |divisor| units.unsigned_abs().div_ceil(divisor));
+            let packages = i128::try_from(packages).ok().and_then(|p| Decimal::try_from_i128_with_scale(p, 0).ok());
+            rate.mul(&Number::from(packages.ok_or(AMOUNT)?))?
+        } else {
+            rate.mul(&Number::from(quantity))?.add(&Number::from(tier.flat_amount))?
+        };
+        Ok((self.minor(&exact)?, Some(rate)))
+    }
+
+    /// A rate or amount that is not negative, rounded half away from zero to minor units.
+    fn minor(&self, amount: &Number) -> Result<u128> {
+        let minor = amount.rounded(self.exponent)?.to_units(self.exponent);
+        minor.and_then(|minor| u128::try_from(minor).ok()).ok_or(AMOUNT)
+    }
+
     /// Minor units as money.
     pub(crate) fn money(&self, minor: u128) -> Result<Money> {
         let minor = i128::try_from(minor).map_err(|_| AMOUNT)?;
         Money::from_minor(minor, self.definition.currency).map_err(|_| AMOUNT)
     }
 
-    fn tier_contribution(&self, index: usize, quantity: Exact) -> Result<TierContribution> {
+    fn tier_contribution(&self, index: usize, quantity: Exact, basis: &Basis<'_>) -> Result<TierContribution> {
         let (step, tier) = (&self.steps[index], &self.definition.tiers[index]);
+        let (amount, rate) = self.evaluated(index, quantity, basis)?;
+        let rate = rate.map(|rate| shown(&rate)).transpose()?;
+        let is_package = self.definition.model == PricingModel::Package;
         Ok(TierContribution {
             tier_order: tier.tier_order,
             from: step.from,
             to: tier.up_to,
             quantity,
-            unit_amount: tier.unit_amount,
-            flat_amount: tier.flat_amount,
-            amount: self.money(self.contribution(step, quantity).ok_or(AMOUNT)?)?,
+            unit_amount: rate.filter(|_| !is_package).unwrap_or(tier.unit_amount),
+            flat_amount: rate.filter(|_| is_package).unwrap_or(tier.flat_amount),
+            amount: self.money(amount)?,
         })
     }
+
+    /// What a formula price shows as its only step: everything, for the amount that the formula gave.
+    fn formula_contribution(&self, quantity: Exact, amount: Money) -> TierContribution {
+        TierContribution {
+            tier_order: 1,
+            from: Quantity::ZERO,
+            to: None,
+            quantity,
+            unit_amount: Decimal::ZERO,
+            flat_amount: amount.amount(),
+            amount,
+        }
+    }
+}
+
+/// A rate beside the amount that was computed with it exactly: at most 12 fraction digits, as the API has.
+fn shown(rate: &Number) -> Result<Decimal> {
+    rate.rounded(domain::quantity::SCALE)?.to_decimal().ok_or(AMOUNT)
 }
 
 /// The amount of a quantity with its breakdown by tier.
 ///
 /// # Errors
-/// `Value` for a negative quantity, `Overflow` for an amount beyond 20 integer digits.
+/// `Value` for a negative quantity, `Overflow` for an amount beyond 20 integer digits, `Formula` where an expression has no
+/// result.
 pub fn walk(price: &CompiledPrice, quantity: impl Into<Exact>) -> Result<Walk> {
     let quantity = quantity.into();
-    let total = price.money(price.total_minor(quantity)?)?;
+    walk_with(price, quantity, &Basis::of(quantity))
+}
+
+/// The same for a rating key, whose variables, allowance and period the expressions of the price may read.
+///
+/// # Errors
+/// As [`walk`].
+pub fn walk_with(price: &CompiledPrice, quantity: Exact, basis: &Basis<'_>) -> Result<Walk> {
+    let total = price.money(price.total_minor(quantity, basis)?)?;
     let mut tiers = Vec::new();
-    if !quantity.is_zero() {
-        let last = price.step_of(quantity);
-        if price.model == PricingModel::Staircase {
-            for index in 0..last {
-                let step = &price.steps[index];
-                tiers.push(price.tier_contribution(index, Exact::from(step.up_to).checked_sub(step.from.into())?)?);
-            }
-            let rest = quantity.checked_sub(price.steps[last].from.into())?;
-            tiers.push(price.tier_contribution(last, rest)?);
-        } else {
-            tiers.push(price.tier_contribution(last, quantity)?);
+    if price.amount.is_some() {
+        tiers.push(price.formula_contribution(quantity, total));
+    } else if !quantity.is_zero() {
+        for (index, taken) in price.taken(quantity)? {
+            tiers.push(price.tier_contribution(index, taken, basis)?);
         }
     }
     Ok(Walk { quantity, tiers, total })
@@ -238,7 +381,32 @@ pub fn walk(price: &CompiledPrice, quantity: impl Into<Exact>) -> Result<Walk> {
 /// # Errors
 /// As [`walk`].
 pub fn total(price: &CompiledPrice, quantity: impl Into<Exact>) -> Result<Money> {
-    price.money(price.total_minor(quantity.into())?)
+    let quantity = quantity.into();
+    price.money(price.total_minor(quantity, &Basis::of(quantity))?)
+}
+
+fn compile_rates(tiers: &[Tier], errors: &mut Vec<FieldError>) -> Vec<Option<Formula>> {
+    if tiers.iter().all(|tier| tier.rate_expression.is_none()) {
+        return Vec::new();
+    }
+    let mut compile = |(index, tier): (usize, &Tier)| {
+        let compiled = Formula::compile(tier.rate_expression.as_deref()?, Place::Tier, &[]);
+        compiled.map_err(|found| refuse_expression(&format!("tiers[{index}].rate_expression"), found, errors)).ok()
+    };
+    tiers.iter().enumerate().map(&mut compile).collect()
+}
+
+fn compile_amount(formula: &PriceFormula, errors: &mut Vec<FieldError>) -> Option<Formula> {
+    let compiled = Formula::compile(&formula.expression, Place::Price, &formula.variables);
+    compiled.map_err(|found| refuse_expression("expression", found, errors)).ok()
+}
+
+fn refuse_expression(field: &str, found: Vec<FormulaError>, errors: &mut Vec<FieldError>) {
+    errors.extend(found.into_iter().map(|error| FieldError {
+        field: field.to_owned(),
+        code: Code::InvalidFormat,
+        message: format!("at character {}: {}", error.position, error.message),
+    }));
 }
 
 /// A checked amount in whole numbers of 10^-`scale`.

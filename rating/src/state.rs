@@ -17,6 +17,7 @@ use crate::error::{RatingError, Result};
 use crate::member::MemberRow;
 use crate::meter::{LastKey, MeterState};
 use crate::pricing::CompiledPrice;
+use crate::rate_table::RateTable;
 use crate::threshold::{FiredThreshold, ThresholdOwner};
 use crate::timeline::{Chain, Held, Point};
 use crate::window::{Place, WindowState};
@@ -45,6 +46,8 @@ pub trait Versions {
     fn binding(&self, binding_version: VersionId, meter_version: VersionId) -> Option<Arc<CompiledBinding>>;
     /// A price version.
     fn price(&self, price_version: VersionId) -> Option<Arc<CompiledPrice>>;
+    /// A version of a rate table.
+    fn rate_table(&self, version: VersionId) -> Option<Arc<RateTable>>;
 }
 
 /// One stored running total.
@@ -53,18 +56,44 @@ pub struct EntryRecord {
     /// Its key.
     pub key: RatingKey,
     /// The event variables that its price reads.
-    pub variables: Option<Arc<Variables>>,
+    pub variables: Option<VariablesRecord>,
     /// State of the meter.
     pub state: MeterState,
     /// Events counted.
     pub event_count: u64,
 }
 
+/// Stored event variables, before the versions of their rate tables are attached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VariablesRecord {
+    /// Their fingerprint in the rating key.
+    pub hash: u128,
+    /// Names and values.
+    pub values: Vec<(String, VarValue)>,
+    /// Versions of rate tables.
+    pub tables: Vec<VersionId>,
+}
+
+impl From<&Variables> for VariablesRecord {
+    fn from(variables: &Variables) -> Self {
+        let tables = variables.tables().iter().map(|table| table.version_id()).collect();
+        Self { hash: variables.hash(), values: variables.values().to_vec(), tables }
+    }
+}
+
+impl VariablesRecord {
+    fn attach(self, versions: &impl Versions) -> Result<Variables> {
+        let table = |id| versions.rate_table(id).ok_or(RatingError::UnknownVersion { kind: "rate table", id });
+        let tables = self.tables.into_iter().map(table).collect::<Result<Vec<_>>>()?;
+        Ok(Variables::new(self.values).with_tables(tables))
+    }
+}
+
 impl EntryRecord {
     pub(crate) fn of(entry: &Entry) -> Self {
         Self {
             key: entry.key(),
-            variables: entry.variables.clone(),
+            variables: entry.variables.as_deref().map(VariablesRecord::from),
             state: entry.state,
             event_count: entry.event_count,
         }
@@ -238,6 +267,7 @@ fn attach_entry(record: EntryRecord, versions: &impl Versions) -> Result<Entry> 
         .price_version_id
         .map(|id| versions.price(id).ok_or(RatingError::UnknownVersion { kind: "price", id }))
         .transpose()?;
+    let variables = variables.map(|variables| variables.attach(versions)).transpose()?.map(Arc::new);
     let RatingKey { segment_start, wallet_currency, unit_currency, sub_window, .. } = key;
     Ok(Entry {
         binding,
@@ -366,9 +396,14 @@ impl Writer {
         self.0.extend_from_slice(text.as_bytes());
     }
 
-    fn variables(&mut self, variables: &Variables) {
-        self.unsigned(variables.values().len() as u128);
-        for (name, value) in variables.values() {
+    fn variables(&mut self, variables: &VariablesRecord) {
+        self.id(Uuid::from_u128(variables.hash));
+        self.unsigned(variables.tables.len() as u128);
+        for table in &variables.tables {
+            self.id(table.0);
+        }
+        self.unsigned(variables.values.len() as u128);
+        for (name, value) in &variables.values {
             self.text(name);
             match value {
                 VarValue::Bool(value) => self.byte(u8::from(*value)),
@@ -460,8 +495,11 @@ impl<'a> Reader<'a> {
         Ok(((binding_id, sub_window), FiredThreshold { owner, name: self.text()? }))
     }
 
-    fn variables(&mut self) -> Result<Arc<Variables>, StateError> {
-        let mut values = Vec::new();
+    fn variables(&mut self) -> Result<VariablesRecord, StateError> {
+        let mut record = VariablesRecord { hash: self.id()?.as_u128(), ..VariablesRecord::default() };
+        for _ in 0..self.unsigned64()? {
+            record.tables.push(VersionId(self.id()?));
+        }
         for _ in 0..self.unsigned64()? {
             let name = self.text()?;
             let value = match self.byte()? {
@@ -471,9 +509,9 @@ impl<'a> Reader<'a> {
                 3 => VarValue::Text(self.text()?),
                 _ => return Err(StateError::Damaged("an unknown kind of variable")),
             };
-            values.push((name, value));
+            record.values.push((name, value));
         }
-        Ok(Arc::new(Variables::new(values)))
+        Ok(record)
     }
 
     fn byte(&mut self) -> Result<u8, StateError> {
@@ -567,7 +605,7 @@ impl<'a> Reader<'a> {
             wallet_currency,
             unit_currency,
             sub_window,
-            variables: variables.as_ref().map(|variables| variables.hash()),
+            variables: variables.as_ref().map(|variables| variables.hash),
         };
         Ok(EntryRecord { key, variables, state, event_count })
     }

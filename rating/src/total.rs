@@ -13,7 +13,8 @@ use crate::binding::CompiledBinding;
 use crate::entry::{Entry, Variables};
 use crate::error::{RatingError, Result};
 use crate::exact::Exact;
-use crate::pricing::{CompiledPrice, Walk, walk};
+use crate::expression::{Basis, Inputs, PeriodFacts};
+use crate::pricing::{CompiledPrice, Walk, walk_with};
 
 /// How the totals of one product and metric are charged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct RatingInput<'a> {
     /// Up to when TIME_WEIGHTED meters count what they still hold: the end of the window for its bill, the present for a
     /// running figure; `None`: up to the last report.
     pub until: Option<Instant>,
+    /// What the billing period supplies to expressions.
+    pub period: PeriodFacts,
 }
 
 /// A window, rated.
@@ -151,7 +154,7 @@ fn group_of(entry: &Entry) -> impl Ord + '_ {
         (unbilled, binding.product_id, binding.meter.metric_key.as_str()),
         (entry.segment_start, price.and_then(|price| price.price_key.as_deref()), entry.wallet_currency),
         (entry.unit_currency, price.map(|price| price.version_id)),
-        entry.variables.as_ref().map(|variables| variables.values()),
+        entry.variables.as_ref().map(|variables| (variables.values(), variables.hash())),
     )
 }
 
@@ -196,18 +199,34 @@ struct Billable<'a> {
     overage: Exact,
     event_count: u64,
     tiers_on_total: bool,
+    inputs: EntryInputs<'a>,
+    period: PeriodFacts,
 }
 
 impl Billable<'_> {
-    fn amount_minor(&self) -> Result<u128> {
-        if self.tiers_on_total {
-            let used = self.price.total_minor(self.quantity.floored())?;
-            return Ok(used.saturating_sub(self.price.total_minor(self.drawn)?));
+    fn basis(&self) -> Basis<'_> {
+        Basis {
+            quantity: self.quantity.floored(),
+            included: self.drawn,
+            billable: self.overage,
+            variables: self.latest.variables.as_deref(),
+            bindings: Some(&self.latest.binding.formula_bindings),
+            inputs: &self.inputs,
+            period: self.period,
         }
-        self.price.total_minor(self.overage)
+    }
+
+    fn amount_minor(&self) -> Result<u128> {
+        let basis = self.basis();
+        if self.tiers_on_total {
+            let used = self.price.total_minor(self.quantity.floored(), &basis)?;
+            return Ok(used.saturating_sub(self.price.total_minor(self.drawn, &basis)?));
+        }
+        self.price.total_minor(self.overage, &basis)
     }
 
     fn atom(&self) -> Result<Atom> {
+        let basis = self.basis();
         let walked = if self.tiers_on_total { self.quantity.floored() } else { self.overage };
         Ok(Atom {
             binding: Arc::clone(&self.latest.binding),
@@ -219,8 +238,8 @@ impl Billable<'_> {
             allowance_quantity: self.drawn,
             billable_quantity: self.overage,
             event_count: self.event_count,
-            walk: walk(self.price, walked)?,
-            covered: if self.tiers_on_total { Some(walk(self.price, self.drawn)?) } else { None },
+            walk: walk_with(self.price, walked, &basis)?,
+            covered: if self.tiers_on_total { Some(walk_with(self.price, self.drawn, &basis)?) } else { None },
             amount: self.price.money(self.amount_minor()?)?,
         })
     }
@@ -229,6 +248,7 @@ impl Billable<'_> {
 /// Calls `each` for every billed group in order, with its share of the allowance.
 fn for_each_billable<'a>(
     input: &RatingInput<'_>,
+    entries: &'a [Entry],
     run: &[&'a Entry],
     mut each: impl FnMut(Billable<'a>) -> Result<()>,
 ) -> Result<()> {
@@ -251,10 +271,49 @@ fn for_each_billable<'a>(
                 overage: quantity.floored().checked_sub(drawn)?,
                 event_count: group.iter().map(|entry| entry.event_count).sum(),
                 tiers_on_total: terms.is_some_and(|terms| terms.tiers_on_total),
+                inputs: EntryInputs {
+                    entries,
+                    binding: &latest.binding,
+                    wallet_currency: latest.wallet_currency,
+                    until: input.until,
+                },
+                period: input.period,
             })?;
         }
     }
     Ok(())
+}
+
+/// Quantities of other meters of the same product and wallet pin, for the formulas of its prices.
+#[derive(Clone, Copy)]
+pub(crate) struct EntryInputs<'a> {
+    pub(crate) entries: &'a [Entry],
+    pub(crate) binding: &'a CompiledBinding,
+    pub(crate) wallet_currency: Option<Currency>,
+    pub(crate) until: Option<Instant>,
+}
+
+impl EntryInputs<'_> {
+    fn sum(&self, of: impl Fn(&CompiledBinding) -> bool) -> Option<Exact> {
+        let mine = |entry: &&Entry| {
+            entry.product_id() == self.binding.product_id
+                && entry.wallet_currency == self.wallet_currency
+                && of(&entry.binding)
+        };
+        let run = sorted(self.entries.iter().filter(mine));
+        let mut groups = run.chunk_by(|a, b| group_of(a) == group_of(b));
+        groups.try_fold(Exact::ZERO, |sum, group| sum.checked_add(group_quantity(group, self.until)?)).ok()
+    }
+}
+
+impl Inputs for EntryInputs<'_> {
+    fn of_meter(&self, meter_key: &str) -> Option<Exact> {
+        self.sum(|binding| binding.meter.key == meter_key)
+    }
+
+    fn of_variable(&self, name: &str) -> Option<Exact> {
+        self.sum(|binding| binding.role == BindingRole::FormulaInput && binding.variable.as_deref() == Some(name))
+    }
 }
 
 fn terms_of<'t>(input: &RatingInput<'t>, entry: &Entry) -> Option<&'t Terms> {
@@ -279,7 +338,7 @@ fn billed(entries: &[Entry]) -> Run<'_> {
 /// `Overflow`, `CurrencyMismatch`, `Unpriced`.
 pub fn accrue(input: &RatingInput<'_>, entries: &[Entry]) -> Result<SmallVec<[Accrual; 2]>> {
     let mut totals = SmallVec::new();
-    for_each_billable(input, &billed(entries), |billable| {
+    for_each_billable(input, entries, &billed(entries), |billable| {
         let amount = billable.price.money(billable.amount_minor()?)?;
         add_total(&mut totals, billable.latest.wallet_currency, amount)
     })?;
@@ -308,7 +367,7 @@ fn add(a: Money, b: Money) -> Result<Money> {
 /// `Overflow`, `CurrencyMismatch`, `Unpriced`.
 pub fn rate(input: &RatingInput<'_>, entries: &[Entry]) -> Result<Rated> {
     let mut rated = Rated { informational: informational(input, entries)?, ..Rated::default() };
-    for_each_billable(input, &billed(entries), |billable| {
+    for_each_billable(input, entries, &billed(entries), |billable| {
         add_atom(&mut rated.lines, billable.atom()?, billable.latest)
     })?;
     rated.lines.sort_by(|a, b| line_order(a).cmp(&line_order(b)));

@@ -15,13 +15,14 @@ use crate::binding::CompiledBinding;
 use crate::entry::{Entry, RatingKey, Variables, dedup_hash, member_hash};
 use crate::error::{RatingError, Result};
 use crate::exact::Exact;
+use crate::expression::{Basis, PeriodFacts, RateTables};
 use crate::member::{MemberRow, Members};
 use crate::meter::{LastKey, MeterInput, MeterState};
 use crate::pricing::CompiledPrice;
 use crate::state::{EntryRecord, ReportRecord, StateError, encode_report};
 use crate::threshold::{Breach, Evaluation, FiredThreshold, evaluate};
 use crate::timeline::{self, Chain, Held, Neighbours, Point, Timeline};
-use crate::total::{Accrual, Rated, RatingInput, combined};
+use crate::total::{Accrual, EntryInputs, Rated, RatingInput, combined};
 
 /// Where an event goes: resolved by the caller at the event's timestamp.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +39,10 @@ pub struct Target<'a> {
     pub window: Period,
     /// Time zone of the subscription: calendar windows without a zone of their own are cut in it.
     pub timezone: Tz,
+    /// Rate tables that the expressions of the price may consult.
+    pub tables: &'a dyn RateTables,
+    /// What the billing period supplies to expressions.
+    pub period: PeriodFacts,
 }
 
 /// What became of an event at one binding.
@@ -57,6 +62,10 @@ pub struct Counted {
     /// Thresholds that it crossed, ascending, one per action.
     pub breaches: Vec<Breach>,
 }
+
+/// Amount of one key with expressions, in minor units, from which on its events are refused: far from the range of money, so
+/// that hundreds of keys together stay in it.
+const AMOUNT_MINOR_MAX: u128 = 100_000_000_000_000_000;
 
 /// What all entries of one binding and sub-window share.
 #[derive(Clone, Debug)]
@@ -242,7 +251,7 @@ impl WindowState {
             return Ok(None);
         }
         let mut input = binding.meter.input(event)?;
-        let variables: Option<Arc<Variables>> = None;
+        let variables = target.price.and_then(|price| price.variables(event, target.tables)).map(Arc::new);
         let key = RatingKey {
             binding_version_id: binding.version_id,
             meter_version_id: binding.meter.version_id,
@@ -277,12 +286,36 @@ impl WindowState {
             observed: None,
             evaluation,
         };
+        self.check_expressions(&prepared)?;
         if binding.bound_thresholds().is_empty() {
             prepared.quantity()?; // a total that cannot be expressed is refused with the event that causes it
         } else {
             self.observe(&mut prepared)?;
         }
         Ok(Some(prepared))
+    }
+
+    /// An event for which the expressions of its price have no result is refused when it comes, not with the bill.
+    fn check_expressions(&self, prepared: &Prepared<'_>) -> Result<()> {
+        let Some(price) = prepared.target.price.filter(|price| price.has_expressions()) else { return Ok(()) };
+        let quantity = prepared.quantity()?.floored();
+        let binding = prepared.target.binding;
+        let basis = Basis {
+            variables: prepared.variables.as_deref(),
+            bindings: Some(&binding.formula_bindings),
+            inputs: &EntryInputs {
+                entries: &self.entries,
+                binding,
+                wallet_currency: prepared.key.wallet_currency,
+                until: None,
+            },
+            period: prepared.target.period,
+            ..Basis::of(quantity)
+        };
+        match price.total_minor(quantity, &basis)? {
+            minor if minor < AMOUNT_MINOR_MAX => Ok(()),
+            _ => Err(RatingError::Overflow("the amount")),
+        }
     }
 
     /// Puts a report into `state` and finds what it changes of the report before it.

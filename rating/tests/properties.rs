@@ -11,8 +11,8 @@ use domain::{Currency, MeterFunction, PriceId, PricingModel, ProductId, Quantity
 use num_bigint::BigInt;
 use proptest::prelude::*;
 use rating::{
-    CompiledBinding, CompiledPrice, MemberRow, RatingInput, Span, Target, Terms, Tier, WindowRecord, WindowState,
-    total, walk,
+    CompiledBinding, CompiledPrice, MemberRow, PeriodFacts, RatingInput, Span, Target, Terms, Tier, WindowRecord,
+    WindowState, total, walk,
 };
 
 const FUNCTIONS: [MeterFunction; 7] = [
@@ -89,6 +89,7 @@ prop_compose! {
                 up_to: bounds.get(index).map(|units| Quantity::from_units(*units)),
                 unit_amount: rust_decimal::Decimal::new(unit + 1, unit_scale),
                 flat_amount: rust_decimal::Decimal::new(flat, flat_scale),
+                rate_expression: None,
             }
         }).collect()
     }
@@ -230,11 +231,17 @@ impl Setting {
             allowance: None,
             window: month(),
             timezone: chrono_tz::Tz::UTC,
+            tables: &(),
+            period: PeriodFacts::default(),
         }
     }
 
     fn catalog(&self) -> Catalog {
-        Catalog { bindings: vec![Arc::clone(&self.binding)], prices: self.prices.iter().flatten().cloned().collect() }
+        Catalog {
+            bindings: vec![Arc::clone(&self.binding)],
+            prices: self.prices.iter().flatten().cloned().collect(),
+            tables: Vec::new(),
+        }
     }
 }
 
@@ -340,7 +347,7 @@ proptest! {
                 window.apply(&setting.event(index, &samples[index]), setting.target(&samples[index])).expect("countable");
             }
         }
-        let input = RatingInput { terms: &setting.terms, until: None };
+        let input = RatingInput { terms: &setting.terms, until: None, period: PeriodFacts::default() };
         let expected = naive_amounts(&setting, &samples);
         match window.accrue(&input) {
             Ok(accruals) => {

@@ -2,16 +2,14 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use common::*;
 use domain::event::VarValue;
 use domain::{BindingId, Currency, Instant, MeterFunction, PricingModel, Quantity, UsageEventId, VersionId};
 use proptest::prelude::*;
-use rating::state::EntryRecord;
+use rating::state::{EntryRecord, VariablesRecord};
 use rating::threshold::FiredThreshold;
 use rating::window::Place;
-use rating::{MeterState, RatingKey, StateError, ThresholdOwner, Variables, WindowRecord, WindowState};
+use rating::{MeterState, RatingKey, StateError, ThresholdOwner, WindowRecord, WindowState};
 
 fn any_version() -> impl Strategy<Value = VersionId> {
     prop_oneof![any::<u128>(), 0_u128..3].prop_map(|number| VersionId(id(number)))
@@ -47,10 +45,9 @@ prop_compose! {
         sub_window in prop::option::of(any_instant()), variables in prop::option::of(any_variables()),
     ) -> EntryRecord {
         let (binding_version_id, meter_version_id) = versions;
-        let variables = variables.map(Arc::new);
         let key = RatingKey {
             binding_version_id, meter_version_id, price_version_id, segment_start, wallet_currency: currencies.0,
-            unit_currency: currencies.1, sub_window, variables: variables.as_ref().map(|variables| variables.hash()),
+            unit_currency: currencies.1, sub_window, variables: variables.as_ref().map(|variables| variables.hash),
         };
         EntryRecord { key, variables, state, event_count }
     }
@@ -60,14 +57,15 @@ fn any_currency() -> impl Strategy<Value = Option<Currency>> {
     prop::option::of(prop::sample::select(vec![Currency::EUR, Currency::USD]))
 }
 
-fn any_variables() -> impl Strategy<Value = Variables> {
+fn any_variables() -> impl Strategy<Value = VariablesRecord> {
     let value = prop_oneof![
         any::<bool>().prop_map(VarValue::Bool),
         any_quantity().prop_map(VarValue::Number),
         ".{0,20}".prop_map(VarValue::Text),
     ];
-    prop::collection::btree_map("[a-z.]{1,12}", value, 0..4)
-        .prop_map(|values| Variables::new(values.into_iter().collect()))
+    let values = prop::collection::vec(("[a-z.]{1,12}", value), 0..4);
+    (any::<u128>(), values, prop::collection::vec(any_version(), 0..3))
+        .prop_map(|(hash, values, tables)| VariablesRecord { hash, values, tables })
 }
 
 prop_compose! {

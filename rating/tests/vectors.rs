@@ -141,7 +141,7 @@ fn charged(
         allowance: quantity(allowance),
         tiers_on_total,
     }];
-    let input = RatingInput { terms: &terms, until: None };
+    let input = RatingInput { terms: &terms, until: None, period: rating::PeriodFacts::default() };
     let rated = window.rate(&input).expect("rates");
     let line = &rated.lines[0];
     assert_eq!(window.accrue(&input).expect("rates")[0].amount, line.amount);

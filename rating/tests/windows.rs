@@ -262,7 +262,8 @@ fn c6_members_are_rows_that_are_set() {
 
     let record = WindowRecord::decode(&window.encode()).expect("decodes");
     assert!(record.has_rows);
-    let catalog = Catalog { bindings: vec![Arc::clone(&binding)], prices: vec![Arc::clone(&price)] };
+    let catalog =
+        Catalog { bindings: vec![Arc::clone(&binding)], prices: vec![Arc::clone(&price)], ..Catalog::default() };
     let mut window = record.attach(&catalog, rows).expect("attaches");
     for user in ["a", "c"] {
         window.apply(&by(user), target(&binding, &price)).expect("countable");
@@ -462,7 +463,8 @@ fn a_held_value_is_carried_into_the_next_window() {
     assert!(next.carry_in(start, &first.carries()[0]).expect("in range"));
     assert_eq!(hours(&next, 5).as_deref(), Some("20"), "3 x 6 and 2 x 1");
 
-    let catalog = Catalog { bindings: vec![Arc::clone(&binding)], prices: vec![Arc::clone(&price)] };
+    let catalog =
+        Catalog { bindings: vec![Arc::clone(&binding)], prices: vec![Arc::clone(&price)], ..Catalog::default() };
     let record = WindowRecord::decode(&next.encode()).expect("readable");
     assert!(record.has_rows);
     let mut read = record.attach(&catalog, next.take_changed_rows()).expect("attached");

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use domain::error::FieldErrorCode as Code;
 use domain::{
-    BindingId, BindingRole, Error, MeterFunction, MeterId, OrganizationId, ProductId, Result, Scope, VersionId,
-    VersionStatus, WorkspaceId,
+    BindingId, BindingRole, Error, MeterFunction, MeterId, OrganizationId, ProductId, Quantity, Result, Scope,
+    VersionId, VersionStatus, WorkspaceId,
 };
-use rating::{FilterTree, Threshold};
+use rating::formula::Number;
+use rating::{Bound, FilterTree, Threshold};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -41,6 +42,16 @@ pub struct FormulaBinding {
 
 /// Variable → source.
 pub type FormulaBindings = BTreeMap<String, FormulaBinding>;
+
+/// The sources, as rating takes them; constants are numbers.
+pub(crate) fn bound(bindings: Option<&FormulaBindings>) -> rating::Bindings {
+    let source = |(name, source): (&String, &FormulaBinding)| {
+        let constant = source.constant.as_deref().and_then(|text| Quantity::parse(text).ok());
+        let constant = constant.map(|number| Bound::Constant(Number::from(number).into()));
+        Some((name.clone(), constant.or_else(|| source.meter_key.clone().map(Bound::Meter))?))
+    };
+    bindings.into_iter().flatten().filter_map(source).collect()
+}
 
 /// Short form of the meter inside a binding.
 #[derive(Clone, Debug, Serialize, ToSchema)]

@@ -11,7 +11,7 @@ use serde_json::json;
 use sqlx::types::Json;
 use store::{StoreError, Tx, on_constraint};
 
-use super::{Binding, CreateProductMeterBindingRequest, MeterBindingMeterSummary};
+use super::{Binding, CreateProductMeterBindingRequest, FormulaBindings, MeterBindingMeterSummary};
 use crate::meter::{self, Meter, MeterStatus, Window};
 use crate::product::{self, Product};
 use crate::version::{self, Entity, NewVersion};
@@ -29,9 +29,7 @@ pub async fn create(
 ) -> Result<Binding> {
     version::refuse_draft(request.save_as_draft)?;
     meter::refuse_unevaluated(request.thresholds.as_deref().unwrap_or_default())?;
-    if request.formula_bindings.is_some() {
-        return Err(Error::business_rule("formula_bindings need price formulas, which are not supported yet"));
-    }
+    check_formula_bindings(scope, tx, request.formula_bindings.as_ref()).await?;
     // Locked: two calls cannot both find the place of the PRIMARY binding free.
     let product = product::lock(scope, tx, product_id).await?;
     let meter = meter::lock(scope, tx, request.meter_id).await?;
@@ -54,6 +52,27 @@ pub async fn create(
     }
     tx.emit(scope, "product_meter_binding.created", "binding", binding.id, payload).await?;
     Ok(binding)
+}
+
+/// Every source is there: a meter of the workspace, or a constant.
+async fn check_formula_bindings(scope: &Scope, tx: &mut Tx, bindings: Option<&FormulaBindings>) -> Result<()> {
+    for (name, source) in bindings.into_iter().flatten() {
+        if source.custom_field.is_some() {
+            let detail = format!("formula_bindings.{name}.custom_field: no custom fields are defined");
+            return Err(Error::business_rule(detail));
+        }
+        let Some(key) = &source.meter_key else { continue };
+        let known: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM meter WHERE workspace_id = $1 AND key = $2)")
+            .bind(scope.workspace_id)
+            .bind(key)
+            .fetch_one(tx.conn())
+            .await
+            .context("looking for the meter of a formula binding")?;
+        if !known {
+            return Err(Error::not_found("meter", key));
+        }
+    }
+    Ok(())
 }
 
 fn check_product_and_meter(product: &Product, meter: &Meter) -> Result<()> {
@@ -90,7 +109,7 @@ fn new_binding(scope: &Scope, product: &Product, meter: &Meter, request: CreateP
         role: request.role.unwrap_or(BindingRole::Primary),
         metric_key: meter.metric_key.clone(),
         variable: request.variable,
-        formula_bindings: None,
+        formula_bindings: request.formula_bindings,
         filter: request.filter,
         multiplier: request.multiplier.unwrap_or(Decimal::ONE).normalize(),
         window: request.window,
@@ -118,6 +137,8 @@ fn compile(binding: &Binding, meter: CompiledMeter) -> Result<()> {
         multiplier: binding.multiplier,
         thresholds: binding.thresholds.clone(),
         window: binding.window.as_ref().map(Window::span).transpose().map_err(Error::Validation)?,
+        variable: binding.variable.clone(),
+        formula_bindings: super::bound(binding.formula_bindings.as_ref()),
     };
     Ok(CompiledBinding::compile(definition).map(drop)?)
 }

@@ -18,6 +18,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use store::{Store, StoreError};
 
+use crate::binding::{self, FormulaBindings};
 use crate::meter::Window;
 
 use super::SINCE_EVER;
@@ -60,6 +61,8 @@ struct BindingSnapshot {
     filter: Option<FilterTree>,
     multiplier: Decimal,
     window: Option<Window>,
+    variable: Option<String>,
+    formula_bindings: Option<FormulaBindings>,
     #[serde(default)]
     thresholds: Vec<Threshold>,
 }
@@ -67,6 +70,7 @@ struct BindingSnapshot {
 #[derive(Deserialize)]
 struct PriceSnapshot {
     tiers: Vec<Tier>,
+    list_price: Option<Decimal>,
 }
 
 /// The members of a plan version's snapshot that rating needs.
@@ -234,6 +238,8 @@ async fn load_prices(conn: &mut PgConnection, catalog: &mut WorkspaceCatalog, mu
                 currency: price.currency,
                 model: product.pricing_model,
                 tiers: snapshot.tiers,
+                list_price: snapshot.list_price,
+                formula: None,
             };
             let compiled = Arc::new(compiled("price", version.id, CompiledPrice::compile(definition))?);
             catalog.prices.insert(version.id, compiled.clone());
@@ -271,6 +277,8 @@ struct BindingRow {
     id: BindingId,
     product_id: ProductId,
     meter_id: MeterId,
+    /// Of FORMULA_INPUT.
+    variable: Option<String>,
     meter_key: String,
     metric_key: String,
 }
@@ -282,7 +290,7 @@ async fn load_bindings(
     mut versions: VersionsOf,
 ) -> Result<()> {
     let rows = sqlx::query(
-        "SELECT b.id, b.product_id, b.meter_id, m.key AS meter_key, m.metric_key
+        "SELECT b.id, b.product_id, b.meter_id, b.variable, m.key AS meter_key, m.metric_key
          FROM product_meter_binding b JOIN meter m ON m.id = b.meter_id
          WHERE b.workspace_id = $1 AND b.status <> 'draft' ORDER BY b.role = 'PRIMARY' DESC, b.id",
     )
@@ -290,11 +298,16 @@ async fn load_bindings(
     .fetch_all(conn)
     .await
     .context("reading bindings")?;
-    for row in rows {
-        let binding = binding_from_row(&row).context("reading a binding")?;
+    let bindings = rows.iter().map(binding_from_row).collect::<Result<Vec<_>, _>>().context("reading a binding")?;
+    let mut inputs: HashMap<ProductId, Vec<String>> = HashMap::new();
+    for binding in &bindings {
+        inputs.entry(binding.product_id).or_default().extend(binding.variable.clone());
+    }
+    for binding in bindings {
         let Some(meter_versions) = meters.get(&binding.meter_id.0) else { continue };
         let own = versions.remove(&binding.id.0).unwrap_or_default();
-        let timeline = compile_binding(catalog, &binding, meter_versions, &own)?;
+        let inputs = inputs.get(&binding.product_id).map(Vec::as_slice).unwrap_or_default();
+        let timeline = compile_binding(catalog, &binding, inputs, meter_versions, &own)?;
         if let Some(product) = catalog.products.get_mut(&binding.product_id) {
             product.bindings.push(timeline);
         }
@@ -307,6 +320,7 @@ fn binding_from_row(row: &PgRow) -> Result<BindingRow, sqlx::Error> {
         id: row.try_get("id")?,
         product_id: row.try_get("product_id")?,
         meter_id: row.try_get("meter_id")?,
+        variable: row.try_get("variable")?,
         meter_key: row.try_get("meter_key")?,
         metric_key: row.try_get("metric_key")?,
     })
@@ -316,6 +330,7 @@ fn binding_from_row(row: &PgRow) -> Result<BindingRow, sqlx::Error> {
 fn compile_binding(
     catalog: &mut WorkspaceCatalog,
     binding: &BindingRow,
+    inputs: &[String],
     meters: &[Version],
     versions: &[Version],
 ) -> Result<BindingTimeline> {
@@ -347,6 +362,8 @@ fn compile_binding(
                 multiplier: snapshot.multiplier,
                 thresholds: snapshot.thresholds,
                 window: snapshot.window.map(|window| span("binding", version.id, &window)).transpose()?,
+                variable: snapshot.variable,
+                formula_bindings: formula_bindings(snapshot.formula_bindings.as_ref(), inputs),
             };
             let compiled = Arc::new(compiled("binding", version.id, CompiledBinding::compile(definition))?);
             catalog.bindings.insert((version.id, meter_version.id), compiled.clone());
@@ -355,6 +372,13 @@ fn compile_binding(
     }
     timeline.versions.sort_by_key(|(from, _, _)| *from);
     Ok(timeline)
+}
+
+/// What is bound by name, and the FORMULA_INPUT bindings of the product.
+fn formula_bindings(bound: Option<&FormulaBindings>, inputs: &[String]) -> rating::Bindings {
+    let mut bindings: rating::Bindings = inputs.iter().map(|name| (name.clone(), rating::Bound::Input)).collect();
+    bindings.extend(binding::bound(bound));
+    bindings
 }
 
 fn span(what: &str, id: VersionId, window: &Window) -> Result<Span> {

@@ -5,6 +5,7 @@ use domain::{
     Currency, CustomerId, Error, Instant, OrganizationId, PlanId, PriceId, ProductId, Quantity, Result, SubscriptionId,
     SubscriptionItemId, TestClockId, VersionId, WorkspaceId,
 };
+use rating::PeriodFacts;
 use rust_decimal::Decimal;
 use sqlx::{PgConnection, Row};
 use std::collections::HashMap;
@@ -77,6 +78,13 @@ impl SubscriptionTerms {
             return Some(Period { start: self.started_at, end: self.schedule.first_start });
         }
         self.schedule.containing(instant)
+    }
+
+    /// What a window supplies to the expressions of prices.
+    #[must_use]
+    pub fn period_facts(&self, window: Period) -> PeriodFacts {
+        let days = (window.seconds() + 43_200) / 86_400; // a clock change makes a day an hour shorter or longer
+        PeriodFacts { days: u32::try_from(days).unwrap_or(u32::MAX), interval_count: self.schedule.count }
     }
 
     /// Whether the window is the trial: counted, never charged.

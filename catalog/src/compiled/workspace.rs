@@ -10,7 +10,7 @@ use domain::{
     UnmatchedPriceKeyPolicy, VersionId, WorkspaceId,
 };
 use rating::allowance::{AllowancePart, included_quantity, prorated};
-use rating::{CompiledBinding, CompiledPrice, Terms, WindowState};
+use rating::{CompiledBinding, CompiledPrice, RateTable, RateTables, Terms, Variables, WindowState};
 
 use super::{EventSchema, EventShape, SubscriptionTerms};
 
@@ -228,6 +228,16 @@ impl rating::Versions for WorkspaceCatalog {
     fn price(&self, price_version: VersionId) -> Option<Arc<CompiledPrice>> {
         self.prices.get(&price_version).cloned()
     }
+
+    fn rate_table(&self, _: VersionId) -> Option<Arc<RateTable>> {
+        None
+    }
+}
+
+impl RateTables for WorkspaceCatalog {
+    fn table_at(&self, _: &str, _: Instant) -> Option<&Arc<RateTable>> {
+        None
+    }
 }
 
 impl WorkspaceCatalog {
@@ -331,6 +341,14 @@ impl WorkspaceCatalog {
             dimensions,
             at,
         })
+    }
+
+    /// The rate tables that the expressions of a price read, as they are at an instant; for a price that is not rated by
+    /// events.
+    #[must_use]
+    pub fn tables_of(&self, price: &CompiledPrice, at: Instant) -> Option<Variables> {
+        let tables: Vec<_> = price.tables().iter().filter_map(|slug| self.table_at(slug, at).cloned()).collect();
+        (!tables.is_empty()).then(|| Variables::new(Vec::new()).with_tables(tables))
     }
 
     /// The version of a price that is in effect for a subscription at an instant, and its start.

@@ -70,6 +70,7 @@ impl From<&PriceTier> for rating::Tier {
             up_to: tier.up_to,
             unit_amount: tier.unit_amount,
             flat_amount: tier.flat_amount,
+            rate_expression: tier.rate_expression.clone(),
         }
     }
 }

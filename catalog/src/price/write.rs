@@ -47,9 +47,8 @@ pub async fn create(scope: &Scope, tx: &mut Tx, request: CreatePriceRequest) -> 
 }
 
 fn refuse_formulas(request: &CreatePriceRequest) -> Result<()> {
-    let expression = request.tiers.iter().flatten().any(|tier| tier.rate_expression.is_some());
-    if request.formula_id.is_some() || expression {
-        return Err(Error::business_rule("price formulas and rate expressions are not supported yet"));
+    if request.formula_id.is_some() {
+        return Err(Error::business_rule("price formulas are not supported yet"));
     }
     Ok(())
 }
@@ -111,7 +110,7 @@ fn tiers(product: &Product, request: &CreatePriceRequest) -> Result<Vec<PriceTie
             up_to: tier.up_to,
             unit_amount: tier.unit_amount.unwrap_or_default(),
             flat_amount: tier.flat_amount.unwrap_or_default(),
-            rate_expression: None,
+            rate_expression: tier.rate_expression.clone(),
         });
         return Ok(numbered.collect());
     }
@@ -137,6 +136,8 @@ fn compile(product: &Product, price: &Price) -> Result<()> {
         currency: price.currency,
         model: product.pricing_model,
         tiers: price.tiers.iter().map(rating::Tier::from).collect(),
+        list_price: price.list_price,
+        formula: None,
     };
     Ok(CompiledPrice::compile(definition).map(drop)?)
 }

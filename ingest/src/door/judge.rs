@@ -7,7 +7,7 @@ use catalog::compiled::{EventShape, ProductTerms, SubscriptionTerms, Unpriced, W
 use chrono::TimeDelta;
 use domain::error::FieldErrorCode as Code;
 use domain::{
-    BindingRole, Currency, Error, Instant, ProductType, Result, Scope, UnmatchedPriceKeyPolicy, UsageEvent,
+    BindingRole, Currency, Error, FieldError, Instant, ProductType, Result, Scope, UnmatchedPriceKeyPolicy, UsageEvent,
     UsageEventId,
 };
 
@@ -234,6 +234,20 @@ fn check_hold(facts: &Facts, event: &NewEvent) -> Result<()> {
     Err(Error::business_rule(format!("hold {hold_id} is not active for this subscription and metric")))
 }
 
+/// R9: a price whose expressions read the external cost needs it.
+fn require_cost(event: &NewEvent, price: &rating::CompiledPrice) -> Result<()> {
+    if event.external_cost.is_some() || !price.reads_cost() {
+        return Ok(());
+    }
+    let missing = |field: &str| FieldError {
+        field: field.to_owned(),
+        code: Code::Required,
+        message: "is required: the price reads the external cost".to_owned(),
+    };
+    let fields = vec![missing("external_cost_amount"), missing("external_cost_currency")];
+    Err(Error::rule_of_fields("the price reads the external cost", fields))
+}
+
 enum Route {
     Key { key: Option<String>, remapped: bool },
     Drop(String),
@@ -259,18 +273,20 @@ fn route_price_key(
     if !billed {
         return Ok(Route::Key { key: event.price_key.clone(), remapped: false });
     }
-    let price_of = |key: Option<&str>| {
-        catalog.resolve_for(terms, product.id, key, &event.dimension_vars, event.timestamp).map(drop)
-    };
+    let price_of =
+        |key: Option<&str>| catalog.resolve_for(terms, product.id, key, &event.dimension_vars, event.timestamp);
     match price_of(event.price_key.as_deref()) {
-        Ok(()) => Ok(Route::Key { key: event.price_key.clone(), remapped: false }),
+        Ok(resolved) => {
+            require_cost(event, resolved.price).map(|()| Route::Key { key: event.price_key.clone(), remapped: false })
+        }
         Err(Unpriced::NoPrice) if product.is_keyed() => match product.unmatched_price_key_policy {
             UnmatchedPriceKeyPolicy::Reject => {
                 Ok(Route::Refuse(Error::field("price_key", Code::InvalidEnum, "matches no price of the product")))
             }
             UnmatchedPriceKeyPolicy::Drop => Ok(Route::Drop("price_key matches no price of the product".into())),
             UnmatchedPriceKeyPolicy::UseDefault => {
-                price_of(product.default_price_key.as_deref()).map_err(|error| error.into_error(product.id))?;
+                let default = price_of(product.default_price_key.as_deref());
+                require_cost(event, default.map_err(|error| error.into_error(product.id))?.price)?;
                 Ok(Route::Key { key: product.default_price_key.clone(), remapped: true })
             }
         },

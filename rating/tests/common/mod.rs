@@ -13,8 +13,8 @@ use domain::{
     VersionId, WorkspaceId,
 };
 use rating::{
-    BindingDefinition, CompiledBinding, CompiledMeter, CompiledPrice, MeterDefinition, PriceDefinition, Span, Target,
-    Threshold, ThresholdAction, Tier, Versions,
+    BindingDefinition, Bindings, CompiledBinding, CompiledMeter, CompiledPrice, MeterDefinition, PeriodFacts,
+    PriceDefinition, RateTable, Span, Target, Threshold, ThresholdAction, Tier, Versions,
 };
 use rust_decimal::Decimal;
 use uuid::Uuid;
@@ -101,6 +101,8 @@ pub fn binding_definition(meter: MeterDefinition) -> BindingDefinition {
         multiplier: Decimal::ONE,
         thresholds: Vec::new(),
         window: None,
+        variable: None,
+        formula_bindings: Bindings::new(),
     }
 }
 
@@ -119,6 +121,7 @@ pub fn tiers(steps: &[(&str, &str, &str)]) -> Vec<Tier> {
         up_to: (!up_to.is_empty()).then(|| quantity(up_to)),
         unit_amount: decimal(unit),
         flat_amount: decimal(flat),
+        rate_expression: None,
     };
     steps.iter().enumerate().map(tier).collect()
 }
@@ -137,6 +140,8 @@ pub fn price_definition(model: PricingModel, tiers: Vec<Tier>) -> PriceDefinitio
         currency: Currency::EUR,
         model,
         tiers,
+        list_price: None,
+        formula: None,
     }
 }
 
@@ -163,6 +168,8 @@ pub fn target<'a>(binding: &'a Arc<CompiledBinding>, price: &'a Arc<CompiledPric
         allowance: None,
         window: month(),
         timezone: chrono_tz::Tz::UTC,
+        tables: &(),
+        period: PeriodFacts::default(),
     }
 }
 
@@ -171,6 +178,7 @@ pub fn target<'a>(binding: &'a Arc<CompiledBinding>, price: &'a Arc<CompiledPric
 pub struct Catalog {
     pub bindings: Vec<Arc<CompiledBinding>>,
     pub prices: Vec<Arc<CompiledPrice>>,
+    pub tables: Vec<Arc<RateTable>>,
 }
 
 impl Versions for Catalog {
@@ -181,5 +189,9 @@ impl Versions for Catalog {
 
     fn price(&self, price_version: VersionId) -> Option<Arc<CompiledPrice>> {
         self.prices.iter().find(|price| price.version_id == price_version).cloned()
+    }
+
+    fn rate_table(&self, version: VersionId) -> Option<Arc<RateTable>> {
+        self.tables.iter().find(|table| table.version_id() == version).cloned()
     }
 }

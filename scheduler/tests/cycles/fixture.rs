@@ -422,6 +422,8 @@ impl World {
                 allowance: None,
                 window: window.unwrap(),
                 timezone: terms.schedule.timezone,
+                tables: &(),
+                period: Default::default(),
             };
             state.apply(&event, target).unwrap();
         }

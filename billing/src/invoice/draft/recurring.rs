@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use catalog::compiled::{ItemTerms, ProductTerms};
 use domain::{BillingIntervalUnit, ChargeKind, Error, PricingModel, ProductType, Quantity, Result, TaxCategoryCode};
-use rating::{CompiledPrice, PriceDefinition, Tier, walk};
+use rating::{Basis, CompiledPrice, PriceDefinition, Tier, walk_with};
 use rust_decimal::Decimal;
 
 use super::{DraftLine, Job, LineTax, no_id, tiers_of, unit_rate};
@@ -35,7 +35,13 @@ fn line(job: &Job<'_>, charge: RecurringCharge, item: &ItemTerms, product: &Prod
     let price = price_of(job, charge, item)?;
     // A FIXED_CHARGE is always one (products.md).
     let quantity = if product.kind == ProductType::FixedCharge { Quantity::ONE } else { item.quantity };
-    let walk = walk(&price, quantity)?;
+    let variables = job.catalog.tables_of(&price, charge.period.start);
+    let basis = Basis {
+        variables: variables.as_ref(),
+        period: job.terms.period_facts(charge.whole),
+        ..Basis::of(quantity.into())
+    };
+    let walk = walk_with(&price, quantity.into(), &basis)?;
     let quantity = quantity.to_decimal()?;
     let unit_amount = unit_rate(price.model, &walk, walk.total, quantity);
     let one_time = job.subscription.billing_interval_unit == BillingIntervalUnit::OneTime;
@@ -113,7 +119,7 @@ fn price_of(job: &Job<'_>, charge: RecurringCharge, item: &ItemTerms) -> Result<
         .resolve_for(job.terms, item.product_id, key, &Default::default(), at)
         .map_err(|unpriced| unpriced.into_error(item.product_id))?;
     let Some(unit_amount) = item.unit_amount else { return Ok(Arc::clone(resolved.price)) };
-    let tier = Tier { tier_order: 1, up_to: None, unit_amount, flat_amount: Decimal::ZERO };
+    let tier = Tier { tier_order: 1, unit_amount, ..Tier::default() };
     let definition = PriceDefinition {
         price_id: resolved.price.price_id,
         version_id: resolved.price.version_id,
@@ -122,6 +128,8 @@ fn price_of(job: &Job<'_>, charge: RecurringCharge, item: &ItemTerms) -> Result<
         currency: resolved.price.currency,
         model: PricingModel::Volume,
         tiers: vec![tier],
+        list_price: None,
+        formula: None,
     };
     Ok(Arc::new(CompiledPrice::compile(definition)?))
 }

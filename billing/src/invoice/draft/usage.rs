@@ -17,7 +17,9 @@ pub(super) fn lines(job: &Job<'_>) -> Result<Vec<DraftLine>> {
     }
     // The window as the schedule has it, also where a cancellation cut the billed period.
     let terms = job.catalog.rating_terms(job.terms, window.window, &window.state)?;
-    let rated = window.state.rate(&RatingInput { terms: &terms, until: Some(window.window.end) })?;
+    let period_facts = job.terms.period_facts(window.window);
+    let input = RatingInput { terms: &terms, until: Some(window.window.end), period: period_facts };
+    let rated = window.state.rate(&input)?;
     rated.lines.iter().map(|line| usage_line(job, line, window.window.start, period.end)).collect()
 }
 

@@ -12,7 +12,7 @@ fn catalog(prices: &[(Option<PlanId>, Option<&str>, Option<CustomerId>)]) -> (Wo
     let id = ProductId::generate();
     let timeline = |(plan_id, country, customer_id): &(Option<PlanId>, Option<&str>, Option<CustomerId>)| {
         let price_id = PriceId::generate();
-        let tier = Tier { tier_order: 1, up_to: None, unit_amount: Decimal::ONE, flat_amount: Decimal::ZERO };
+        let tier = Tier { tier_order: 1, unit_amount: Decimal::ONE, ..Tier::default() };
         let definition = PriceDefinition {
             price_id,
             version_id: VersionId::generate(),
@@ -21,6 +21,8 @@ fn catalog(prices: &[(Option<PlanId>, Option<&str>, Option<CustomerId>)]) -> (Wo
             currency: Currency::EUR,
             model: PricingModel::Volume,
             tiers: vec![tier],
+            list_price: None,
+            formula: None,
         };
         let compiled = Arc::new(CompiledPrice::compile(definition).expect("one open tier"));
         PriceTimeline {
@@ -59,6 +61,7 @@ fn catalog(prices: &[(Option<PlanId>, Option<&str>, Option<CustomerId>)]) -> (Wo
         plan_versions: HashMap::new(),
         bindings: HashMap::new(),
         prices: HashMap::new(),
+        schemas: HashMap::new(),
     };
     (catalog, id)
 }
