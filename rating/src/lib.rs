@@ -11,6 +11,7 @@
 
 pub mod allowance;
 pub mod binding;
+pub mod cost;
 pub mod entry;
 pub mod error;
 pub mod exact;
@@ -27,6 +28,7 @@ pub mod window;
 
 pub use allowance::Allowance;
 pub use binding::{BindingDefinition, CompiledBinding};
+pub use cost::{CostRule, CostedLine, LineCost, line_cost};
 pub use entry::{Entry, RatingKey};
 pub use error::{RatingError, Result};
 pub use exact::Exact;

@@ -1,6 +1,7 @@
 //! The mechanisms of the API, its keys and its catalog, through the router on a real database.
 
 mod catalog;
+mod costs;
 mod document;
 mod keys;
 mod lists;

@@ -7,12 +7,13 @@ use chrono::{DateTime, TimeDelta, Utc};
 use domain::ProductId;
 use serde_json::{Value, json};
 
-/// A USAGE product with a meter, its binding and a price.
+/// A USAGE product with a meter, its binding, a price and a cost.
 struct Catalog {
     product: String,
     meter: String,
     binding: String,
     price: String,
+    cost: String,
 }
 
 async fn catalog(client: &Client) -> Catalog {
@@ -23,19 +24,26 @@ async fn catalog(client: &Client) -> Catalog {
     let binding = id(&client.post(&path, json!({"meter_id": meter})).await.data(201));
     let price = json!({"product_id": product, "currency": "EUR", "list_price": "1"});
     let price = id(&client.post("/v1/prices", price).await.data(201));
-    Catalog { product, meter, binding, price }
+    let cost = json!({"key": "fee", "expression": {"type": "PERCENTAGE", "percentage": "1"}});
+    let cost = id(&client.post(&format!("/v1/products/{product}/costs"), cost).await.data(201));
+    Catalog { product, meter, binding, price, cost }
 }
 
 impl Catalog {
     /// Path of each kind of entity, and one member of its versions with four values.
-    fn kinds(&self) -> [(String, &'static str, [Value; 4]); 3] {
+    fn kinds(&self) -> [(String, &'static str, [Value; 4]); 4] {
         let texts = |texts: [&str; 4]| texts.map(|text| json!(text));
         [
             (format!("/v1/meters/{}", self.meter), "name", texts(["Tokens", "b", "c", "d"])),
             (format!("/v1/bindings/{}", self.binding), "multiplier", texts(["1", "2", "3", "4"])),
             (format!("/v1/prices/{}", self.price), "list_price", texts(["1", "2", "3", "4"])),
+            (format!("/v1/costs/{}", self.cost), "expression", ["1", "2", "3", "4"].map(percentage)),
         ]
     }
+}
+
+fn percentage(percentage: &str) -> Value {
+    json!({"type": "PERCENTAGE", "percentage": percentage, "currency": null, "amount": null, "expression": null})
 }
 
 fn hours(hours: i64) -> String {
@@ -134,6 +142,7 @@ async fn catalog_of(api: &TestApi) -> Catalog {
         meter: first("/v1/meters").await,
         binding: first("/v1/bindings").await,
         price: first("/v1/prices").await,
+        cost: first("/v1/costs").await,
     }
 }
 

@@ -293,7 +293,7 @@ pub async fn list_of_product(
         Some(_) => return Err(Error::field("include", Code::InvalidEnum, "must be all, or left out")),
     };
     let query = ListQuery::parse_with(spec, parameters, &["include"])?;
-    crate::product::get(scope, conn, product).await?;
+    crate::product::find(scope, conn, product).await?;
     query.only(PRODUCT_ID, product).fetch(conn, scope).await
 }
 

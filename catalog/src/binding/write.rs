@@ -168,7 +168,7 @@ impl Versioned for Binding {
         let start = span.as_ref().and_then(|span| span.from).unwrap_or_else(|| scope.now());
         let meter = Meter::read(scope, tx.conn(), self.meter_id.0, AsOf::Instant(start)).await?;
         if span.is_some_and(|span| span.is_first) {
-            check_product_and_meter(&product::get(scope, tx.conn(), self.product_id).await?, &meter)?;
+            check_product_and_meter(&product::find(scope, tx.conn(), self.product_id).await?, &meter)?;
         }
         compile(self, meter.compile(start)?)
     }

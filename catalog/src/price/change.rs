@@ -90,7 +90,7 @@ impl Versioned for Price {
     }
 
     async fn check(&self, scope: &Scope, tx: &mut Tx, span: Option<&mut Span>) -> Result<()> {
-        let product = product::get(scope, tx.conn(), self.product_id).await?;
+        let product = product::find(scope, tx.conn(), self.product_id).await?;
         compile(&product, self)?;
         let Some(span) = span else { return Ok(()) };
         if product.status == ProductStatus::Archived {
