@@ -11,33 +11,41 @@ ALTER TABLE entity_version
 UPDATE entity_version SET planned_to = effective_to WHERE archived_reason IS DISTINCT FROM 'superseded';
 CREATE UNIQUE INDEX entity_version_draft ON entity_version (entity_id) WHERE status = 'draft';
 
--- Nothing runs when a version starts or ends: what has come since the last write is derived on every read.
-CREATE FUNCTION present_status(stored text, starts timestamptz, ends timestamptz) RETURNS text
-LANGUAGE sql STABLE AS $$
+-- Nothing runs when a version starts or ends: what has come by an instant is derived on every read.
+CREATE FUNCTION present_status(stored text, starts timestamptz, ends timestamptz, at timestamptz) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN stored NOT IN ('scheduled', 'active') THEN stored
-                WHEN ends <= clock_timestamp() THEN 'archived'
-                WHEN starts > clock_timestamp() THEN 'scheduled'
+                WHEN ends <= at THEN 'archived'
+                WHEN starts > at THEN 'scheduled'
                 ELSE 'active' END
 $$;
 
-CREATE VIEW version_now AS
-SELECT id, workspace_id, entity_type, entity_id, version, present_status(status, effective_from, effective_to) AS status,
-       effective_from, effective_to, planned_from, planned_to, published_at, published_by, created_at, created_by, cancelled_at,
-       warnings, snapshot,
-       CASE WHEN status = 'archived' THEN archived_reason
-            WHEN present_status(status, effective_from, effective_to) = 'archived' THEN
-                CASE WHEN effective_to = planned_to THEN coalesce(archived_reason, 'ended') ELSE 'superseded' END
-            END AS archived_reason
-FROM entity_version;
+CREATE FUNCTION versions_at(at timestamptz) RETURNS TABLE (
+    id uuid, workspace_id uuid, entity_type text, entity_id uuid, version integer, status text, effective_from timestamptz,
+    effective_to timestamptz, planned_from timestamptz, planned_to timestamptz, published_at timestamptz, published_by uuid,
+    created_at timestamptz, created_by uuid, archived_reason text, cancelled_at timestamptz, warnings jsonb, snapshot jsonb)
+LANGUAGE sql STABLE AS $$
+    SELECT v.id, v.workspace_id, v.entity_type, v.entity_id, v.version,
+           present_status(v.status, v.effective_from, v.effective_to, at), v.effective_from, v.effective_to, v.planned_from,
+           v.planned_to, v.published_at, v.published_by, v.created_at, v.created_by,
+           CASE WHEN v.status = 'archived' THEN v.archived_reason
+                WHEN present_status(v.status, v.effective_from, v.effective_to, at) = 'archived' THEN
+                    CASE WHEN v.effective_to = v.planned_to THEN coalesce(v.archived_reason, 'ended') ELSE 'superseded' END
+           END,
+           v.cancelled_at, v.warnings, v.snapshot
+    FROM entity_version v
+$$;
 
 -- The state of an entity at an instant, or that of a chosen version, to be laid over the entity's row: the members of the
 -- version in effect or of the last one that was; before the first one those of the next one; without any those of the draft.
-CREATE FUNCTION entity_state(entity uuid, at timestamptz DEFAULT clock_timestamp(), chosen uuid DEFAULT NULL) RETURNS jsonb
+CREATE FUNCTION entity_state(entity uuid, at timestamptz DEFAULT statement_timestamp(), chosen uuid DEFAULT NULL) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT snapshot || CASE WHEN status = 'draft' AND chosen IS NULL
-        THEN jsonb_build_object('version', 0, 'head_version_id', NULL, 'effective_from', NULL, 'effective_to', NULL)
+        THEN jsonb_build_object('version', 0, 'head_version_id', NULL, 'effective_from', NULL, 'effective_to', NULL,
+                                'status', 'draft')
         ELSE jsonb_build_object('version', version, 'head_version_id', id,
-                                'effective_from', effective_from, 'effective_to', effective_to)
+                                'effective_from', effective_from, 'effective_to', effective_to,
+                                'status', present_status(status, effective_from, effective_to, at))
         END
     FROM entity_version
     WHERE entity_id = entity AND CASE WHEN chosen IS NULL THEN cancelled_at IS NULL ELSE id = chosen END

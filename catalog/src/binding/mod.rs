@@ -22,7 +22,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::meter::Window;
-use crate::version::{AsOf, VersionWarnDTO, Versioned};
+use crate::version::{self, AsOf, VersionWarnDTO, Versioned};
 
 pub use request::{CreateProductMeterBindingRequest, UpdateProductMeterBindingRequest};
 pub use write::{archive, create};
@@ -225,16 +225,12 @@ impl FromRow<'_, PgRow> for Binding {
     }
 }
 
-/// What a binding shows of its meter, beside its own row and version.
-const METER: &str = "JOIN meter m ON m.id = t.meter_id
-    CROSS JOIN LATERAL jsonb_populate_record(m, entity_state(m.id)) s";
-
 /// The members of a version are read from the one that is in effect, those of the meter as well.
 const LIST: ListSpec = ListSpec {
     name: "bindings",
     columns: "t.id, t.organization_id, t.workspace_id, t.product_id, t.meter_id, e.role, t.metric_key, e.variable,
         e.formula_bindings, e.filter, e.multiplier, e.\"window\", e.thresholds, e.version, e.head_version_id,
-        present_status(t.status, e.effective_from, e.effective_to) AS status, e.effective_from, e.effective_to, t.created_at,
+        CASE t.status WHEN 'active' THEN e.status ELSE t.status END AS status, e.effective_from, e.effective_to, t.created_at,
         t.updated_at, m.key AS meter_key, s.name AS meter_name, s.function AS meter_function,
         s.unit_label AS meter_unit_label, s.dimensions AS meter_dimensions, s.head_version_id AS meter_version_id",
     from: "product_meter_binding t
@@ -250,7 +246,7 @@ const LIST: ListSpec = ListSpec {
         ListField::new("role", ListKind::Word(&["PRIMARY", "FORMULA_INPUT", "INFORMATIONAL"])).column("e.role"),
         ListField::new("metric_key", ListKind::Text).column("t.metric_key"),
         ListField::new("status", ListKind::Word(&["draft", "scheduled", "active", "archived"]))
-            .column("present_status(t.status, e.effective_from, e.effective_to)"),
+            .column("CASE t.status WHEN 'active' THEN e.status ELSE t.status END"),
         ListField::new("created_at", ListKind::Instant).column("t.created_at").sortable(),
         ListField::new("updated_at", ListKind::Instant).column("t.updated_at").sortable(),
     ],
@@ -264,7 +260,7 @@ const PRODUCT_ID: ListField = ListField::new("product_id", ListKind::Id).column(
 /// The same without drafts and archived ones: what a product's list shows by default.
 const LIVE: ListSpec = ListSpec {
     name: "live_bindings",
-    condition: "present_status(t.status, e.effective_from, e.effective_to) IN ('active', 'scheduled')",
+    condition: "t.status = 'active' AND e.status IN ('active', 'scheduled')",
     ..LIST
 };
 
@@ -313,11 +309,14 @@ pub async fn live_of(scope: &Scope, conn: &mut PgConnection, products: &[Product
     let products: Vec<uuid::Uuid> = products.iter().map(|id| id.0).collect();
     let sql = format!(
         "SELECT {} FROM {} WHERE t.workspace_id = $1 AND t.product_id = ANY($2) AND {} ORDER BY t.created_at, t.id",
-        LIVE.columns, LIVE.from, LIVE.condition
+        LIVE.columns,
+        version::from_at(&LIVE, 3),
+        LIVE.condition
     );
     sqlx::query_as(AssertSqlSafe(sql))
         .bind(scope.workspace_id)
         .bind(products)
+        .bind(scope.now())
         .fetch_all(conn)
         .await
         .context("reading the bindings of products")

@@ -12,7 +12,7 @@ use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use super::{
-    Binding, BindingVersionSnapshot, CreateProductMeterBindingRequest, LIST, METER, MeterBindingMeterSummary,
+    Binding, BindingVersionSnapshot, CreateProductMeterBindingRequest, LIST, MeterBindingMeterSummary,
     UpdateProductMeterBindingRequest,
 };
 use crate::meter::{self, Meter, MeterStatus};
@@ -120,7 +120,7 @@ impl Versioned for Binding {
     }
 
     async fn read(scope: &Scope, conn: &mut PgConnection, id: Uuid, as_of: AsOf) -> Result<Self> {
-        version::read(scope, conn, Self::ENTITY, (&LIST, METER), id, as_of).await
+        version::read(scope, conn, Self::ENTITY, &LIST, id, as_of).await
     }
 
     fn life(&self) -> (i32, Life) {

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::product;
-use crate::version::{AsOf, VersionRow, VersionWarnDTO, Versioned};
+use crate::version::{self, AsOf, VersionRow, VersionWarnDTO, Versioned};
 
 pub use request::{CopyCostRequest, CreateCostRequest, UpdateCostRequest, check_formula};
 pub use write::{archive, copy, create, create_of_product};
@@ -197,11 +197,14 @@ pub async fn active_of(scope: &Scope, conn: &mut PgConnection, products: &[Produ
     let products: Vec<Uuid> = products.iter().map(|id| id.0).collect();
     let sql = format!(
         "SELECT {} FROM {} WHERE t.workspace_id = $1 AND t.product_id = ANY($2) AND {} ORDER BY t.created_at, t.id",
-        ACTIVE.columns, ACTIVE.from, ACTIVE.condition
+        ACTIVE.columns,
+        version::from_at(&ACTIVE, 3),
+        ACTIVE.condition
     );
     sqlx::query_as(AssertSqlSafe(sql))
         .bind(scope.workspace_id)
         .bind(products)
+        .bind(scope.now())
         .fetch_all(conn)
         .await
         .context("reading the costs of products")

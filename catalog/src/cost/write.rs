@@ -134,7 +134,7 @@ impl Versioned for Cost {
     const DEFINITION: &'static [&'static str] = &["description", "expression", "requires_continuous_coverage"];
 
     async fn read(scope: &Scope, conn: &mut PgConnection, id: Uuid, as_of: AsOf) -> Result<Self> {
-        version::read(scope, conn, Self::ENTITY, (&LIST, ""), id, as_of).await
+        version::read(scope, conn, Self::ENTITY, &LIST, id, as_of).await
     }
 
     fn life(&self) -> (i32, Life) {

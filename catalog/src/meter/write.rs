@@ -92,7 +92,7 @@ impl Versioned for Meter {
     ];
 
     async fn read(scope: &Scope, conn: &mut PgConnection, id: Uuid, as_of: AsOf) -> Result<Self> {
-        version::read(scope, conn, Self::ENTITY, (&LIST, ""), id, as_of).await
+        version::read(scope, conn, Self::ENTITY, &LIST, id, as_of).await
     }
 
     fn life(&self) -> (i32, Life) {
@@ -197,20 +197,22 @@ pub async fn archive(scope: &Scope, tx: &mut Tx, id: MeterId) -> Result<()> {
     if meter.status == MeterStatus::Archived {
         return Ok(());
     }
+    let now = scope.now();
     let bound: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM product_meter_binding t CROSS JOIN LATERAL jsonb_populate_record(t, entity_state(t.id)) e
-                        WHERE t.workspace_id = $1 AND t.meter_id = $2
-                          AND present_status(t.status, e.effective_from, e.effective_to) IN ('active', 'scheduled'))",
+        "SELECT EXISTS (SELECT FROM product_meter_binding t
+                             CROSS JOIN LATERAL jsonb_populate_record(t, entity_state(t.id, $3)) e
+                        WHERE t.workspace_id = $1 AND t.meter_id = $2 AND t.status = 'active'
+                          AND e.status IN ('active', 'scheduled'))",
     )
     .bind(scope.workspace_id)
     .bind(id)
+    .bind(now)
     .fetch_one(tx.conn())
     .await
     .context("looking for bindings")?;
     if bound {
         return Err(Error::conflict("CONFLICT", "a live binding uses this meter"));
     }
-    let now = scope.now();
     version::end(scope, tx, id.0, now, "archived").await?;
     sqlx::query(
         "UPDATE meter SET status = 'archived', archived_at = $3, updated_at = $3 WHERE workspace_id = $1 AND id = $2",

@@ -36,7 +36,7 @@ impl Versioned for Price {
     }
 
     async fn read(scope: &Scope, conn: &mut PgConnection, id: Uuid, as_of: AsOf) -> Result<Self> {
-        version::read(scope, conn, Self::ENTITY, (&LIST, "JOIN product p ON p.id = t.product_id"), id, as_of).await
+        version::read(scope, conn, Self::ENTITY, &LIST, id, as_of).await
     }
 
     fn life(&self) -> (i32, Life) {
@@ -195,12 +195,9 @@ async fn change_window(
     price.valid_to = to.clone().apply(price.valid_to);
     let past =
         |(from, to): (Option<Instant>, Option<Instant>)| (from.map(|from| from.min(now)), to.filter(|to| *to < now));
-    if price.status == PriceStatus::Active {
-        if past(before) != past((price.valid_from, price.valid_to)) && has_subscribers(scope, tx, &price).await? {
-            return Err(Error::business_rule(
-                "the span of a price of a product that is in use cannot change in the past",
-            ));
-        }
+    let changes_the_past = past(before) != past((price.valid_from, price.valid_to));
+    if changes_the_past && price.status == PriceStatus::Active && has_subscribers(scope, tx, &price).await? {
+        return Err(Error::business_rule("the span of a price of a product that is in use cannot change in the past"));
     }
     check_window(&price, &Span { from: price.effective_from, to: price.effective_to, is_first: false, now })?;
     sqlx::query("UPDATE price SET valid_from = $3, valid_to = $4, updated_at = $5 WHERE workspace_id = $1 AND id = $2")

@@ -19,7 +19,7 @@ use store::{ListField, ListKind, ListQuery, ListSpec, Page, StoreError};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::version::{AsOf, VersionRow, VersionWarnDTO, Versioned};
+use crate::version::{self, AsOf, VersionRow, VersionWarnDTO, Versioned};
 
 pub use archive::archive;
 pub use change::{amend_version, update};
@@ -288,7 +288,8 @@ pub async fn offered(
            AND (t.plan_id IS NULL OR t.plan_id = $3) AND t.customer_id IS NULL
            AND (e.effective_to IS NULL OR e.effective_to > $4) AND (t.valid_to IS NULL OR t.valid_to > $4)
          ORDER BY t.product_id, t.price_key, t.created_at, t.id",
-        LIST.columns, LIST.from
+        LIST.columns,
+        version::from_at(&LIST, 4)
     );
     sqlx::query_as(AssertSqlSafe(sql))
         .bind(scope.workspace_id)

@@ -22,7 +22,7 @@ const LIST: ListSpec = ListSpec {
     columns: "v.id, v.version, v.status, v.effective_from, v.effective_to, v.published_at, v.created_at, v.created_by,
         v.archived_reason, v.cancelled_at,
         (SELECT count(*) FROM subscription s WHERE s.plan_version_id = v.id) AS usage_count",
-    from: "version_now v",
+    from: "versions_at(statement_timestamp()) v",
     workspace_column: "v.workspace_id",
     condition: "true",
     fields: &[
@@ -126,9 +126,9 @@ pub async fn get(
         VersionRef::Id(id) => (None, Some(id)),
     };
     let sql = format!(
-        "SELECT {}, v.entity_id, v.published_by, v.warnings, v.snapshot, v.planned_from, v.planned_to FROM {}
+        "SELECT {}, v.entity_id, v.published_by, v.warnings, v.snapshot, v.planned_from, v.planned_to FROM versions_at($6) v
          WHERE v.workspace_id = $1 AND v.entity_type = $2 AND v.entity_id = $3 AND (v.version = $4 OR v.id = $5)",
-        LIST.columns, LIST.from
+        LIST.columns
     );
     sqlx::query_as(AssertSqlSafe(sql))
         .bind(scope.workspace_id)
@@ -136,6 +136,7 @@ pub async fn get(
         .bind(entity_id)
         .bind(number)
         .bind(id)
+        .bind(scope.now())
         .fetch_optional(conn)
         .await
         .context("reading a version")?

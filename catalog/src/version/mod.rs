@@ -1,8 +1,8 @@
 //! Versions of catalog entities: numbered, immutable once active, each with the frozen state (scheduled-changes.md).
 //!
-//! A version whose start has come is active, whatever word its row still bears: nothing has to run at that instant. The
-//! view `version_now` derives the present words, and the function `entity_state` the members that an entity has at an
-//! instant; every read of an entity lays them over its row. [`edit`] has the operations that all entities share.
+//! A version whose start has come is active, whatever word its row still bears: nothing has to run at that instant. In the
+//! database, `versions_at` derives the words of an instant and `entity_state` the members that an entity has then; every
+//! read of an entity lays them over its row. [`edit`] has the operations that all entities share.
 
 pub mod edit;
 mod list;
@@ -20,8 +20,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 pub use list::{get, list, list_of, owners, timeline};
-pub(crate) use row::read;
 pub use row::{AsOf, NewVersion, Place, end, insert, rewrite_draft, settle};
+pub(crate) use row::{from_at, read};
 pub use versioned::{Life, Span, Versioned};
 
 /// Entities that have versions here.

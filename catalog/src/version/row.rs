@@ -323,16 +323,21 @@ pub enum AsOf {
     Version(VersionId),
 }
 
-/// Reads one entity: its row, with the members of a version laid over it. Columns of the row are those of `t`, of the
-/// version those of `e`; `join` adds what they need of others.
+/// The tables of a list as of the instant that is bound as `$<parameter>`, in the place of the present.
+pub(crate) fn from_at(spec: &ListSpec, parameter: usize) -> String {
+    spec.from.replace(".id)", &format!(".id, ${parameter})"))
+}
+
+/// Reads one entity as its list does: its row, with the members of a version laid over it. In the list, columns of the row
+/// are those of `t`, of the version those of `e`.
 ///
 /// # Errors
-/// As every statement.
+/// `NotFound`.
 pub(crate) async fn read<T>(
     scope: &Scope,
     conn: &mut PgConnection,
     entity: Entity,
-    (spec, join): (&ListSpec, &str),
+    spec: &ListSpec,
     id: Uuid,
     as_of: AsOf,
 ) -> Result<T>
@@ -340,16 +345,12 @@ where
     T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
 {
     let (at, chosen) = match as_of {
-        AsOf::Instant(at) => (Some(at), None),
-        AsOf::Version(chosen) => (None, Some(chosen)),
+        AsOf::Instant(at) => (at, None),
+        AsOf::Version(chosen) => (scope.now(), Some(chosen)),
     };
-    let sql = format!(
-        "SELECT {} FROM {} t CROSS JOIN LATERAL jsonb_populate_record(t, entity_state(t.id, $3, $4)) e {join}
-         WHERE t.workspace_id = $1 AND t.id = $2 AND {}",
-        spec.columns,
-        entity.table(),
-        spec.condition
-    );
+    let from = from_at(spec, 3).replace("(t.id, $3)", "(t.id, $3, $4)");
+    let sql =
+        format!("SELECT {} FROM {from} WHERE t.workspace_id = $1 AND t.id = $2 AND {}", spec.columns, spec.condition);
     sqlx::query_as(AssertSqlSafe(sql))
         .bind(scope.workspace_id)
         .bind(id)
