@@ -3,13 +3,14 @@
 
 mod common;
 
-use catalog::binding::{Binding, UpdateProductMeterBindingRequest};
+use catalog::binding::{self, Binding, UpdateProductMeterBindingRequest};
 use catalog::compiled::Snapshots;
 use catalog::meter::{Meter, UpdateMeterRequest};
 use catalog::price::{Price, UpdatePriceRequest};
 use catalog::version::{VersionRef, Versioned, edit};
 use common::{World, at, period_start};
-use domain::{Result, Scope};
+use domain::{BindingId, Error, Result, Scope};
+use ingest::door::Entry;
 use serde_json::{Value, json};
 use store::Tx;
 use uuid::Uuid;
@@ -120,4 +121,26 @@ async fn another_node_takes_the_version_of_the_timestamp() {
     let binding = only(&world, "product_meter_binding").await;
     write(&world, async |scope, tx| edit::unschedule::<Binding>(scope, tx, binding, VersionRef::Number(2)).await).await;
     assert_eq!(multipliers().await, ["1", "1"]);
+}
+
+/// meter-bindings.md, rule 5: events from the end on are refused at the door, those before are counted. Else: a subscription
+/// goes on and is billed for nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binding_ends_when_nobody_needs_it_and_the_door_refuses_from_there() {
+    let world = World::start().await;
+    let id = BindingId(only(&world, "product_meter_binding").await);
+    let archive = async |scope: &Scope, tx: &mut Tx| {
+        binding::archive(scope, tx, id, &[("effective_at".to_owned(), START.to_owned())]).await
+    };
+    let mut tx = world.store.begin("a test's edit").await.expect("a transaction");
+    let refused = archive(&world.scope.at(at(MADE)), &mut tx).await;
+    assert!(matches!(refused, Err(Error::Conflict { code: "CONFLICT", .. })), "{refused:?}");
+    tx.rollback().await.expect("rolled back");
+    world.execute("UPDATE subscription SET status = 'CANCELLED'").await;
+    write(&world, archive).await;
+    world.accept(&[world.event("before", "1000", BEFORE)]).await;
+    let refused = world.send(&[world.event("from", "500", START)]).await;
+    assert!(matches!(refused[..], [Entry::Rejected(_)]), "{refused:?}");
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await, totals("1000", 1, "90.00 EUR"));
 }

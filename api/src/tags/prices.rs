@@ -143,7 +143,7 @@ async fn update_price_version(ctx: Ctx) -> Answer {
     let mut write = ctx.write("update_price_version").await?;
     let (id, version) = (ctx.path_id("id")?, ctx.path_id("version")?);
     let request = ctx.body(UpdatePriceRequest::read)?;
-    let version = price::amend_version(&ctx.scope, write.tx(), id, version, request).await?;
+    let version = edit::amend::<Price>(&ctx.scope, write.tx(), id, version, request).await?;
     write.ok(Data(version)).await
 }
 

@@ -477,3 +477,51 @@ async fn bindings_are_archived_from_an_instant() {
     let _ = live.delete(&format!("/v1/bindings/{}", id(&next))).await.expect(204);
     let _ = live.delete(&format!("/v1/meters/{}", made.meter)).await.expect(204);
 }
+
+/// Else: two edits at once leave two versions in effect, or lose one.
+#[tokio::test]
+async fn concurrent_edits_follow_each_other() {
+    let api = TestApi::start().await;
+    for (path, member, [_, second, third, fourth]) in catalog(&api.live).await.kinds() {
+        let edits = [second, third, fourth].into_iter().cycle().take(9).enumerate().map(|(index, value)| {
+            let hour = i64::try_from(index).unwrap();
+            let mut body = json!({member: value});
+            match index % 3 {
+                0 => body["effective_at"] = json!(hours(hour + 1)),
+                1 => body["save_as_draft"] = json!(true),
+                _ => {}
+            }
+            let (live, path) = (api.live.clone(), path.clone());
+            async move { live.put(&path, body).await.expect(200) }
+        });
+        let _ = futures::future::join_all(edits).await;
+        let versions = api.live.get(&format!("{path}/versions?status=draft")).await.expect(200);
+        assert_eq!(words(&versions).len(), 1, "{path}: one draft");
+        let timeline = api.live.get(&format!("{path}/timeline?include=all")).await.expect(200);
+        let rows = timeline["data"].as_array().unwrap();
+        let published: Vec<_> = rows.iter().filter(|row| row["status"] != "draft").collect();
+        assert_eq!(published.len(), 7, "{path}");
+        for pair in published.windows(2) {
+            assert_eq!(pair[0]["effective_to"], pair[1]["effective_from"], "{path}: spans meet");
+        }
+        assert_eq!(published.iter().filter(|row| row["status"] == "active").count(), 1, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_meter_that_is_bound_keeps_a_published_version() {
+    let api = TestApi::start().await;
+    let live = &api.live;
+    let product = id(&live.post("/v1/products", json!({"name": "Tokens", "type": "USAGE"})).await.data(201));
+    let body = json!({"key": "m", "name": "M", "metric_key": "m", "function": "SUM", "save_as_draft": true});
+    let meter = id(&live.post("/v1/meters", body).await.data(201));
+    let version = format!("/v1/meters/{meter}/versions/1");
+    let _ = live.post(&format!("{version}/publish"), json!({"effective_at": hours(4)})).await.data(200);
+    let bindings = format!("/v1/products/{product}/meter-bindings");
+    let binding = id(&live.post(&bindings, json!({"meter_id": meter})).await.data(201));
+    live.post_empty(&format!("{version}/unschedule")).await.problem(409, "CONFLICT");
+    let _ = live.delete(&format!("/v1/bindings/{binding}")).await.expect(204);
+    let _ = live.post_empty(&format!("{version}/unschedule")).await.data(200);
+    let meter = live.get(&format!("/v1/meters/{meter}")).await.data(200);
+    assert_eq!((&meter["status"], &meter["version"]), (&json!("draft"), &json!(0)));
+}

@@ -152,6 +152,20 @@ impl Versioned for Meter {
         self.compile(Instant::UNIX_EPOCH).map(drop)
     }
 
+    /// A meter without a published version measures nothing: its bindings must be gone before.
+    async fn check_timeline(&self, scope: &Scope, tx: &mut Tx) -> Result<()> {
+        let is_published: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM entity_version
+                            WHERE workspace_id = $1 AND entity_id = $2 AND status <> 'draft' AND cancelled_at IS NULL)",
+        )
+        .bind(scope.workspace_id)
+        .bind(self.id)
+        .fetch_one(tx.conn())
+        .await
+        .context("looking for a published version")?;
+        if is_published { Ok(()) } else { refuse_bound(scope, tx, self.id, scope.now()).await }
+    }
+
     /// Bindings of the meter.
     async fn dependents(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<Vec<Uuid>> {
         let bindings: Vec<BindingId> =
@@ -198,21 +212,7 @@ pub async fn archive(scope: &Scope, tx: &mut Tx, id: MeterId) -> Result<()> {
         return Ok(());
     }
     let now = scope.now();
-    let bound: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM product_meter_binding t
-                             CROSS JOIN LATERAL jsonb_populate_record(t, entity_state(t.id, $3)) e
-                        WHERE t.workspace_id = $1 AND t.meter_id = $2 AND t.status = 'active'
-                          AND e.status IN ('active', 'scheduled'))",
-    )
-    .bind(scope.workspace_id)
-    .bind(id)
-    .bind(now)
-    .fetch_one(tx.conn())
-    .await
-    .context("looking for bindings")?;
-    if bound {
-        return Err(Error::conflict("CONFLICT", "a live binding uses this meter"));
-    }
+    refuse_bound(scope, tx, id, now).await?;
     version::end(scope, tx, id.0, now, "archived").await?;
     sqlx::query(
         "UPDATE meter SET status = 'archived', archived_at = $3, updated_at = $3 WHERE workspace_id = $1 AND id = $2",
@@ -229,6 +229,22 @@ pub async fn archive(scope: &Scope, tx: &mut Tx, id: MeterId) -> Result<()> {
     payload.insert("key".into(), json!(meter.key));
     payload.insert("version".into(), json!(meter.version));
     tx.emit(scope, "meter.archived", "meter", id, payload).await
+}
+
+async fn refuse_bound(scope: &Scope, tx: &mut Tx, id: MeterId, now: Instant) -> Result<()> {
+    let bound: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM product_meter_binding t
+                             CROSS JOIN LATERAL jsonb_populate_record(t, entity_state(t.id, $3)) e
+                        WHERE t.workspace_id = $1 AND t.meter_id = $2 AND t.status = 'active'
+                          AND e.status IN ('active', 'scheduled'))",
+    )
+    .bind(scope.workspace_id)
+    .bind(id)
+    .bind(now)
+    .fetch_one(tx.conn())
+    .await
+    .context("looking for bindings")?;
+    if bound { Err(Error::conflict("CONFLICT", "a live binding uses this meter")) } else { Ok(()) }
 }
 
 async fn find_by_key(scope: &Scope, tx: &mut Tx, key: &str) -> Result<Option<MeterId>> {

@@ -12,7 +12,7 @@ use super::request::numbered;
 use super::write::{begin_from_now, check_duplicate, check_window, compile, refuse_formulas, single_tier};
 use super::{LIST, Price, PriceStatus, PriceVersion, UpdatePriceRequest};
 use crate::product::{self, ProductStatus};
-use crate::version::{self, AsOf, EditControls, Entity, Life, Span, VersionRecord, VersionRef, Versioned, edit};
+use crate::version::{self, AsOf, EditControls, Entity, Life, Span, VersionRecord, Versioned, edit};
 
 impl Versioned for Price {
     type Update = UpdatePriceRequest;
@@ -98,6 +98,8 @@ impl Versioned for Price {
         }
         if span.is_first {
             begin_from_now(scope, tx, self, span).await?;
+        } else {
+            refuse_early_end(scope, tx, self, span).await?;
         }
         check_window(self, span)
     }
@@ -135,7 +137,6 @@ pub async fn update(scope: &Scope, tx: &mut Tx, id: PriceId, mut request: Update
     Price::lock(scope, tx, id.0).await?;
     let price = super::get(scope, tx.conn(), id).await?;
     version::check_expected(request.controls.expected_version, price.version)?;
-    refuse_early_end(scope, tx, &price, &request).await?;
     let controls = request.controls;
     let is_beside = controls.save_as_draft && price.status != PriceStatus::Draft;
     if request.has_window() && controls.start(scope.now())?.is_none() && !is_beside {
@@ -148,34 +149,33 @@ pub async fn update(scope: &Scope, tx: &mut Tx, id: PriceId, mut request: Update
     edit::update(scope, tx, id.0, request).await
 }
 
-/// Amends a draft or scheduled version of a price.
-///
-/// # Errors
-/// As [`edit::amend`]; `Conflict` when a live subscription is charged by the price and it would end earlier.
-pub async fn amend_version(
-    scope: &Scope,
-    tx: &mut Tx,
-    id: PriceId,
-    version: VersionRef,
-    request: UpdatePriceRequest,
-) -> Result<PriceVersion> {
-    Price::lock(scope, tx, id.0).await?;
-    let price = super::get(scope, tx.conn(), id).await?;
-    refuse_early_end(scope, tx, &price, &request).await?;
-    edit::amend::<Price>(scope, tx, id.0, version, request).await
-}
-
-/// As for archiving: whoever is charged by the price would find none on the next bill.
-async fn refuse_early_end(scope: &Scope, tx: &mut Tx, price: &Price, request: &UpdatePriceRequest) -> Result<()> {
-    let is_earlier = |sent: &Patch<Instant>, known: Option<Instant>| match sent {
-        Patch::Set(end) => known.is_none_or(|known| *end < known),
-        Patch::Keep | Patch::Clear => false,
-    };
-    let ends = is_earlier(&request.effective_to, price.effective_to) || is_earlier(&request.valid_to, price.valid_to);
-    if ends && price.status == PriceStatus::Active && charges_somebody(scope, tx, price).await? {
-        return Err(Error::conflict("CONFLICT", "a live subscription is charged by this price: it cannot end earlier"));
+/// As for archiving: whoever is charged by the price would find none on the next bill. Versions in the middle of the timeline
+/// change nothing about its end.
+async fn refuse_early_end(scope: &Scope, tx: &mut Tx, price: &Price, span: &Span) -> Result<()> {
+    let last: Option<(Option<Instant>, Option<Instant>)> = sqlx::query_as(
+        "SELECT effective_from, planned_to FROM entity_version
+         WHERE workspace_id = $1 AND entity_id = $2 AND status <> 'draft' AND cancelled_at IS NULL
+         ORDER BY effective_from DESC NULLS LAST LIMIT 1",
+    )
+    .bind(scope.workspace_id)
+    .bind(price.id)
+    .fetch_optional(tx.conn())
+    .await
+    .context("looking for the end of a price")?;
+    let Some((last_from, last_to)) = last else { return Ok(()) };
+    if span.from >= last_from && is_earlier(span.to, last_to) && charges_somebody(scope, tx, price).await? {
+        return Err(charged());
     }
     Ok(())
+}
+
+/// Whether an end (`None`: never) comes before another one.
+fn is_earlier(end: Option<Instant>, other: Option<Instant>) -> bool {
+    end.is_some_and(|end| other.is_none_or(|other| end < other))
+}
+
+fn charged() -> Error {
+    Error::conflict("CONFLICT", "a live subscription is charged by this price: it cannot end earlier")
 }
 
 /// Moves the span of the price itself. What was rated stays: only its part ahead may change once subscriptions have the
@@ -195,8 +195,12 @@ async fn change_window(
     price.valid_to = to.clone().apply(price.valid_to);
     let past =
         |(from, to): (Option<Instant>, Option<Instant>)| (from.map(|from| from.min(now)), to.filter(|to| *to < now));
+    let is_live = price.status == PriceStatus::Active;
+    if is_live && is_earlier(price.valid_to, before.1) && charges_somebody(scope, tx, &price).await? {
+        return Err(charged());
+    }
     let changes_the_past = past(before) != past((price.valid_from, price.valid_to));
-    if changes_the_past && price.status == PriceStatus::Active && has_subscribers(scope, tx, &price).await? {
+    if changes_the_past && is_live && has_subscribers(scope, tx, &price).await? {
         return Err(Error::business_rule("the span of a price of a product that is in use cannot change in the past"));
     }
     check_window(&price, &Span { from: price.effective_from, to: price.effective_to, is_first: false, now })?;

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::version::{self, AsOf, VersionRow, VersionWarnDTO, Versioned};
 
 pub use archive::archive;
-pub use change::{amend_version, update};
+pub use change::update;
 pub use request::{CopyPriceAsDraftRequest, CreatePriceRequest, CreatePriceTierRequest, UpdatePriceRequest};
 pub use write::create;
 
