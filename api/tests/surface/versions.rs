@@ -525,3 +525,23 @@ async fn a_meter_that_is_bound_keeps_a_published_version() {
     let meter = live.get(&format!("/v1/meters/{meter}")).await.data(200);
     assert_eq!((&meter["status"], &meter["version"]), (&json!("draft"), &json!(0)));
 }
+
+/// Else: the versions of one entity cost a walk over those of everybody.
+#[tokio::test]
+async fn versions_are_found_by_an_index() {
+    let api = TestApi::start().await;
+    let mut tx = api.app.store.begin("explaining").await.unwrap();
+    sqlx::query("SET LOCAL enable_seqscan = off").execute(tx.conn()).await.unwrap();
+    for sql in [
+        "EXPLAIN SELECT v.id FROM versions_at(statement_timestamp()) v
+         WHERE v.workspace_id = gen_random_uuid() AND v.entity_id = '00000000-0000-0000-0000-000000000000'
+         ORDER BY v.created_at DESC, v.id DESC LIMIT 26",
+        "EXPLAIN SELECT e.name FROM meter t CROSS JOIN LATERAL jsonb_populate_record(t, entity_state(t.id)) e
+         WHERE t.workspace_id = '00000000-0000-0000-0000-000000000000' ORDER BY t.created_at DESC, t.id DESC LIMIT 26",
+    ] {
+        let plan: Vec<String> = sqlx::query_scalar(sql).fetch_all(tx.conn()).await.unwrap();
+        let plan = plan.join("\n");
+        assert!(plan.contains("Index Scan") || plan.contains("Index Only Scan"), "{plan}");
+        assert!(!plan.contains("Seq Scan") && !plan.contains("on versions_at"), "{plan}");
+    }
+}
