@@ -9,6 +9,11 @@ ALTER TABLE entity_version
     -- The end that a request named; effective_to is the start of the successor when that comes first.
     ADD planned_to   timestamptz;
 UPDATE entity_version SET planned_to = effective_to WHERE archived_reason IS DISTINCT FROM 'superseded';
+-- What versions of prices freeze from now on; until now a price had one version only.
+UPDATE entity_version v
+SET snapshot = jsonb_build_object('formula_id', p.formula_id, 'display_name', p.display_name, 'metadata', p.metadata,
+                                  'requires_continuous_coverage', p.requires_continuous_coverage) || v.snapshot
+FROM price p WHERE v.entity_type = 'price' AND v.entity_id = p.id;
 CREATE UNIQUE INDEX entity_version_draft ON entity_version (entity_id) WHERE status = 'draft';
 
 -- Nothing runs when a version starts or ends: what has come by an instant is derived on every read.

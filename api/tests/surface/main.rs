@@ -8,4 +8,5 @@ mod lists;
 mod mechanisms;
 mod repeats;
 mod tenancy;
+mod version_kinds;
 mod versions;

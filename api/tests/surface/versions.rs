@@ -4,19 +4,18 @@
 use api::testing::{Client, Reply, TestApi, id};
 use catalog::compiled::WorkspaceCatalog;
 use chrono::{DateTime, TimeDelta, Utc};
-use domain::ProductId;
 use serde_json::{Value, json};
 
 /// A USAGE product with a meter, its binding, a price and a cost.
-struct Catalog {
-    product: String,
-    meter: String,
-    binding: String,
-    price: String,
-    cost: String,
+pub struct Catalog {
+    pub product: String,
+    pub meter: String,
+    pub binding: String,
+    pub price: String,
+    pub cost: String,
 }
 
-async fn catalog(client: &Client) -> Catalog {
+pub async fn catalog(client: &Client) -> Catalog {
     let product = id(&client.post("/v1/products", json!({"name": "Tokens", "type": "USAGE"})).await.data(201));
     let meter = json!({"key": "tokens", "name": "Tokens", "metric_key": "tokens", "function": "SUM"});
     let meter = id(&client.post("/v1/meters", meter).await.data(201));
@@ -46,7 +45,7 @@ fn percentage(percentage: &str) -> Value {
     json!({"type": "PERCENTAGE", "percentage": percentage, "currency": null, "amount": null, "expression": null})
 }
 
-fn hours(hours: i64) -> String {
+pub fn hours(hours: i64) -> String {
     stamp(domain::Clock::System.now() + TimeDelta::hours(hours))
 }
 
@@ -55,7 +54,7 @@ fn stamp(instant: DateTime<Utc>) -> String {
 }
 
 /// Lets hours pass for the versions of everything.
-async fn pass(api: &TestApi, hours: i32) {
+pub async fn pass(api: &TestApi, hours: i32) {
     sqlx::query(
         "UPDATE entity_version SET effective_from = effective_from - make_interval(hours => $1),
              effective_to = effective_to - make_interval(hours => $1), planned_to = planned_to - make_interval(hours => $1)",
@@ -67,12 +66,12 @@ async fn pass(api: &TestApi, hours: i32) {
 }
 
 /// `(number, status)` of each row.
-fn words(page: &Value) -> Vec<(i64, String)> {
+pub fn words(page: &Value) -> Vec<(i64, String)> {
     let rows = page["data"].as_array().expect("a page").iter();
     rows.map(|row| (row["version"].as_i64().unwrap(), row["status"].as_str().unwrap().to_owned())).collect()
 }
 
-fn word(number: i64, status: &str) -> (i64, String) {
+pub fn word(number: i64, status: &str) -> (i64, String) {
     (number, status.to_owned())
 }
 
@@ -308,176 +307,6 @@ async fn an_upstream_change_warns_until_it_is_confirmed() {
     assert_eq!(warning["entity_id"], json!(made.meter));
 }
 
-#[tokio::test]
-async fn drafts_of_entities_count_nothing_until_they_are_published() {
-    let api = TestApi::start().await;
-    let live = &api.live;
-    let product = id(&live.post("/v1/products", json!({"name": "Tokens", "type": "USAGE"})).await.data(201));
-    let bindings = format!("/v1/products/{product}/meter-bindings");
-    let body = json!({"key": "m", "name": "M", "metric_key": "m", "function": "SUM", "save_as_draft": true});
-    let meter = live.post("/v1/meters", body).await.data(201);
-    assert_eq!((&meter["status"], &meter["version"]), (&json!("draft"), &json!(0)));
-    assert_eq!(meter["head_version_id"], Value::Null);
-    let path = format!("/v1/meters/{}", id(&meter));
-    live.post(&bindings, json!({"meter_id": meter["id"]})).await.problem(422, "BUSINESS_RULE_VIOLATION");
-    // A draft is edited in place.
-    let changed = live.put(&path, json!({"function": "COUNT"})).await.data(200);
-    assert_eq!((&changed["status"], &changed["function"]), (&json!("draft"), &json!("COUNT")));
-    assert_eq!(words(&live.get(&format!("{path}/versions")).await.expect(200)), [word(1, "draft")]);
-    let _ = live.post_empty(&format!("{path}/versions/1/publish")).await.data(200);
-    let published = live.get(&path).await.data(200);
-    assert_eq!((&published["status"], &published["version"]), (&json!("active"), &json!(1)));
-    assert_eq!(live.get(&format!("{path}/versions/1")).await.data(200)["effective_from"], Value::Null, "since ever");
-
-    let body = json!({"meter_id": meter["id"], "save_as_draft": true, "effective_at": hours(3)});
-    let binding = live.post(&bindings, body).await.data(201);
-    assert_eq!((&binding["status"], &binding["effective_from"]), (&json!("draft"), &Value::Null));
-    let price = json!({"product_id": product, "currency": "EUR", "list_price": "1", "save_as_draft": true});
-    let price = live.post("/v1/prices", price).await.data(201);
-    assert_eq!((&price["status"], &price["version"]), (&json!("draft"), &json!(0)));
-    let product_id: ProductId = product.parse().unwrap();
-    let of = |catalog: &WorkspaceCatalog| {
-        let product = catalog.product(product_id).unwrap();
-        let live: usize = product.bindings.iter().map(|binding| binding.versions.len()).sum();
-        (live, product.prices.iter().map(|price| price.versions.len()).sum::<usize>())
-    };
-    let compiled = WorkspaceCatalog::load(&api.app.store, api.tenant.live.id).await.unwrap();
-    assert_eq!(of(&compiled), (0, 0));
-    assert_eq!(live.get(&bindings).await.expect(200)["data"], json!([]), "drafts with include=all only");
-    let _ = live.post_empty(&format!("/v1/bindings/{}/versions/1/publish", id(&binding))).await.data(200);
-    assert_eq!(live.get(&format!("/v1/bindings/{}", id(&binding))).await.data(200)["status"], "scheduled");
-    let _ = live.post_empty(&format!("/v1/prices/{}/versions/1/publish", id(&price))).await.data(200);
-    let compiled = WorkspaceCatalog::load(&api.app.store, api.tenant.live.id).await.unwrap();
-    assert_eq!(of(&compiled), (1, 1));
-}
-
-#[tokio::test]
-async fn a_cancelled_version_never_starts() {
-    let api = TestApi::start().await;
-    let live = &api.live;
-    let made = catalog(live).await;
-    let path = format!("/v1/prices/{}", made.price);
-    let _ = live.put(&path, json!({"list_price": "5", "effective_at": hours(2)})).await.data(200);
-    let cancelled = live.post_empty(&format!("{path}/versions/2/cancel")).await.data(200);
-    assert_eq!((&cancelled["status"], &cancelled["archived_reason"]), (&json!("archived"), &json!("cancelled")));
-    assert!(cancelled["cancelled_at"].is_string());
-    live.post_empty(&format!("{path}/versions/2/cancel")).await.problem(409, "INVALID_TRANSITION");
-    live.post_empty(&format!("{path}/versions/1/cancel")).await.problem(409, "INVALID_TRANSITION");
-    pass(&api, 3).await;
-    let price = live.get(&path).await.data(200);
-    assert_eq!((&price["list_price"], &price["effective_to"]), (&json!("1"), &Value::Null));
-    let compiled = WorkspaceCatalog::load(&api.app.store, api.tenant.live.id).await.unwrap();
-    let product = compiled.product(made.product.parse().unwrap()).unwrap();
-    assert_eq!(product.prices[0].versions.len(), 1);
-    // The number is not used again, and any version can be copied.
-    let copy = json!({"list_price": "6", "effective_at": hours(4)});
-    let copy = live.post(&format!("{path}/versions/2/copy-as-draft"), copy).await.data(201);
-    assert_eq!((&copy["version"], &copy["list_price"], &copy["status"]), (&json!(3), &json!("6"), &json!("draft")));
-    assert_eq!(copy["tiers"][0]["unit_amount"], "6", "the step that the list price made follows it");
-    let again = live.post_empty(&format!("{path}/versions/1/copy-as-draft")).await.problem(409, "CONFLICT");
-    assert_eq!(again["existing_id"], copy["id"]);
-    let _ = live.post_empty(&format!("{path}/versions/3/cancel")).await.data(200);
-    let only = json!({"product_id": made.product, "currency": "USD", "list_price": "1", "save_as_draft": true});
-    let only = id(&live.post("/v1/prices", only).await.data(201));
-    live.post_empty(&format!("/v1/prices/{only}/versions/1/cancel")).await.problem(409, "CONFLICT");
-}
-
-#[tokio::test]
-async fn prices_change_by_versions_and_their_span_at_once() {
-    let api = TestApi::start().await;
-    let live = &api.live;
-    let made = catalog(live).await;
-    let path = format!("/v1/prices/{}", made.price);
-    let window = live.put(&path, json!({"valid_to": hours(48)})).await.data(200);
-    assert_eq!(window["version"], 1, "no new version");
-    live.put(&path, json!({"valid_to": hours(24), "save_as_draft": true}))
-        .await
-        .problem(422, "BUSINESS_RULE_VIOLATION");
-    let _ = live.put(&path, json!({"list_price": "2", "effective_at": hours(1)})).await.data(200);
-    live.put(&format!("{path}/versions/2"), json!({"valid_to": hours(24)}))
-        .await
-        .problem(422, "BUSINESS_RULE_VIOLATION");
-    live.put(&path, json!({"tiers": [{"up_to": "5", "unit_amount": "1"}]})).await.problem(400, "VALIDATION");
-    live.put(&path, json!({"formula_id": uuid::Uuid::now_v7()})).await.problem(422, "BUSINESS_RULE_VIOLATION");
-    live.put(&path, json!({"product_id": made.product})).await.problem(400, "VALIDATION");
-    let tiers = json!([{"up_to": "10", "unit_amount": "3"}, {"unit_amount": "2"}]);
-    let tiered = live.put(&path, json!({"tiers": tiers, "display_name": "New", "metadata": {"a": 1}})).await.data(200);
-    assert_eq!((&tiered["tiers"][1]["unit_amount"], &tiered["list_price"]), (&json!("2"), &json!("1")));
-    let headline = live.put(&path, json!({"list_price": "9"})).await.data(200);
-    assert_eq!(
-        (&headline["tiers"], &headline["list_price"]),
-        (&tiered["tiers"], &json!("9")),
-        "made by nobody's list price"
-    );
-    assert_eq!((&headline["display_name"], &headline["metadata"]), (&json!("New"), &json!({"a": 1})));
-    // The same calls must never have two prices, whichever version gives the span.
-    let _ = live.put(&path, json!({"valid_to": hours(30)})).await.data(200);
-    let same = json!({"product_id": made.product, "currency": "EUR", "list_price": "7", "effective_from": hours(29)});
-    live.post("/v1/prices", same).await.problem(409, "DUPLICATE");
-    let same = json!({"product_id": made.product, "currency": "EUR", "list_price": "7", "effective_from": hours(31)});
-    let _ = live.post("/v1/prices", same).await.data(201);
-    live.put(&path, json!({"valid_to": null})).await.problem(409, "DUPLICATE");
-}
-
-#[tokio::test]
-async fn continuous_coverage_leaves_no_gap() {
-    let api = TestApi::start().await;
-    let live = &api.live;
-    let product = catalog(live).await.product;
-    let price = |flag: bool, country: &str| {
-        json!({"product_id": product, "currency": "EUR", "list_price": "1", "country_code": country, "effective_to": hours(10),
-               "requires_continuous_coverage": flag})
-    };
-    for (flag, country) in [(true, "DE"), (false, "FR")] {
-        let path = format!("/v1/prices/{}", id(&live.post("/v1/prices", price(flag, country)).await.data(201)));
-        let gap = live.put(&path, json!({"list_price": "2", "effective_at": hours(20), "effective_to": null})).await;
-        if flag {
-            gap.problem(422, "BUSINESS_RULE_VIOLATION");
-        } else {
-            let _ = gap.data(200);
-        }
-        let start = hours(11);
-        let backwards = json!({"list_price": "2", "effective_at": start, "effective_to": start});
-        live.put(&path, backwards).await.problem(422, "BUSINESS_RULE_VIOLATION");
-    }
-}
-
-#[tokio::test]
-async fn bindings_are_archived_from_an_instant() {
-    let api = TestApi::start().await;
-    let live = &api.live;
-    let made = catalog(live).await;
-    let path = format!("/v1/bindings/{}", made.binding);
-    live.delete(&format!("{path}?effective_at={}", hours(-1))).await.problem(422, "BUSINESS_RULE_VIOLATION");
-    live.delete(&format!("{path}?effective_at=soon")).await.problem(400, "VALIDATION");
-    live.delete(&format!("{path}?when=now")).await.problem(400, "VALIDATION");
-    api.other.delete(&path).await.problem(404, "NOT_FOUND");
-    let end = hours(6);
-    let _ = live.put(&path, json!({"multiplier": "2", "effective_at": hours(8)})).await.data(200);
-    let _ = live.delete(&format!("{path}?effective_at={end}")).await.expect(204);
-    let binding = live.get(&path).await.data(200);
-    assert_eq!((&binding["status"], &binding["effective_to"]), (&json!("active"), &json!(end)));
-    assert_eq!(words(&live.get(&format!("{path}/timeline")).await.expect(200)), [word(1, "active")]);
-    // The place of the PRIMARY binding is free from there, not before.
-    let bind = |start: String| {
-        let (live, meter) = (api.live.clone(), made.meter.clone());
-        let path = format!("/v1/products/{}/meter-bindings", made.product);
-        async move { live.post(&path, json!({"meter_id": meter, "effective_at": start})).await }
-    };
-    bind(hours(5)).await.problem(409, "CONFLICT");
-    let next = bind(hours(7)).await.data(201);
-    assert_eq!(next["status"], "scheduled");
-    live.put(&path, json!({"multiplier": "3", "effective_at": hours(9)})).await.problem(422, "BUSINESS_RULE_VIOLATION");
-    live.delete(&format!("/v1/meters/{}", made.meter)).await.problem(409, "CONFLICT");
-    pass(&api, 8).await;
-    assert_eq!(live.get(&path).await.data(200)["status"], "archived");
-    assert_eq!(live.get(&format!("/v1/bindings/{}", id(&next))).await.data(200)["status"], "active");
-    live.put(&path, json!({"multiplier": "3"})).await.problem(409, "CONFLICT");
-    let _ = live.delete(&path).await.expect(204); // a repeat
-    let _ = live.delete(&format!("/v1/bindings/{}", id(&next))).await.expect(204);
-    let _ = live.delete(&format!("/v1/meters/{}", made.meter)).await.expect(204);
-}
-
 /// Else: two edits at once leave two versions in effect, or lose one.
 #[tokio::test]
 async fn concurrent_edits_follow_each_other() {
@@ -506,24 +335,6 @@ async fn concurrent_edits_follow_each_other() {
         }
         assert_eq!(published.iter().filter(|row| row["status"] == "active").count(), 1, "{path}");
     }
-}
-
-#[tokio::test]
-async fn a_meter_that_is_bound_keeps_a_published_version() {
-    let api = TestApi::start().await;
-    let live = &api.live;
-    let product = id(&live.post("/v1/products", json!({"name": "Tokens", "type": "USAGE"})).await.data(201));
-    let body = json!({"key": "m", "name": "M", "metric_key": "m", "function": "SUM", "save_as_draft": true});
-    let meter = id(&live.post("/v1/meters", body).await.data(201));
-    let version = format!("/v1/meters/{meter}/versions/1");
-    let _ = live.post(&format!("{version}/publish"), json!({"effective_at": hours(4)})).await.data(200);
-    let bindings = format!("/v1/products/{product}/meter-bindings");
-    let binding = id(&live.post(&bindings, json!({"meter_id": meter})).await.data(201));
-    live.post_empty(&format!("{version}/unschedule")).await.problem(409, "CONFLICT");
-    let _ = live.delete(&format!("/v1/bindings/{binding}")).await.expect(204);
-    let _ = live.post_empty(&format!("{version}/unschedule")).await.data(200);
-    let meter = live.get(&format!("/v1/meters/{meter}")).await.data(200);
-    assert_eq!((&meter["status"], &meter["version"]), (&json!("draft"), &json!(0)));
 }
 
 /// Else: the versions of one entity cost a walk over those of everybody.
