@@ -261,3 +261,28 @@ async fn a_price_is_archived_when_no_live_subscription_is_charged_by_it() {
     let _ = client.post(&format!("/v1/subscriptions/{}/cancel", id(&subscription)), json!({})).await.data(200);
     assert_eq!(archive(&base).await.data(200)["status"], json!("archived"));
 }
+
+/// What a live subscription is billed by cannot end before it: by a version, by the span of the price, by the binding.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_live_subscription_needs_does_not_end() {
+    let api = api().await;
+    let client = &api.sandbox;
+    let shop = shop(client).await;
+    let prices = client.get(&format!("/v1/prices?product_id={}", shop.product)).await.expect(200)["data"].clone();
+    let price = format!("/v1/prices/{}", id(&prices[0]));
+    let subscription = client.post("/v1/subscriptions", subscription(&shop)).await.data(201);
+    let (end, later) = ("2100-01-01T00:00:00Z", "2099-01-01T00:00:00Z");
+    let _ = client.put(&price, json!({"effective_to": end})).await.problem(409, "CONFLICT");
+    let _ = client.put(&price, json!({"valid_to": end})).await.problem(409, "CONFLICT");
+    let past = client.put(&price, json!({"valid_from": "2020-01-01T00:00:00Z"})).await;
+    let _ = past.problem(422, "BUSINESS_RULE_VIOLATION");
+    // Nor by the way of a draft, which alone ends nothing.
+    let _ = client.put(&price, json!({"effective_to": end, "save_as_draft": true})).await.data(200);
+    let _ = client.post_empty(&format!("{price}/versions/2/publish")).await.problem(409, "CONFLICT");
+    // A version in the middle may end: another one goes on.
+    let _ = client.put(&price, json!({"display_name": "Next", "effective_at": end})).await.data(200);
+    let _ =
+        client.put(&price, json!({"display_name": "Soon", "effective_at": later, "effective_to": end})).await.data(200);
+    let _ = client.post(&format!("/v1/subscriptions/{}/cancel", id(&subscription)), json!({})).await.data(200);
+    assert_eq!(client.put(&price, json!({"valid_to": end})).await.data(200)["valid_to"], end);
+}

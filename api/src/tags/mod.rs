@@ -6,6 +6,7 @@ use crate::App;
 
 pub mod api_keys;
 pub mod bindings;
+pub mod costs;
 pub mod customers;
 pub mod invoices;
 pub mod meters;
@@ -22,6 +23,7 @@ pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::default()
         .merge(api_keys::routes())
         .merge(bindings::routes())
+        .merge(costs::routes())
         .merge(customers::routes())
         .merge(invoices::routes())
         .merge(meters::routes())

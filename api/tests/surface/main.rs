@@ -1,9 +1,12 @@
 //! The mechanisms of the API, its keys and its catalog, through the router on a real database.
 
 mod catalog;
+mod costs;
 mod document;
 mod keys;
 mod lists;
 mod mechanisms;
 mod repeats;
 mod tenancy;
+mod version_kinds;
+mod versions;

@@ -32,7 +32,7 @@ pub(super) async fn attach(
     request: AddProductRequest,
 ) -> Result<PlanProduct> {
     request.allowance.refuse_unevaluated()?;
-    let product = product::get(scope, tx.conn(), request.product_id).await?;
+    let product = product::find(scope, tx.conn(), request.product_id).await?;
     if product.status == ProductStatus::Archived {
         return Err(Error::business_rule(format!("product {} is archived", product.id)));
     }

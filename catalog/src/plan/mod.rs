@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::binding::{self, PlanProductMeterBindingSummary};
-use crate::cost::CostScope;
+use crate::cost::{self, Cost, CostScope};
 use crate::price::{self, PlanProductPriceSummary};
 use crate::product::{self, Product, ProductStatus};
 use crate::texts::Translations;
@@ -170,6 +170,18 @@ pub struct PlanProductCostSummary {
     pub description: Option<String>,
     /// Number of its version.
     pub version: i32,
+}
+
+impl From<&Cost> for PlanProductCostSummary {
+    fn from(cost: &Cost) -> Self {
+        Self {
+            cost_id: cost.id,
+            key: cost.key.clone(),
+            scope: cost.scope,
+            description: cost.description.clone(),
+            version: cost.version,
+        }
+    }
 }
 
 /// An attachment with what belongs to its product.
@@ -406,7 +418,7 @@ async fn attachments(scope: &Scope, conn: &mut PgConnection, id: PlanId) -> Resu
         .context("reading the products of a plan")
 }
 
-/// Products, prices and bindings of attachments: three statements, however many there are.
+/// Products, prices, bindings and costs of attachments: four statements, however many there are.
 async fn enrich(
     scope: &Scope,
     conn: &mut PgConnection,
@@ -417,6 +429,7 @@ async fn enrich(
     let products = product::get_many(scope, conn, &ids).await?;
     let prices = price::offered(scope, conn, plan, &ids, scope.now()).await?;
     let bindings = binding::live_of(scope, conn, &ids).await?;
+    let costs = cost::active_of(scope, conn, &ids).await?;
     attached
         .into_iter()
         .map(|attachment| {
@@ -427,7 +440,7 @@ async fn enrich(
                 attachment,
                 product: summary(product),
                 prices: prices.iter().filter(|price| price.product_id == id).map(Into::into).collect(),
-                costs: Vec::new(),
+                costs: costs.iter().filter(|cost| cost.product_id == Some(id)).map(Into::into).collect(),
                 meter_bindings: bindings.iter().filter(|binding| binding.product_id == id).map(Into::into).collect(),
             })
         })

@@ -17,7 +17,7 @@ pub async fn archive(scope: &Scope, tx: &mut Tx, id: PriceId, request: &ArchiveR
     let product_id = super::get(scope, tx.conn(), id).await?.product_id;
     // As whoever creates prices and changes the product: one at a time.
     product::lock(scope, tx, product_id).await?;
-    let mut price = super::get(scope, tx.conn(), id).await?;
+    let price = super::get(scope, tx.conn(), id).await?;
     if price.status == PriceStatus::Archived {
         let (from, to) = (price.status.as_str(), PriceStatus::Archived.as_str());
         return Err(Error::invalid_transition("price", id, from, to, &[]));
@@ -28,12 +28,11 @@ pub async fn archive(scope: &Scope, tx: &mut Tx, id: PriceId, request: &ArchiveR
     let reason = request.reason.as_deref().unwrap_or("archived");
     let now = scope.now();
     version::end(scope, tx, id.0, now, reason).await?;
-    (price.status, price.archived_at, price.updated_at) = (PriceStatus::Archived, Some(now), now);
     sqlx::query("UPDATE price SET status = $3, archived_at = $4, updated_at = $4 WHERE workspace_id = $1 AND id = $2")
         .bind(scope.workspace_id)
         .bind(id)
-        .bind(price.status)
-        .bind(price.updated_at)
+        .bind(PriceStatus::Archived)
+        .bind(now)
         .execute(tx.conn())
         .await
         .context("archiving a price")?;
@@ -42,13 +41,13 @@ pub async fn archive(scope: &Scope, tx: &mut Tx, id: PriceId, request: &ArchiveR
     payload.insert("id".into(), json!(id));
     payload.insert("product_id".into(), json!(product_id));
     tx.emit(scope, "price.archived", "price", id, payload).await?;
-    Ok(price)
+    super::get(scope, tx.conn(), id).await
 }
 
 /// Whether the price, now or later, is one that the resolution chooses from for a live subscription, or that an item names.
 /// What a more specific price takes away is not asked: with that price gone this one would be charged. Dimensions are those
 /// of events that nobody knows yet.
-async fn charges_somebody(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<bool> {
+pub(super) async fn charges_somebody(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<bool> {
     let end = [price.effective_to, price.valid_to].into_iter().flatten().min();
     if end.is_some_and(|end| end <= scope.now()) {
         return Ok(false);

@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 use store::{ListField, ListKind, ListQuery, ListSpec, Page, StoreError, Tx};
 use utoipa::ToSchema;
 
-use crate::cost::Cost;
+use crate::cost::{self, Cost};
 use crate::texts::Translations;
 
 pub use request::{CreateProductRequest, UpdateProductRequest};
@@ -62,7 +62,7 @@ pub struct Product {
     pub supply_type: SupplyType,
     /// State.
     pub status: ProductStatus,
-    /// Named costs.
+    /// Active costs.
     #[sqlx(skip)]
     pub costs: Vec<Cost>,
     /// Products that must be bought with it.
@@ -166,19 +166,41 @@ const LIST: ListSpec = ListSpec {
     id: "id",
 };
 
-/// Products of the workspace.
+/// Products of the workspace, with their active costs.
 ///
 /// # Errors
 /// As [`ListQuery::parse`].
 pub async fn list(scope: &Scope, conn: &mut PgConnection, parameters: &[(String, String)]) -> Result<Page<Product>> {
-    ListQuery::parse(&LIST, parameters)?.fetch(conn, scope).await
+    let mut page: Page<Product> = ListQuery::parse(&LIST, parameters)?.fetch(conn, scope).await?;
+    let ids: Vec<ProductId> = page.data.iter().map(|product| product.id).collect();
+    for cost in cost::active_of(scope, conn, &ids).await? {
+        if let Some(product) = page.data.iter_mut().find(|product| cost.product_id == Some(product.id)) {
+            product.costs.push(cost);
+        }
+    }
+    Ok(page)
 }
 
-/// One product.
+/// One product with its active costs.
 ///
 /// # Errors
 /// `NotFound`, also for a deleted one.
 pub async fn get(scope: &Scope, conn: &mut PgConnection, id: ProductId) -> Result<Product> {
+    let product = find(scope, conn, id).await?;
+    with_costs(scope, conn, product).await
+}
+
+/// The same product with its active costs.
+async fn with_costs(scope: &Scope, conn: &mut PgConnection, mut product: Product) -> Result<Product> {
+    product.costs = cost::active_of(scope, conn, &[product.id]).await?;
+    Ok(product)
+}
+
+/// One product, without its costs.
+///
+/// # Errors
+/// `NotFound`, also for a deleted one.
+pub async fn find(scope: &Scope, conn: &mut PgConnection, id: ProductId) -> Result<Product> {
     read(scope, conn, id, "").await
 }
 

@@ -90,7 +90,7 @@ impl CreateProductRequest {
             unmatched_price_key_policy: i.optional("unmatched_price_key_policy", Field::word),
             default_price_key: i.optional("default_price_key", |v| v.text(1, 255)),
             tiers_on_total: i.optional("tiers_on_total", Field::boolean),
-            costs: i.optional("costs", |v| v.list(0, 50, CreateCostRequest::read)),
+            costs: i.optional("costs", |v| v.list(0, 50, CreateCostRequest::read_entry)),
             translations: i.optional("translations", read_translations),
             custom_fields: i.optional("custom_fields", Field::json_object),
             metadata: i.optional("metadata", Field::metadata),

@@ -4,7 +4,7 @@ use domain::error::FieldErrorCode as Code;
 use domain::input::merge_metadata;
 use domain::{
     Error, JsonMap, Patch, PricingModel, ProductId, ProductTaxCategory, Result, Scope, SupplyType,
-    UnmatchedPriceKeyPolicy, VersionStatus,
+    UnmatchedPriceKeyPolicy,
 };
 use serde_json::json;
 use sqlx::types::Json;
@@ -12,18 +12,18 @@ use store::{StoreError, Tx, on_constraint};
 
 use super::request::{pair_is_allowed, pair_message};
 use super::{CreateProductRequest, Product, ProductStatus, UpdateProductRequest};
+use crate::cost;
 use crate::texts::check_custom_fields;
-use crate::version::{self, ArchiveRequest, Entity, NewVersion, PublishVersionRequest};
+use crate::version::{self, ArchiveRequest, Entity, NewVersion, Place, PublishVersionRequest};
 
 /// Creates a product: published with version 1, or a draft.
 ///
 /// # Errors
-/// `Conflict` with `DUPLICATE` on `external_id`; `NotFound` for a required product; `Rule` for custom fields and costs.
-pub async fn create(scope: &Scope, tx: &mut Tx, request: CreateProductRequest) -> Result<Product> {
+/// `Conflict` with `DUPLICATE` on `external_id` and on the key of a cost; `NotFound` for a required product; `Rule` for custom
+/// fields.
+pub async fn create(scope: &Scope, tx: &mut Tx, mut request: CreateProductRequest) -> Result<Product> {
     check_custom_fields(request.custom_fields.as_ref())?;
-    if request.costs.as_ref().is_some_and(|costs| !costs.is_empty()) {
-        return Err(Error::business_rule("costs are not supported yet; create the product without them"));
-    }
+    let costs = request.costs.take().unwrap_or_default();
     let mut product = new_product(scope, request);
     check_external_id(scope, tx, &product).await?;
     check_requirements(scope, tx, product.id, &product.requires_product_ids).await?;
@@ -35,7 +35,10 @@ pub async fn create(scope: &Scope, tx: &mut Tx, request: CreateProductRequest) -
         save(scope, tx, &product).await?;
     }
     changed(scope, tx, "product.created", &product).await?;
-    Ok(product)
+    for request in costs {
+        cost::create_of_product(scope, tx, product.id, request).await?;
+    }
+    super::with_costs(scope, tx.conn(), product).await
 }
 
 fn new_product(scope: &Scope, request: CreateProductRequest) -> Product {
@@ -81,9 +84,7 @@ fn first_version(product: &Product, published: bool) -> NewVersion {
         entity: Entity::Product,
         entity_id: product.id.0,
         version: 1,
-        status: if published { VersionStatus::Active } else { VersionStatus::Draft },
-        effective_from: None,
-        effective_to: None,
+        place: if published { Place::SINCE_EVER } else { Place::draft(None, None) },
         snapshot: product.snapshot(),
     }
 }
@@ -114,18 +115,18 @@ pub async fn update(scope: &Scope, tx: &mut Tx, id: ProductId, request: UpdatePr
     }
     save(scope, tx, &product).await?;
     changed(scope, tx, "product.updated", &product).await?;
-    Ok(product)
+    super::with_costs(scope, tx.conn(), product).await
 }
 
 async fn publish_next(scope: &Scope, tx: &mut Tx, product: &mut Product) -> Result<()> {
     let now = scope.now();
-    version::supersede(scope, tx, product.id.0, now).await?;
     product.version += 1;
     product.published_at = Some(now);
     product.published_by = scope.api_key_id().map(|id| id.0);
-    let next = NewVersion { version: product.version, effective_from: Some(now), ..first_version(product, true) };
+    let place = Place::published(Some(now), None, now);
+    let next = NewVersion { version: product.version, place, ..first_version(product, true) };
     product.head_version_id = Some(version::insert(scope, tx, next).await?);
-    Ok(())
+    version::settle(scope, tx, product.id.0, now).await
 }
 
 fn merged(mut product: Product, request: UpdateProductRequest) -> Result<Product> {
@@ -289,6 +290,7 @@ pub async fn delete(scope: &Scope, tx: &mut Tx, id: ProductId) -> Result<()> {
         "SELECT EXISTS (SELECT FROM plan_product WHERE product_id = $2)
              OR EXISTS (SELECT FROM price WHERE product_id = $2 AND deleted_at IS NULL)
              OR EXISTS (SELECT FROM product_meter_binding WHERE product_id = $2)
+             OR EXISTS (SELECT FROM cost WHERE product_id = $2 AND status <> 'archived')
              OR EXISTS (SELECT FROM subscription_item WHERE product_id = $2)
              OR EXISTS (SELECT FROM product WHERE workspace_id = $1 AND $2 = ANY(requires_product_ids) AND deleted_at IS NULL)",
     )
@@ -298,7 +300,10 @@ pub async fn delete(scope: &Scope, tx: &mut Tx, id: ProductId) -> Result<()> {
     .await
     .context("looking for references")?;
     if referenced {
-        return Err(Error::conflict("CONFLICT", "plans, prices, bindings, subscriptions or products refer to it"));
+        return Err(Error::conflict(
+            "CONFLICT",
+            "plans, prices, bindings, costs, subscriptions or products refer to it",
+        ));
     }
     sqlx::query("UPDATE product SET deleted_at = $3, updated_at = $3 WHERE workspace_id = $1 AND id = $2")
         .bind(scope.workspace_id)
@@ -332,7 +337,7 @@ async fn finish(scope: &Scope, tx: &mut Tx, mut product: Product, event: &str) -
     product.updated_at = scope.now();
     save(scope, tx, &product).await?;
     changed(scope, tx, event, &product).await?;
-    Ok(product)
+    super::with_costs(scope, tx.conn(), product).await
 }
 
 async fn changed(scope: &Scope, tx: &mut Tx, event: &str, product: &Product) -> Result<()> {
