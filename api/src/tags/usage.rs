@@ -1,5 +1,6 @@
 //! Usage (usage.md): ingest, events, aggregates, running totals, rejections.
 
+use billing::invoice::InvoiceLineDTO;
 use domain::error::FieldErrorCode as Code;
 use domain::wire::Word;
 use domain::{CustomerId, Error, Instant, ProductId, RejectionId, Result, SubscriptionId, UsageEventId};
@@ -7,6 +8,7 @@ use ingest::door::{Entry, Submission, cloud_events};
 use ingest::rejection::{
     self, DiscardRejectedEventRequest, RejectedUsageEvent, RejectedUsageEventStatus, ReplayRejectedEventRequest,
 };
+use ingest::simulate::{SimulateUsageRequest, Sources, simulate};
 use ingest::usage::{
     AggregateQuery, EventCursor, EventFilter, GroupBy, UsageAggregateBucketSize, UsageAggregateMetric,
 };
@@ -28,6 +30,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list_usage_events, ingest_usage_events))
         .routes(routes!(ingest_usage_events_alias))
         .routes(routes!(aggregate_usage_events))
+        .routes(routes!(simulate_usage_events))
         .routes(routes!(get_usage_event))
         .routes(routes!(list_usage_event_rejections))
         .routes(routes!(get_usage_event_rejection))
@@ -286,6 +289,20 @@ async fn aggregate_usage_events(ctx: Ctx) -> Answer {
     let (query, top) = parameters.aggregate(ctx.scope.now())?;
     let found = ctx.app.engine()?.usage.aggregate(&ctx.scope, &query).await?;
     answer::ok(Data(UsageAggregateResponse::assemble(&query, found, top)?))
+}
+
+/// The usage lines that the next invoice would get with these events; nothing is stored
+#[utoipa::path(
+    post, path = "/v1/usage-events/simulate", operation_id = "simulate_usage_events", tag = TAG,
+    request_body = SimulateUsageRequest,
+    responses((status = 200, description = "The lines, all on one page", body = PageOf<InvoiceLineDTO>))
+)]
+async fn simulate_usage_events(ctx: Ctx) -> Answer {
+    ctx.require("usage:read")?;
+    let request = ctx.body(SimulateUsageRequest::read)?;
+    let engine = ctx.app.engine()?;
+    let sources = Sources { store: &ctx.app.store, door: &engine.door, usage: &engine.usage };
+    answer::all(simulate(&ctx.scope, sources, request).await?)
 }
 
 /// Events that were accepted and then could not be billed

@@ -7,6 +7,7 @@ pub mod line;
 pub(crate) mod load;
 pub mod manual;
 pub mod model;
+pub mod preview;
 pub mod read;
 pub mod run;
 pub(crate) mod save;

@@ -86,6 +86,12 @@ impl Door {
         self.log.identity().partitions
     }
 
+    /// What it judges by.
+    #[must_use]
+    pub fn snapshots(&self) -> &Arc<Snapshots> {
+        &self.snapshots
+    }
+
     /// Takes events that are JSON texts; one entry each, in order. Events stand alone: one bad event refuses no other.
     ///
     /// # Errors
@@ -109,7 +115,11 @@ impl Door {
         self.append(judged).await
     }
 
-    async fn judge_all(&self, scope: &Scope, events: Vec<Result<NewEvent>>) -> Result<Vec<Judged>> {
+    /// Compares events with the catalog, without taking them; one answer each, in order.
+    ///
+    /// # Errors
+    /// `Internal` and `Unavailable` of the database.
+    pub async fn judge_all(&self, scope: &Scope, events: Vec<Result<NewEvent>>) -> Result<Vec<Judged>> {
         let basis = self.basis(scope, events.iter().flatten()).await?;
         let judge = |event| (basis.judge(scope, &event), event, basis.revision);
         let mut judged: Vec<Result<_>> = events.into_iter().map(|event| event.map(judge)).collect();
