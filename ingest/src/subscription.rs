@@ -408,7 +408,7 @@ impl Windows {
         slot.status = match (control.kind, slot.status) {
             (ControlKind::WindowSeal, _) => WindowStatus::Sealed,
             (ControlKind::PeriodEnd, WindowStatus::Open) | (ControlKind::WindowReopen, _) => WindowStatus::Ended,
-            (ControlKind::PeriodEnd, other) => other,
+            (ControlKind::PeriodEnd | ControlKind::WindowRecount, other) => other,
         };
         slot.window.end = window.end;
         slot.position = position;

@@ -4,9 +4,10 @@
 
 use std::sync::Arc;
 
-use catalog::compiled::{Snapshots, StoredWindow, SubscriptionTerms, WorkspaceCatalog};
-use domain::{Error, Instant, Money, Position, Result, UsageEvent};
-use rating::{RatedLine, RatingInput};
+use catalog::compiled::{Snapshots, StoredWindow, SubscriptionTerms, WindowStatus, WorkspaceCatalog};
+use domain::period::Period;
+use domain::{Error, Instant, Money, Position, ProductId, Result, UsageEvent};
+use rating::{RatedLine, RatingInput, WindowRecord};
 use sqlx::PgConnection;
 
 use crate::subscription::{Incoming, Initial, Judge, Verdict, WindowSlot, Windows};
@@ -32,6 +33,45 @@ impl Trial {
     ) -> Result<Self> {
         let initial = Initial::load(conn, snapshots, &[terms.id]).await?.remove(&terms.id);
         Ok(Self { catalog, terms, windows: initial.unwrap_or_default().into() })
+    }
+
+    /// A single open window over a state that [`Trial::encode_metric`] wrote.
+    ///
+    /// # Errors
+    /// `Internal` for a state that cannot be read.
+    pub fn over(
+        catalog: Arc<WorkspaceCatalog>,
+        terms: Arc<SubscriptionTerms>,
+        window: Period,
+        bytes: &[u8],
+    ) -> Result<Self> {
+        let record = WindowRecord::decode(bytes)
+            .map_err(|error| Error::internal(format!("reading a state of subscription {}", terms.id), error))?;
+        let stored = StoredWindow {
+            subscription_id: terms.id,
+            workspace_id: terms.workspace_id,
+            customer_id: terms.customer_id,
+            window,
+            status: WindowStatus::Open,
+            position: Position::START,
+            event_count: 0,
+            written_at: window.start,
+            state: record.attach(&*catalog, [])?,
+        };
+        let initial = Initial { slots: vec![stored.into()], sealed_until: None };
+        Ok(Self { catalog, terms, windows: initial.into() })
+    }
+
+    /// The running totals of one metric in a window, as bytes.
+    #[must_use]
+    pub fn encode_metric(&self, start: Instant, product_id: ProductId, metric_key: &str) -> Vec<u8> {
+        let Some(slot) = self.windows.starting(start) else { return WindowRecord::default().encode() };
+        let is_wanted = |entry: &rating::Entry| entry.product_id() == product_id && entry.metric_key() == metric_key;
+        let mut wanted = slot.state.entries().iter().map(is_wanted);
+        let mut record = slot.state.record();
+        record.entries.retain(|_| wanted.next().unwrap_or(false));
+        record.fired.clear();
+        record.encode()
     }
 
     /// Counts an event as its partition would; the answer is the start of the window that it went to, or `None` when a
@@ -90,5 +130,19 @@ impl Trial {
     pub fn amount(&self, start: Instant) -> Result<Money> {
         let lines = self.lines(start)?;
         Ok(lines.iter().try_fold(Money::zero(self.terms.currency), |sum, line| sum.add(line.amount))?)
+    }
+
+    /// What one more event costs in a window, on top of everything that is counted in it: f(used + q) - f(used), and nothing
+    /// where more usage makes the whole cheaper. The event is counted afterwards.
+    ///
+    /// # Errors
+    /// 422 when the event cannot be billed, is not of this window, or an amount leaves its range.
+    pub fn price(&mut self, start: Instant, event: &UsageEvent) -> Result<Money> {
+        let before = self.amount(start)?;
+        if self.count(event)? != Some(start) {
+            return Err(Error::rule("LATE_EVENT", "the window of the usage is billed"));
+        }
+        let costs = self.amount(start)?.sub(before)?;
+        Ok(if costs.is_negative() { Money::zero(costs.currency()) } else { costs })
     }
 }

@@ -13,6 +13,7 @@ use ingest::usage::{
     AggregateQuery, EventCursor, EventFilter, GroupBy, UsageAggregateBucketSize, UsageAggregateMetric,
 };
 use ingest::view::{self, IngestEventRequest, SubscriptionUsage, UsageAggregateResponse, UsageEventView};
+use ingest::void::{self, VoidUsageEventRequest};
 use serde::Serialize;
 use utoipa::openapi::schema::{OneOfBuilder, Schema};
 use utoipa::openapi::{Ref, RefOr};
@@ -32,6 +33,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(aggregate_usage_events))
         .routes(routes!(simulate_usage_events))
         .routes(routes!(get_usage_event))
+        .routes(routes!(void_usage_event))
         .routes(routes!(list_usage_event_rejections))
         .routes(routes!(get_usage_event_rejection))
         .routes(routes!(replay_usage_event_rejection))
@@ -264,6 +266,26 @@ async fn get_usage_event(ctx: Ctx) -> Answer {
     let event = ctx.app.engine()?.usage.get(&ctx.scope, id).await?;
     let event = event.ok_or_else(|| Error::not_found("usage_event", id))?;
     answer::ok(Data(UsageEventView::from(event)))
+}
+
+/// Take an event out of billing
+#[utoipa::path(
+    post, path = "/v1/usage-events/{id}/void", operation_id = "void_usage_event", tag = TAG,
+    params(("id" = UsageEventId, Path, description = "Event")), request_body = VoidUsageEventRequest,
+    responses((status = 200, description = "The event, with `voided_at`", body = Data<UsageEventView>))
+)]
+async fn void_usage_event(ctx: Ctx) -> Answer {
+    ctx.require("usage:write")?;
+    let engine = ctx.app.engine()?;
+    let id: UsageEventId = ctx.path_id("id")?;
+    let request = ctx.body(VoidUsageEventRequest::read)?;
+    // It may wait for the partitions, so the transaction begins afterwards.
+    let event = engine.door.find(&ctx.scope, &engine.usage, id).await?;
+    let mut write = ctx.write("void_usage_event").await?;
+    let voided = void::void(&ctx.scope, write.tx(), &engine.snapshots, event, &request).await?;
+    let answer = write.ok(Data(UsageEventView::from(voided))).await;
+    engine.relay.nudge();
+    answer
 }
 
 /// Time-bucketed totals

@@ -1,5 +1,6 @@
 //! Invoices: assembly, drafts, finalization, reading (invoices.md).
 
+pub(crate) mod captured;
 pub mod draft;
 pub mod finalize;
 pub(crate) mod follow;

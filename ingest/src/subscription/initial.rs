@@ -32,7 +32,7 @@ impl Initial {
     ) -> Result<HashMap<SubscriptionId, Self>> {
         let mut initial: HashMap<SubscriptionId, Self> = HashMap::with_capacity(ids.len());
         for window in StoredWindow::load(conn, snapshots, WindowQuery::Unsealed(ids)).await? {
-            initial.entry(window.subscription_id).or_default().slots.push(slot(window));
+            initial.entry(window.subscription_id).or_default().slots.push(window.into());
         }
         let sealed = sqlx::query(
             "SELECT subscription_id, max(window_end) AS sealed_until FROM usage_window
@@ -57,20 +57,23 @@ impl From<Initial> for Windows {
     }
 }
 
-fn slot(window: StoredWindow) -> WindowSlot {
-    let shown = |entry: &rating::Entry| entry.quantity().ok().and_then(|quantity| quantity.floored().to_decimal().ok());
-    let whole = |quantity: Decimal| u128::try_from(quantity.ceil()).unwrap_or(u128::MAX);
-    let quantities = window.state.entries().iter().map(|entry| shown(entry).map_or(u128::MAX, whole));
-    let magnitude = quantities.fold(u128::from(window.event_count), u128::saturating_add);
-    WindowSlot {
-        magnitude,
-        window: window.window,
-        status: window.status,
-        position: window.position,
-        event_count: window.event_count,
-        state: window.state,
-        allowed: SmallVec::new(),
-        is_dirty: false,
-        is_rebuilt: false,
+impl From<StoredWindow> for WindowSlot {
+    fn from(window: StoredWindow) -> Self {
+        let shown =
+            |entry: &rating::Entry| entry.quantity().ok().and_then(|quantity| quantity.floored().to_decimal().ok());
+        let whole = |quantity: Decimal| u128::try_from(quantity.ceil()).unwrap_or(u128::MAX);
+        let quantities = window.state.entries().iter().map(|entry| shown(entry).map_or(u128::MAX, whole));
+        let magnitude = quantities.fold(u128::from(window.event_count), u128::saturating_add);
+        Self {
+            magnitude,
+            window: window.window,
+            status: window.status,
+            position: window.position,
+            event_count: window.event_count,
+            state: window.state,
+            allowed: SmallVec::new(),
+            is_dirty: false,
+            is_rebuilt: false,
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use catalog::compiled::{ItemTerms, ProductTerms};
-use domain::{BillingIntervalUnit, ChargeKind, Error, PricingModel, ProductType, Quantity, Result, TaxCategoryCode};
+use domain::{BillingIntervalUnit, ChargeKind, Error, PricingModel, ProductType, Quantity, Result};
 use rating::{CompiledPrice, PriceDefinition, Tier, walk};
 use rust_decimal::Decimal;
 
@@ -85,11 +85,7 @@ fn line(job: &Job<'_>, charge: RecurringCharge, item: &ItemTerms, product: &Prod
         amount: walk.total,
         period: charge.period,
         supply_type: product.supply_type,
-        tax: LineTax {
-            category: TaxCategoryCode::O,
-            rate: Decimal::ZERO,
-            amount: domain::Money::zero(walk.total.currency()),
-        },
+        tax: LineTax::none(walk.total.currency()),
         atoms: vec![atom],
     })
 }
