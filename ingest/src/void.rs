@@ -63,6 +63,15 @@ pub async fn find(
     if let Some(event) = usage.get(scope, id).await? {
         return Ok(event);
     }
+    let until = Deadline::now() + WAIT_MAX;
+    // What a capture wrote may still be on its way to the log.
+    let newest: Option<i64> = sqlx::query_scalar("SELECT max(id) FROM usage_outbox")
+        .fetch_one(store.pool())
+        .await
+        .context("looking into the usage outbox")?;
+    while !relayed(store, newest.unwrap_or(0)).await? {
+        pause(until).await?;
+    }
     let mut ends = Vec::new();
     for partition in 0..log.identity().partitions {
         let end = log.end(partition).await.map_err(|error| behind(error.to_string()))?;
@@ -70,14 +79,27 @@ pub async fn find(
             ends.push((partition, end));
         }
     }
-    let until = Deadline::now() + WAIT_MAX;
     while !passed(store, log, &ends).await? {
-        if Deadline::now() > until {
-            return Err(behind("usage that was accepted before is not counted yet".into()));
-        }
-        tokio::time::sleep(PAUSE).await;
+        pause(until).await?;
     }
     usage.get(scope, id).await?.ok_or_else(|| Error::not_found("usage_event", id))
+}
+
+/// Waits for the next look, unless it has taken too long.
+async fn pause(until: Deadline) -> Result<()> {
+    if Deadline::now() > until {
+        return Err(behind("usage that was accepted before is not counted yet".into()));
+    }
+    tokio::time::sleep(PAUSE).await;
+    Ok(())
+}
+
+async fn relayed(store: &Store, newest: i64) -> Result<bool> {
+    sqlx::query_scalar("SELECT NOT EXISTS (SELECT FROM usage_outbox WHERE id <= $1)")
+        .bind(newest)
+        .fetch_one(store.pool())
+        .await
+        .context("looking into the usage outbox")
 }
 
 fn behind(detail: String) -> Error {
@@ -110,6 +132,7 @@ pub async fn void(
     event: StoredEvent,
     request: &VoidUsageEventRequest,
 ) -> Result<StoredEvent> {
+    let scope = &scope.at(scope.now()); // one instant for row, answer and event
     let id = event.counted.event.id;
     let key = BodyKey::new(scope, "usage_event.void", id, request.idempotency_key.as_deref(), request)?;
     if let Some(voided_at) = key.claim::<Instant>(scope, tx).await? {

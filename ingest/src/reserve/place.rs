@@ -137,7 +137,7 @@ async fn examine(
     };
     let facts = Facts::of_clock(context.terms.test_clock_id, context.now);
     let verdict = judge(scope, &catalog, Some(&context.terms), &facts, &event);
-    if let Verdict::Bad(_) = &verdict
+    if let Verdict::Bad(Error::Rule { .. }) = &verdict
         && catalog.product(request.product_id).is_some_and(|product| product.is_live && !product.is_keyed())
         && matches!(resolve(&catalog, context, &event), Err(Unpriced::NoPrice))
     {
