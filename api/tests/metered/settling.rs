@@ -158,3 +158,38 @@ async fn a_seal_waits_for_captures_on_their_way() {
     assert_eq!(shop.balances().await, "10.00 / 0.00 / 10.00");
     site.end().await;
 }
+
+/// Rules C2, D3: an invoice is not made over a capture that is not counted yet, and its window counts again meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_invoice_is_finalized_before_a_capture_is_counted() {
+    let mut site = Site::idle().await;
+    site.run_ingest().await;
+    let shop = Shop::open(&site).await;
+    shop.credit("20.00").await;
+    let hold = shop.hold("h", "100").await;
+    let _ = shop.capture(&hold, json!({})).await.data(200);
+    // Out of sight, as a record that the log has taken and no partition has read.
+    let execute = async |sql: &'static str| {
+        sqlx::query(sql).execute(site.api.app.store.pool()).await.unwrap();
+    };
+    execute("CREATE TABLE kept AS TABLE usage_outbox").await;
+    execute("DELETE FROM usage_outbox").await;
+    shop.advance("2026-02-02T00:00:00Z").await;
+    assert_eq!(site.number("SELECT count(*) FROM invoice WHERE invoice_number IS NOT NULL").await, 0);
+    assert_eq!(site.number("SELECT count(*) FROM due_work WHERE last_error LIKE '%captured%'").await, 1);
+    site.eventually("SELECT count(*) FROM usage_window WHERE status = 'sealed'", 0).await;
+    execute(
+        "INSERT INTO usage_outbox (subscription_id, home_partition, record, created_at)
+         SELECT subscription_id, home_partition, record, created_at FROM kept",
+    )
+    .await;
+    site.run_relay();
+    site.eventually(COUNTED, 1).await;
+    execute("UPDATE due_work SET retry_at = NULL, attempts = 0").await;
+    shop.advance("2026-02-02T00:00:01Z").await;
+    let invoice = shop.invoices().await.remove(0);
+    assert_eq!(paid(&invoice), ["paid", "10.00", "10.00", "0.00"]);
+    assert_eq!(site.number("SELECT count(*) FROM usage_event WHERE late").await, 0);
+    assert_eq!(shop.balances().await, "10.00 / 0.00 / 10.00");
+    site.end().await;
+}
