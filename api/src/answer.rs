@@ -103,6 +103,15 @@ pub fn page<T: Serialize>(page: Page<T>) -> Answer {
     ok(PageOf::from(page))
 }
 
+/// 200 with a list that is computed whole: one page, whatever its length.
+///
+/// # Errors
+/// As [`ok`].
+pub fn all<T: Serialize>(data: Vec<T>) -> Answer {
+    let limit = u32::try_from(data.len()).unwrap_or(u32::MAX);
+    ok(PageOf { data, pagination: PageResponse { cursor: None, has_more: false, limit } })
+}
+
 /// 202 with a body.
 ///
 /// # Errors

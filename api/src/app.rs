@@ -98,6 +98,8 @@ pub struct Engine {
     pub door: Arc<ingest::door::Door>,
     /// Counted events.
     pub usage: Arc<dyn UsageStore>,
+    /// Takes what transactions want the log to have.
+    pub relay: Arc<ingest::outbox::Relay>,
     /// Subscriptions and invoices, with the way to close usage windows.
     pub billing: billing::Billing,
 }

@@ -80,6 +80,14 @@ impl Write {
         self.finish(StatusCode::ACCEPTED, answer::bytes(&body)?, None).await
     }
 
+    /// Any status with a body.
+    ///
+    /// # Errors
+    /// As [`Write::ok`].
+    pub async fn status(self, status: StatusCode, body: impl Serialize) -> Answer {
+        self.finish(status, answer::bytes(&body)?, None).await
+    }
+
     /// 204.
     ///
     /// # Errors

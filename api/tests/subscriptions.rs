@@ -16,6 +16,7 @@ use ingest::door::Door;
 use ingest::log::EventLog;
 use ingest::log::local::{LocalLog, LocalLogOptions};
 use ingest::log::registry::{self, LogKind};
+use ingest::outbox::Relay;
 use ingest::usage::postgres::PostgresUsage;
 use serde_json::{Value, json};
 
@@ -68,7 +69,8 @@ async fn with_engine(mut app: App) -> App {
     let log: Arc<dyn EventLog> = Arc::new(LocalLog::open(&dir, identity, options).unwrap());
     let snapshots = Snapshots::start(app.store.clone()).await.unwrap();
     app.engine = Some(Engine {
-        door: Arc::new(Door::new(app.store.clone(), snapshots.clone(), log)),
+        door: Arc::new(Door::new(app.store.clone(), snapshots.clone(), log.clone())),
+        relay: Arc::new(Relay::new(app.store.clone(), log)),
         usage: Arc::new(PostgresUsage::new(app.store.clone())),
         billing: Billing::new(app.store.clone(), snapshots.clone(), Arc::new(NoWindows)),
         snapshots,

@@ -50,6 +50,33 @@ pub async fn wait(
     Ok(())
 }
 
+/// Waits until the usage outbox holds nothing of these subscriptions, so that what was captured or voided before stands in
+/// the log before their seals.
+///
+/// # Errors
+/// `Unavailable` for `event_log` when the deadline passes first.
+pub async fn wait_for_outbox(store: &Store, windows: &[WindowRef], deadline: Duration) -> Result<()> {
+    let until = Deadline::now() + deadline;
+    let mut pause = POLL_MIN;
+    while has_outbox(store, windows).await? {
+        if Deadline::now() + pause > until {
+            let detail = "captured or voided usage has not reached the event log yet".to_owned();
+            return Err(Error::Unavailable { dependency: "event_log", detail, retry_after_secs: 1 });
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(POLL_MAX);
+    }
+    Ok(())
+}
+
+async fn has_outbox(store: &Store, windows: &[WindowRef]) -> Result<bool> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT FROM usage_outbox WHERE subscription_id = ANY($1))")
+        .bind(windows.iter().map(|window| window.subscription_id.0).collect::<Vec<_>>())
+        .fetch_one(store.pool())
+        .await
+        .context("looking into the usage outbox")
+}
+
 async fn all_reached(store: &Store, windows: &[WindowRef], records: &[Position], status: WindowStatus) -> Result<bool> {
     let reached: i64 = sqlx::query_scalar(
         r#"SELECT count(*)

@@ -75,6 +75,12 @@ pub struct UsageEvent {
 }
 
 impl UsageEvent {
+    /// Whether the capture of a hold wrote it: it is paid already, so it is never refused for being late (rule D2).
+    #[must_use]
+    pub fn is_capture(&self) -> bool {
+        self.hold_id.is_some_and(|hold| UsageEventId::of_capture(hold) == self.id)
+    }
+
     /// Fingerprint of the content, without what the door added: two events of one id and another fingerprint are in
     /// conflict (rule B2).
     #[must_use]

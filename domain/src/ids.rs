@@ -133,4 +133,11 @@ impl UsageEventId {
     pub fn of(workspace: WorkspaceId, idempotency_key: &str) -> Self {
         Self(Uuid::new_v5(&workspace.0, idempotency_key.as_bytes()))
     }
+
+    /// The id of the event that the capture of a hold writes: known before it is written, and never one of a key.
+    #[must_use]
+    pub fn of_capture(hold: HoldId) -> Self {
+        const CAPTURES: Uuid = Uuid::from_u128(0x6f8b_3a52_94d1_4c0e_8f57_2d9a_c1e4_7b36);
+        Self(Uuid::new_v5(&CAPTURES, hold.0.as_bytes()))
+    }
 }

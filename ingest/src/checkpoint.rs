@@ -17,7 +17,9 @@ use store::{Store, StoreError, Tx};
 use uuid::Uuid;
 
 use crate::log::{LogIdentity, Partition};
-use crate::usage::{CountedEvent, UsageStore};
+use crate::reserve::captures;
+use crate::usage::{CountedEvent, RowKey, UsageStore};
+use crate::void;
 
 /// The right to write checkpoints of a partition, until somebody else takes it.
 #[derive(Clone, Debug)]
@@ -164,6 +166,8 @@ pub struct Checkpoint {
     pub dropped: Vec<Dropped>,
     /// Refused records without a workspace.
     pub unattributed: Vec<UnattributedWrite>,
+    /// Voids whose windows were counted anew without them.
+    pub closed_voids: Vec<RowKey>,
 }
 
 /// How a checkpoint ended.
@@ -219,6 +223,8 @@ impl Ownership {
         }
         usage.append_in_checkpoint(&mut tx, &checkpoint.events).await?;
         write_windows(&mut tx, self.partition, &checkpoint.windows, now).await?;
+        captures::note(&mut tx, &checkpoint.events, &checkpoint.rejections).await?;
+        void::close(&mut tx, &checkpoint.closed_voids).await?;
         write_members(&mut tx, &checkpoint.windows).await?;
         clear_accruals(&mut tx, &checkpoint.windows).await?;
         write_accruals(&mut tx, &checkpoint.windows).await?;
@@ -393,7 +399,8 @@ async fn clear_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
     Ok(())
 }
 
-/// Sets, never adds; a closed row is a fence: its window is billed, and nothing may change it (rule D3).
+/// Sets, never adds; a closed row is a fence: its window is billed, and nothing may change it (rule D3). What captures have
+/// paid of the counted usage is not accrued any more.
 async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
     let mut rows: Vec<_> = windows.iter().flat_map(|w| w.accruals.iter().map(move |accrual| (w, accrual))).collect();
     if rows.is_empty() {
@@ -403,10 +410,14 @@ async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
     let written = sqlx::query(
         "INSERT INTO usage_accrual AS a (subscription_id, window_start, wallet_currency, workspace_id, customer_id, wallet_id,
                                          currency, net, accrued)
-         SELECT s, ws, pin, w, c, wallet.id, cur, net, net
+         SELECT s, ws, pin, w, c, wallet.id, cur, net, greatest(net - captured.gross, 0)
          FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[], $5::uuid[], $6::text[], $7::numeric[])
               AS t (s, ws, pin, w, c, cur, net)
          LEFT JOIN wallet ON wallet.customer_id = c AND wallet.currency = cur AND pin IN ('', cur)
+         CROSS JOIN LATERAL (
+             SELECT coalesce(sum(captured_net + captured_tax), 0) AS gross FROM usage_reservation r
+             WHERE r.subscription_id = s AND r.counted_in = ws AND r.wallet_currency = pin AND r.settled_at IS NULL
+         ) AS captured
          ON CONFLICT (subscription_id, window_start, wallet_currency) DO UPDATE SET net = EXCLUDED.net,
              accrued = EXCLUDED.accrued, wallet_id = EXCLUDED.wallet_id, customer_id = EXCLUDED.customer_id
          WHERE NOT a.closed",

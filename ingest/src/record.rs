@@ -31,9 +31,11 @@ pub enum ControlKind {
     WindowSeal,
     /// Takes a seal back after a finalization that failed.
     WindowReopen,
+    /// Counts the window anew without the events that were voided (rule C5).
+    WindowRecount,
 }
 
-/// The end of a window, as a record of the window's home partition.
+/// What happens to a window, as a record of the window's home partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Control {
     /// What happens to the window.
@@ -91,7 +93,7 @@ impl Record {
         }
         let record = match reader.u8()? {
             0 => Self::Usage(Box::new(decode_usage(&mut reader)?)),
-            kind @ 1..=3 => Self::Control(decode_control(&mut reader, kind)?),
+            kind @ 1..=4 => Self::Control(decode_control(&mut reader, kind)?),
             other => return Err(RecordError::Kind(other)),
         };
         if reader.at == payload.len() { Ok(record) } else { Err(RecordError::Damaged(reader.at)) }
@@ -191,6 +193,7 @@ fn encode_control(control: &Control) -> Bytes {
         ControlKind::PeriodEnd => 1,
         ControlKind::WindowSeal => 2,
         ControlKind::WindowReopen => 3,
+        ControlKind::WindowRecount => 4,
     };
     out.extend_from_slice(&[VERSION, kind]);
     for id in [control.workspace_id.0, control.subscription_id.0, control.customer_id.0] {
@@ -209,7 +212,8 @@ fn decode_control(reader: &mut Reader<'_>, kind: u8) -> Result<Control, RecordEr
         kind: match kind {
             1 => ControlKind::PeriodEnd,
             2 => ControlKind::WindowSeal,
-            _ => ControlKind::WindowReopen,
+            3 => ControlKind::WindowReopen,
+            _ => ControlKind::WindowRecount,
         },
         workspace_id: WorkspaceId(reader.uuid()?),
         subscription_id: SubscriptionId(reader.uuid()?),
@@ -392,7 +396,9 @@ pub(crate) mod tests {
 
     #[test]
     fn control_round_trips() {
-        for kind in [ControlKind::PeriodEnd, ControlKind::WindowSeal, ControlKind::WindowReopen] {
+        let kinds =
+            [ControlKind::PeriodEnd, ControlKind::WindowSeal, ControlKind::WindowReopen, ControlKind::WindowRecount];
+        for kind in kinds {
             let control = Control {
                 kind,
                 workspace_id: WorkspaceId::generate(),

@@ -4,6 +4,7 @@
 //! and rebuilt at any time (rule A2). Refusals travel in the answer; its death means that its state cannot be trusted.
 
 mod carry;
+mod initial;
 mod rebuild;
 
 use std::borrow::Cow;
@@ -23,6 +24,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::checkpoint::{AccrualWrite, WindowWrite};
 use crate::record::{Control, ControlKind};
+pub use initial::Initial;
 pub use rebuild::Rebuilt;
 
 /// An event that was read from the log and is no duplicate.
@@ -145,15 +147,6 @@ pub struct WindowSlot {
     pub is_rebuilt: bool,
 }
 
-/// What a partition hands to a new actor.
-#[derive(Debug, Default)]
-pub struct Initial {
-    /// Windows that are not sealed.
-    pub slots: Vec<WindowSlot>,
-    /// End of the last sealed window: an event before it is late.
-    pub sealed_until: Option<Instant>,
-}
-
 /// Counts the events of one subscription.
 pub struct SubscriptionActor;
 
@@ -163,7 +156,7 @@ impl Actor for SubscriptionActor {
     type Arguments = Initial;
 
     async fn pre_start(&self, _: ActorRef<Self::Msg>, initial: Initial) -> Result<Windows, ActorProcessingErr> {
-        Ok(Windows { slots: initial.slots, sealed_until: initial.sealed_until, rates: Rates::new() })
+        Ok(initial.into())
     }
 
     async fn handle(
@@ -213,9 +206,9 @@ pub struct Windows {
 type Rates = SmallVec<[(VersionId, u128); 4]>;
 
 /// What an event is judged by: the catalog and the terms as of its acceptance (rule B6).
-struct Judge<'a> {
-    catalog: &'a WorkspaceCatalog,
-    terms: &'a SubscriptionTerms,
+pub(crate) struct Judge<'a> {
+    pub(crate) catalog: &'a WorkspaceCatalog,
+    pub(crate) terms: &'a SubscriptionTerms,
 }
 
 /// The bindings and prices of one event.
@@ -259,7 +252,7 @@ impl Judge<'_> {
 }
 
 impl Windows {
-    fn count(&mut self, judge: &Judge<'_>, incoming: &Incoming) -> Verdict {
+    pub(crate) fn count(&mut self, judge: &Judge<'_>, incoming: &Incoming) -> Verdict {
         // A panic in rating is poison when it comes again on the event alone (rule A4); nothing has changed, because
         // rating prepares an event before it commits it.
         for _ in 0..2 {
@@ -311,7 +304,11 @@ impl Windows {
         if let Some(index) = self.counting(window.start) {
             return Ok((index, false));
         }
-        let policy = resolved.first().map_or(LateEventPolicy::NextPeriod, |r| r.binding.meter.late_event_policy);
+        // What a capture wrote is paid already: it is counted wherever it can be (rule D2).
+        let policy = resolved
+            .first()
+            .filter(|_| !event.is_capture())
+            .map_or(LateEventPolicy::NextPeriod, |r| r.binding.meter.late_event_policy);
         match policy {
             LateEventPolicy::Drop => Err(Verdict::Dropped { reason: "the window of the event is billed".into() }),
             LateEventPolicy::Reject | LateEventPolicy::Correct => {
@@ -324,6 +321,11 @@ impl Windows {
                 _ => Err(rejected("LATE_EVENT", "the last window of the subscription is billed")),
             },
         }
+    }
+
+    /// The window that starts there, if it is at hand.
+    pub(crate) fn starting(&self, start: Instant) -> Option<&WindowSlot> {
+        self.slots.iter().find(|slot| slot.window.start == start)
     }
 
     /// The slot of a window that has not been sealed.
@@ -422,7 +424,7 @@ impl Windows {
         slot.status = match (control.kind, slot.status) {
             (ControlKind::WindowSeal, _) => WindowStatus::Sealed,
             (ControlKind::PeriodEnd, WindowStatus::Open) | (ControlKind::WindowReopen, _) => WindowStatus::Ended,
-            (ControlKind::PeriodEnd, other) => other,
+            (ControlKind::PeriodEnd | ControlKind::WindowRecount, other) => other,
         };
         slot.window.end = window.end;
         slot.position = position;

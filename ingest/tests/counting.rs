@@ -558,7 +558,7 @@ async fn what_events_name_is_compared_for_each() {
     let nobody = uuid::Uuid::now_v7();
     let entries = world
         .send(&[
-            with("a", json!({"wallet_id": own})),
+            with("a", json!({"wallet_id": own, "hold_id": hold})),
             with("b", json!({"wallet_id": foreign})),
             with("c", json!({"wallet_id": nobody})),
             with("d", json!({"wallet_id": own, "wallet_currency": "USD"})),
@@ -568,6 +568,7 @@ async fn what_events_name_is_compared_for_each() {
             with("h", json!({"customer_id": nobody})),
             with("i", json!({"subscription_id": nobody})),
             with("j", json!({"customer_id": nobody, "subscription_id": nobody})),
+            with("k", json!({})), // while a hold is active, an event of its metric must name it (R7)
         ])
         .await;
     let found: Vec<String> = entries
@@ -591,6 +592,7 @@ async fn what_events_name_is_compared_for_each() {
         "no customer",
         "no subscription",
         "no customer",
+        rule,
     ];
     assert_eq!(found, expected);
 }

@@ -41,6 +41,29 @@ pub fn invoice_transfer(scope: &Scope, invoice: InvoiceId, net: Money, tax: Mone
     Ok(Some(transfer))
 }
 
+/// Id of the transfer that settles an invoice from captured usage.
+#[must_use]
+pub fn settlement_transfer_id(invoice: InvoiceId) -> TransferId {
+    TransferId(Uuid::new_v5(&invoice.0, b"captured usage"))
+}
+
+/// Settles the part of an invoice that captures have paid before: the line shows it, nobody is charged again (rule D2).
+/// `None` when there is none.
+///
+/// # Errors
+/// `Internal` for entries that do not add up.
+pub fn settlement_transfer(scope: &Scope, invoice: InvoiceId, settled: Money) -> Result<Option<Transfer>> {
+    if settled.is_zero() {
+        return Ok(None);
+    }
+    let transfer = Transfer::draft(settlement_transfer_id(invoice), TransferKind::UsageSettlement, scope.now())
+        .reference("invoice", invoice)
+        .debit(Account::Workspace(WorkspaceAccount::CapturedUsage), settled)
+        .credit(Account::Workspace(WorkspaceAccount::Receivable), settled)
+        .balanced()?;
+    Ok(Some(transfer))
+}
+
 /// Books a finalized invoice. A repeat changes nothing.
 ///
 /// # Errors

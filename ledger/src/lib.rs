@@ -48,6 +48,8 @@
 //! | release or expiry of a hold | `wallet_held` | `hold_commitment` |
 //! | capture of a hold: a release of the whole, and | `wallet_promotional`, then `wallet_cash` | `captured_usage` (usage) or `revenue` |
 //! | invoice finalized | `receivable` (total) | `revenue` (net), `tax_payable` (tax) |
+//! | invoice settled by captures before it | `captured_usage` | `receivable` |
+//! | captured more than the invoice shows | `captured_usage` | `wallet_cash` |
 //! | invoice drawn from a wallet | `wallet_promotional`, then `wallet_cash` | `receivable` |
 
 pub mod account;
@@ -58,7 +60,7 @@ pub mod verify;
 pub mod wallet;
 
 pub use account::{Account, WalletAccount, WorkspaceAccount};
-pub use invoice::{book_invoice, charge_for_invoice, invoice_transfer};
+pub use invoice::{book_invoice, charge_for_invoice, invoice_transfer, settlement_transfer};
 pub use transfer::{Posted, Transfer, TransferKind, post};
 pub use trial_balance::{TrialBalanceRow, trial_balance};
 pub use verify::{Difference, Progress, Report, verify};

@@ -32,6 +32,8 @@ wire_enum! {
         Invoice = "invoice",
         /// Wallet money applied to an invoice.
         InvoicePayment = "invoice_payment",
+        /// Captured usage that an invoice shows.
+        UsageSettlement = "usage_settlement",
     }
 }
 

@@ -177,6 +177,14 @@ impl WindowState {
         self.record().encode()
     }
 
+    /// The running totals that are wanted, also those that are rows, without members, reports and fired thresholds: enough to
+    /// rate further events on top of them.
+    #[must_use]
+    pub fn record_of(&self, wanted: impl Fn(&Entry) -> bool) -> WindowRecord {
+        let entries = self.entries().iter().filter(|entry| wanted(entry)).map(EntryRecord::of).collect();
+        WindowRecord { entries, ..WindowRecord::default() }
+    }
+
     /// This state without what the catalog gives, and without its rows.
     #[must_use]
     pub fn record(&self) -> WindowRecord {

@@ -20,6 +20,7 @@ use ingest::log::local::{LocalLog, LocalLogOptions};
 use ingest::log::registry::{self, LogKind as RegisteredKind};
 use ingest::log::{EventLog, LogError, LogIdentity};
 use ingest::metrics::Metrics;
+use ingest::outbox::Relay;
 use ingest::partition::Shared;
 use ingest::record::{Control, ControlKind};
 use ingest::supervisor::Ingest;
@@ -61,8 +62,10 @@ pub async fn start_rooms(config: &Config, store: &Store, running: &mut Running) 
     }
     let mut app = App::new(store.clone(), settings(config)?, registry);
     app.dependencies = dependencies(config, store, &log, &usage);
+    let relay = Arc::new(Relay::new(store.clone(), log.clone()));
+    start_relay(&relay, running);
     let door = Arc::new(Door::new(store.clone(), snapshots.clone(), log));
-    app.engine = Some(Engine { snapshots, door, usage, billing });
+    app.engine = Some(Engine { snapshots, door, usage, relay, billing });
     // Without the role `api`, only health and metrics are served.
     Ok(if config.has(Role::Api) { api::router(app) } else { api::health_router(app) })
 }
@@ -193,6 +196,17 @@ fn start_rollups(rollups: Option<Rollups>, running: &mut Running) {
     let job = tokio::spawn(rollups.run(stopped));
     running.add("usage per minute", move || async move {
         // The job may have ended by itself, which is a stop as well.
+        let _ = stop.send(true);
+        let _ = job.await;
+    });
+}
+
+/// Captured and voided usage on its way to the log: every process takes its share.
+fn start_relay(relay: &Arc<Relay>, running: &mut Running) {
+    let (stop, stopped) = watch::channel(false);
+    let job = tokio::spawn(relay.clone().run(stopped));
+    running.add("usage outbox", move || async move {
+        // The relay may have ended by itself, which is a stop as well.
         let _ = stop.send(true);
         let _ = job.await;
     });

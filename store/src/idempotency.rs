@@ -1,8 +1,11 @@
 //! Idempotency keys, written and completed in the transaction of their effect (rule D5): a crash releases them, a
 //! concurrent repeat waits for the first call and then reads its answer.
 
-use domain::{Error, Instant, Result, WorkspaceId};
+use domain::{Error, Instant, Result, Scope, WorkspaceId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sha2::Digest;
+use uuid::Uuid;
 
 use crate::{StoreError, Tx};
 
@@ -136,5 +139,52 @@ impl IdempotencyKey {
         .await
         .context("storing the answer of the idempotency key")?;
         Ok(())
+    }
+}
+
+/// The key of a body, if it has one. Unique per workspace, operation, subject and key; it does not lapse.
+#[derive(Clone, Debug)]
+pub struct BodyKey(Option<IdempotencyKey>);
+
+impl BodyKey {
+    /// The key of one operation on one subject; `request` is what must be the same in a repeat.
+    ///
+    /// # Errors
+    /// `Internal` for a request that cannot be written as JSON.
+    pub fn new(
+        scope: &Scope,
+        operation: &str,
+        subject: impl Into<Uuid>,
+        key: Option<&str>,
+        request: &impl Serialize,
+    ) -> Result<Self> {
+        let Some(key) = key else { return Ok(Self(None)) };
+        let request = serde_json::to_vec(request)
+            .map_err(|error| Error::internal("writing a request for its idempotency key", error))?;
+        let operation = format!("{operation}/{}", subject.into());
+        Ok(Self(Some(IdempotencyKey::new(scope.workspace_id, operation, key, &request))))
+    }
+
+    /// Claims the key; `Some` is the result of the first call.
+    ///
+    /// # Errors
+    /// `Conflict` with `IDEMPOTENCY_CONFLICT` when the key was used for another request.
+    pub async fn claim<T: DeserializeOwned>(&self, scope: &Scope, tx: &mut Tx) -> Result<Option<T>> {
+        let Some(key) = &self.0 else { return Ok(None) };
+        let Some(answer) = key.claim(tx, scope.now()).await? else { return Ok(None) };
+        let value = serde_json::from_slice(&answer.body)
+            .map_err(|error| Error::internal("reading the first result of an idempotency key", error))?;
+        Ok(Some(value))
+    }
+
+    /// Stores the result.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn complete(&self, tx: &mut Tx, value: &impl Serialize) -> Result<()> {
+        let Some(key) = &self.0 else { return Ok(()) };
+        let body = serde_json::to_vec(value)
+            .map_err(|error| Error::internal("writing the result of an idempotency key", error))?;
+        key.complete(tx, &StoredAnswer { status: 200, body }).await
     }
 }

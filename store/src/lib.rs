@@ -7,7 +7,7 @@ pub mod list;
 pub mod transaction;
 
 pub use error::{StoreError, on_constraint};
-pub use idempotency::{IdempotencyKey, StoredAnswer};
+pub use idempotency::{BodyKey, IdempotencyKey, StoredAnswer};
 pub use list::{ListField, ListKind, ListQuery, ListSpec, Page};
 pub use transaction::{Store, Tx};
 

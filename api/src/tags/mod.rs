@@ -15,6 +15,7 @@ pub mod prices;
 pub mod products;
 pub mod subscriptions;
 pub mod test_clocks;
+pub mod transactions;
 pub mod usage;
 pub mod wallets;
 
@@ -32,6 +33,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(products::routes())
         .merge(subscriptions::routes())
         .merge(test_clocks::routes())
+        .merge(transactions::routes())
         .merge(usage::routes())
         .merge(wallets::routes())
 }

@@ -1,5 +1,6 @@
 //! Usage (usage.md): ingest, events, aggregates, running totals, rejections.
 
+use billing::invoice::InvoiceLineDTO;
 use domain::error::FieldErrorCode as Code;
 use domain::wire::Word;
 use domain::{CustomerId, Error, Instant, ProductId, RejectionId, Result, SubscriptionId, UsageEventId};
@@ -7,10 +8,12 @@ use ingest::door::{Entry, Submission, cloud_events};
 use ingest::rejection::{
     self, DiscardRejectedEventRequest, RejectedUsageEvent, RejectedUsageEventStatus, ReplayRejectedEventRequest,
 };
+use ingest::simulate::{SimulateUsageRequest, Sources, simulate};
 use ingest::usage::{
     AggregateQuery, EventCursor, EventFilter, GroupBy, UsageAggregateBucketSize, UsageAggregateMetric,
 };
 use ingest::view::{self, IngestEventRequest, SubscriptionUsage, UsageAggregateResponse, UsageEventView};
+use ingest::void::{self, VoidUsageEventRequest};
 use serde::Serialize;
 use utoipa::openapi::schema::{OneOfBuilder, Schema};
 use utoipa::openapi::{Ref, RefOr};
@@ -28,7 +31,9 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list_usage_events, ingest_usage_events))
         .routes(routes!(ingest_usage_events_alias))
         .routes(routes!(aggregate_usage_events))
+        .routes(routes!(simulate_usage_events))
         .routes(routes!(get_usage_event))
+        .routes(routes!(void_usage_event))
         .routes(routes!(list_usage_event_rejections))
         .routes(routes!(get_usage_event_rejection))
         .routes(routes!(replay_usage_event_rejection))
@@ -263,6 +268,26 @@ async fn get_usage_event(ctx: Ctx) -> Answer {
     answer::ok(Data(UsageEventView::from(event)))
 }
 
+/// Take an event out of billing
+#[utoipa::path(
+    post, path = "/v1/usage-events/{id}/void", operation_id = "void_usage_event", tag = TAG,
+    params(("id" = UsageEventId, Path, description = "Event")), request_body = VoidUsageEventRequest,
+    responses((status = 200, description = "The event, with `voided_at`", body = Data<UsageEventView>))
+)]
+async fn void_usage_event(ctx: Ctx) -> Answer {
+    ctx.require("usage:write")?;
+    let engine = ctx.app.engine()?;
+    let id: UsageEventId = ctx.path_id("id")?;
+    let request = ctx.body(VoidUsageEventRequest::read)?;
+    // It may wait for the partitions, so the transaction begins afterwards.
+    let event = engine.door.find(&ctx.scope, &engine.usage, id).await?;
+    let mut write = ctx.write("void_usage_event").await?;
+    let voided = void::void(&ctx.scope, write.tx(), &engine.snapshots, event, &request).await?;
+    let answer = write.ok(Data(UsageEventView::from(voided))).await;
+    engine.relay.nudge();
+    answer
+}
+
 /// Time-bucketed totals
 #[utoipa::path(
     get, path = "/v1/usage-events/aggregate", operation_id = "aggregate_usage_events", tag = TAG,
@@ -286,6 +311,20 @@ async fn aggregate_usage_events(ctx: Ctx) -> Answer {
     let (query, top) = parameters.aggregate(ctx.scope.now())?;
     let found = ctx.app.engine()?.usage.aggregate(&ctx.scope, &query).await?;
     answer::ok(Data(UsageAggregateResponse::assemble(&query, found, top)?))
+}
+
+/// The usage lines that the next invoice would get with these events; nothing is stored
+#[utoipa::path(
+    post, path = "/v1/usage-events/simulate", operation_id = "simulate_usage_events", tag = TAG,
+    request_body = SimulateUsageRequest,
+    responses((status = 200, description = "The lines, all on one page", body = PageOf<InvoiceLineDTO>))
+)]
+async fn simulate_usage_events(ctx: Ctx) -> Answer {
+    ctx.require("usage:read")?;
+    let request = ctx.body(SimulateUsageRequest::read)?;
+    let engine = ctx.app.engine()?;
+    let sources = Sources { store: &ctx.app.store, door: &engine.door, usage: &engine.usage };
+    answer::all(simulate(&ctx.scope, sources, request).await?)
 }
 
 /// Events that were accepted and then could not be billed

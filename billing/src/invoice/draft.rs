@@ -120,6 +120,14 @@ pub struct LineTax {
     pub amount: Money,
 }
 
+impl LineTax {
+    /// What every charge has while there are no tax rules: outside the scope of tax, 0 %.
+    #[must_use]
+    pub fn none(currency: Currency) -> Self {
+        Self { category: TaxCategoryCode::O, rate: Decimal::ZERO, amount: Money::zero(currency) }
+    }
+}
+
 /// Computes the invoices of a run: one for unpinned charges and one for each wallet that usage is pinned to (usage.md
 /// R8). A group without a line makes none.
 ///

@@ -20,6 +20,7 @@ use sqlx::{FromRow, PgConnection};
 use store::{StoreError, Tx};
 use uuid::Uuid;
 
+use super::captured::{self, Captured};
 use super::draft::assemble;
 use super::follow::{follow, unfollow};
 use super::load::Loaded;
@@ -105,6 +106,7 @@ impl Billing {
             assemble(&loaded.job(run)?)?;
         }
         drop(conn);
+        windows::wait_for_outbox(&self.store, &windows, self.window_wait).await?;
         let seals = self.control.seal(&windows).await?;
         windows::wait(&self.store, &windows, &seals, WindowStatus::Sealed, self.window_wait).await?;
         Ok(windows)
@@ -130,11 +132,13 @@ impl Billing {
         let runs = runs_of(&loaded, &refs)?;
         let windows: Vec<_> = runs.iter().filter_map(|run| loaded.window_ref(run)).collect();
         lock_windows(tx.conn(), &windows).await?;
+        captured::refuse_pending(tx.conn(), &windows).await?;
         loaded.add_windows(tx.conn(), &self.snapshots, &runs).await?;
         let computed = compute(&loaded, &runs)?;
         let saved = save(tx.conn(), scope.workspace_id, scope.now(), &computed).await?;
         close_accruals(tx.conn(), &windows).await?;
-        finalize_saved(scope, tx, &saved, options).await?;
+        let captured = captured::take(tx.conn(), scope, &windows).await?;
+        finalize_saved(scope, tx, &saved, captured, options).await?;
         Ok(saved.iter().map(|saved| saved.id).collect())
     }
 
@@ -238,20 +242,33 @@ async fn close_accruals(conn: &mut PgConnection, windows: &[WindowRef]) -> Resul
 }
 
 /// Wallets, books, numbers, heads, events: in this order.
-async fn finalize_saved(scope: &Scope, tx: &mut Tx, saved: &[Saved<'_>], options: FinalizeOptions) -> Result<()> {
-    if saved.is_empty() {
+async fn finalize_saved(
+    scope: &Scope,
+    tx: &mut Tx,
+    saved: &[Saved<'_>],
+    mut captured: Vec<Captured>,
+    options: FinalizeOptions,
+) -> Result<()> {
+    let settled: Vec<Money> =
+        saved.iter().map(|one| captured::settle(one, &mut captured)).collect::<Result<Vec<_>>>()?;
+    captured.retain(|one| !one.rest.is_zero());
+    if saved.is_empty() && captured.is_empty() {
         return Ok(());
     }
     let settings = BillingSettings::load(tx.conn(), scope.organization_id).await?;
     let customers = customers(scope, tx.conn(), saved).await?;
     let seller = seller(scope, tx.conn()).await?;
-    let paid = apply_wallets(scope, tx, saved).await?;
-    let transfers = saved.iter().map(|one| {
+    let paid = apply_wallets(scope, tx, saved, &settled, &captured).await?;
+    let mut transfers = Vec::with_capacity(2 * saved.len());
+    for (one, settled) in saved.iter().zip(settled) {
         let totals = one.draft.totals;
-        ledger::invoice_transfer(scope, one.id, totals.subtotal, totals.tax_amount)
-    });
-    let transfers: Vec<_> = transfers.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        transfers.extend(ledger::invoice_transfer(scope, one.id, totals.subtotal, totals.tax_amount)?);
+        transfers.extend(ledger::settlement_transfer(scope, one.id, settled)?);
+    }
     ledger::post(tx, scope, &transfers).await?;
+    if saved.is_empty() {
+        return Ok(());
+    }
     let first = take_numbers(scope, tx.conn(), saved.len()).await?;
     let (mut rows, mut events) = (Vec::with_capacity(saved.len()), Vec::new());
     for ((one, sequence), paid) in saved.iter().zip(first..).zip(paid) {
@@ -291,42 +308,64 @@ async fn seller(scope: &Scope, conn: &mut PgConnection) -> Result<Value> {
     Ok(json!({ "name": name }))
 }
 
-/// Draws each invoice from the customer's wallet in its currency; answers what was drawn, in order. Usage that is pinned
-/// to a wallet of another currency is not drawn: amounts are never routed across currencies (wallets.md 4).
-async fn apply_wallets(scope: &Scope, tx: &mut Tx, saved: &[Saved<'_>]) -> Result<Vec<Money>> {
+/// Gives back what captures took too much, then draws what is open of each invoice from the customer's wallet in its
+/// currency; answers what is paid of each, in order. Usage that is pinned to a wallet of another currency is not drawn:
+/// amounts are never routed across currencies (wallets.md 4).
+async fn apply_wallets(
+    scope: &Scope,
+    tx: &mut Tx,
+    saved: &[Saved<'_>],
+    settled: &[Money],
+    returned: &[Captured],
+) -> Result<Vec<Money>> {
+    let wallets = wallets_of(scope, tx.conn(), saved).await?;
+    let open: Vec<Money> = saved
+        .iter()
+        .zip(settled)
+        .map(|(one, settled)| Ok(one.draft.totals.total.sub(*settled)?))
+        .collect::<Result<Vec<_>>>()?;
+    let wallet_of = |(one, open): (&Saved<'_>, &Money)| {
+        let pinned_elsewhere = one.draft.wallet_currency.is_some_and(|pin| pin != open.currency());
+        let owes = !open.is_zero() && !open.is_negative();
+        wallets.get(&(one.subscription.customer_id, open.currency())).copied().filter(|_| owes && !pinned_elsewhere)
+    };
+    let mut ids: Vec<_> = saved.iter().zip(&open).filter_map(wallet_of).collect();
+    ids.extend(returned.iter().map(|captured| captured.wallet_id));
+    ids.sort_unstable();
+    ids.dedup();
+    if ids.is_empty() {
+        return Ok(settled.to_vec());
+    }
+    let mut batch = ledger::lock_wallets(tx, scope, &ids).await?;
+    for one in returned {
+        batch.return_captured(one.wallet_id, one.return_id(), one.rest, one.subscription_id())?;
+    }
+    let mut paid = Vec::with_capacity(saved.len());
+    for ((one, open), settled) in saved.iter().zip(&open).zip(settled) {
+        let drawn = match wallet_of((one, open)) {
+            Some(wallet) => batch.charge_for_invoice(wallet, charge_transfer_id(one.id, wallet), *open, one.id)?,
+            None => Money::zero(open.currency()),
+        };
+        paid.push(settled.add(drawn)?);
+    }
+    batch.write(tx, scope).await?;
+    Ok(paid)
+}
+
+async fn wallets_of(
+    scope: &Scope,
+    conn: &mut PgConnection,
+    saved: &[Saved<'_>],
+) -> Result<HashMap<(CustomerId, Currency), WalletId>> {
     let wallets: Vec<(WalletId, CustomerId, Currency)> = sqlx::query_as(
         "SELECT id, customer_id, currency FROM wallet WHERE workspace_id = $1 AND customer_id = ANY($2)",
     )
     .bind(scope.workspace_id)
     .bind(saved.iter().map(|one| one.subscription.customer_id.0).collect::<Vec<_>>())
-    .fetch_all(tx.conn())
+    .fetch_all(conn)
     .await
     .context("looking for wallets")?;
-    let wallets: HashMap<_, _> =
-        wallets.into_iter().map(|(id, customer, currency)| ((customer, currency), id)).collect();
-    let wallet_of = |one: &Saved<'_>| {
-        let currency = one.draft.totals.total.currency();
-        let pinned_elsewhere = one.draft.wallet_currency.is_some_and(|pin| pin != currency);
-        let owes = !one.draft.totals.total.is_zero() && !one.draft.totals.total.is_negative();
-        wallets.get(&(one.subscription.customer_id, currency)).copied().filter(|_| owes && !pinned_elsewhere)
-    };
-    let mut ids: Vec<_> = saved.iter().filter_map(wallet_of).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    let zero = |one: &Saved<'_>| Money::zero(one.draft.totals.total.currency());
-    if ids.is_empty() {
-        return Ok(saved.iter().map(zero).collect());
-    }
-    let mut batch = ledger::lock_wallets(tx, scope, &ids).await?;
-    let draw = |one: &Saved<'_>| match wallet_of(one) {
-        Some(wallet) => {
-            batch.charge_for_invoice(wallet, charge_transfer_id(one.id, wallet), one.draft.totals.total, one.id)
-        }
-        None => Ok(zero(one)),
-    };
-    let drawn = saved.iter().map(draw).collect::<Result<Vec<_>>>()?;
-    batch.write(tx, scope).await?;
-    Ok(drawn)
+    Ok(wallets.into_iter().map(|(id, customer, currency)| ((customer, currency), id)).collect())
 }
 
 /// Takes consecutive numbers of the workspace's invoice series; the row stays locked until the commit, so that none is

@@ -1,5 +1,6 @@
 //! Invoices: assembly, drafts, finalization, reading (invoices.md).
 
+pub(crate) mod captured;
 pub mod draft;
 pub mod finalize;
 pub(crate) mod follow;
@@ -7,6 +8,7 @@ pub mod line;
 pub(crate) mod load;
 pub mod manual;
 pub mod model;
+pub mod preview;
 pub mod read;
 pub mod run;
 pub(crate) mod save;

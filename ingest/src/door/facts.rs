@@ -23,6 +23,12 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// What is known of a customer on a test clock, and of nothing else.
+    #[must_use]
+    pub fn of_clock(clock: Option<TestClockId>, now: Instant) -> Self {
+        Self { clocks: clock.into_iter().map(|clock| (clock, now)).collect(), ..Self::default() }
+    }
+
     /// Reads what these events ask about; `terms` are those of their subscriptions in the scope's workspace.
     ///
     /// # Errors
@@ -79,9 +85,12 @@ struct Asked {
 const CLOCKS: &str = "SELECT id, coalesce(target, frozen_at) FROM test_clock WHERE workspace_id = $1 AND id = ANY($2)";
 const CUSTOMERS: &str = "SELECT id FROM customer WHERE workspace_id = $1 AND id = ANY($2) AND deleted_at IS NULL";
 const WALLETS: &str = "SELECT id, customer_id, currency FROM wallet WHERE workspace_id = $1 AND id = ANY($2)";
-const HOLDS: &str = "SELECT id, subscription_id, metric_key FROM wallet_hold
-    WHERE workspace_id = $1 AND id = ANY($2) AND status = 'PENDING'
-      AND subscription_id IS NOT NULL AND metric_key IS NOT NULL";
+const HOLDS: &str = "SELECT h.id, h.subscription_id, h.metric_key
+    FROM wallet_hold h JOIN wallet w ON w.id = h.wallet_id JOIN customer c ON c.id = w.customer_id
+    LEFT JOIN test_clock clock ON clock.id = c.test_clock_id
+    WHERE h.workspace_id = $1 AND h.id = ANY($2) AND h.status = 'PENDING'
+      AND h.subscription_id IS NOT NULL AND h.metric_key IS NOT NULL
+      AND h.expires_at > coalesce(clock.frozen_at, clock_timestamp())";
 
 impl Asked {
     async fn read(self, scope: &Scope, store: &Store) -> Result<Facts> {

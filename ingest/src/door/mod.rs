@@ -3,6 +3,7 @@
 
 pub mod cloud_events;
 mod facts;
+mod holds;
 mod judge;
 pub mod wire;
 
@@ -44,6 +45,8 @@ pub struct Door {
     log: Arc<dyn EventLog>,
     /// Events that are in flight to the log; a batch reserves its room whole (rule B7).
     room: Semaphore,
+    /// Which workspaces reserve usage.
+    holds: holds::Holds,
 }
 
 /// What a batch is compared with.
@@ -70,7 +73,7 @@ impl Door {
     /// A door before this log.
     #[must_use]
     pub fn new(store: Store, snapshots: Arc<Snapshots>, log: Arc<dyn EventLog>) -> Self {
-        Self { store, snapshots, log, room: Semaphore::new(IN_FLIGHT_MAX) }
+        Self { store, snapshots, log, room: Semaphore::new(IN_FLIGHT_MAX), holds: holds::Holds::default() }
     }
 
     /// The same door with room for so many events in flight.
@@ -80,10 +83,34 @@ impl Door {
         self
     }
 
+    /// A hold on usage was placed: from now on events of its subscription and metric must name it (R7).
+    pub fn expect_holds(&self, workspace_id: domain::WorkspaceId) {
+        self.holds.note(workspace_id);
+    }
+
     /// Number of home partitions: new subscriptions get one of them (rule A5).
     #[must_use]
     pub fn partitions(&self) -> u32 {
         self.log.identity().partitions
+    }
+
+    /// What it judges by.
+    #[must_use]
+    pub fn snapshots(&self) -> &Arc<Snapshots> {
+        &self.snapshots
+    }
+
+    /// A counted event, also one that was accepted a moment ago.
+    ///
+    /// # Errors
+    /// As [`crate::void::find`].
+    pub async fn find(
+        &self,
+        scope: &Scope,
+        usage: &Arc<dyn crate::usage::UsageStore>,
+        id: UsageEventId,
+    ) -> Result<crate::usage::StoredEvent> {
+        crate::void::find(scope, &self.store, &self.log, usage, id).await
     }
 
     /// Takes events that are JSON texts; one entry each, in order. Events stand alone: one bad event refuses no other.
@@ -101,7 +128,8 @@ impl Door {
     /// # Errors
     /// As [`Door::accept`].
     pub async fn accept_read(&self, scope: &Scope, events: Vec<Result<NewEvent>>) -> Result<Vec<Entry>> {
-        let judged = self.judge_all(scope, events).await?;
+        let mut judged = self.judge_all(scope, events).await?;
+        self.holds.require(scope, &self.store, &mut judged).await?;
         self.announce_dropped(scope, &judged).await?;
         let wanted =
             u32::try_from(judged.iter().filter(|j| matches!(j, Judged::Good { .. })).count()).unwrap_or(u32::MAX);
@@ -109,7 +137,11 @@ impl Door {
         self.append(judged).await
     }
 
-    async fn judge_all(&self, scope: &Scope, events: Vec<Result<NewEvent>>) -> Result<Vec<Judged>> {
+    /// Compares events with the catalog, without taking them; one answer each, in order.
+    ///
+    /// # Errors
+    /// `Internal` and `Unavailable` of the database.
+    pub async fn judge_all(&self, scope: &Scope, events: Vec<Result<NewEvent>>) -> Result<Vec<Judged>> {
         let basis = self.basis(scope, events.iter().flatten()).await?;
         let judge = |event| (basis.judge(scope, &event), event, basis.revision);
         let mut judged: Vec<Result<_>> = events.into_iter().map(|event| event.map(judge)).collect();

@@ -281,6 +281,12 @@ fn quick_var(raw: &str) -> Option<VarValue> {
     }
 }
 
+/// Variables of a body that was read as a tree of values.
+pub(crate) fn read_var_map(field: Field<'_>) -> domain::input::FieldResult<Vars> {
+    let text = field.raw().to_string();
+    read_vars(field, serde_json::from_str(&text).ok())
+}
+
 fn read_vars(field: Field<'_>, exact: Option<BTreeMap<Cow<'_, str>, &RawValue>>) -> domain::input::FieldResult<Vars> {
     let Some(members) = exact else { return field.refuse(Code::InvalidFormat, "must be an object") };
     if members.len() > VARS_MAX {

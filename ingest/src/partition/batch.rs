@@ -30,6 +30,7 @@ impl Checkpoint {
             && self.rejections.is_empty()
             && self.dropped.is_empty()
             && self.unattributed.is_empty()
+            && self.closed_voids.is_empty()
     }
 }
 
@@ -393,12 +394,15 @@ impl State {
         let ids: Vec<SubscriptionId> = controls.iter().map(|(_, control)| control.subscription_id).collect();
         let terms = self.terms_of(&ids).await?;
         let billed = self.reopen(&controls).await?;
-        self.take_back_twins(&controls, &terms).await?;
+        self.recount(&controls, &terms).await?;
         self.route(&ids).await?;
         let (reply, mut done) = mpsc::unbounded_channel();
         let (mut asked, mut catalogs) = (0, Catalogs::default());
         for (position, control) in controls {
             let Some(terms) = terms.get(&control.subscription_id).cloned() else { continue };
+            if control.kind == ControlKind::WindowRecount {
+                continue; // done above, and nothing is closed by it
+            }
             let key = (control.subscription_id, control.window_start);
             if control.kind == ControlKind::WindowReopen && billed.contains(&key) {
                 tracing::warn!(subscription.id = %key.0, window.start = %key.1, "a billed window is not opened again");

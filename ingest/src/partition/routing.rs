@@ -3,18 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use catalog::compiled::{StoredWindow, WindowQuery, WorkspaceCatalog};
-use domain::{FastMap, Instant, SubscriptionId, WorkspaceId};
+use catalog::compiled::WorkspaceCatalog;
+use domain::{FastMap, SubscriptionId, WorkspaceId};
 use futures::future::try_join_all;
 use ractor::{Actor, ActorRef};
-use sqlx::Row;
 use store::StoreError;
 use tokio::sync::mpsc;
 
 use super::batch::TermsOf;
 use super::{Failure, Patience, Shared, State};
 use crate::checkpoint::WindowWrite;
-use crate::subscription::{Initial, SubscriptionActor, SubscriptionMsg, WindowSlot};
+use crate::subscription::{Initial, SubscriptionActor, SubscriptionMsg};
 
 /// An actor and when it was needed last.
 #[derive(Debug)]
@@ -150,41 +149,5 @@ impl State {
 
 async fn load(shared: &Shared, ids: &[SubscriptionId]) -> domain::Result<HashMap<SubscriptionId, Initial>> {
     let mut conn = shared.store.pool().acquire().await.context("loading usage windows")?;
-    let mut initial: HashMap<SubscriptionId, Initial> = HashMap::with_capacity(ids.len());
-    for window in StoredWindow::load(&mut conn, &shared.snapshots, WindowQuery::Unsealed(ids)).await? {
-        initial.entry(window.subscription_id).or_default().slots.push(slot(window));
-    }
-    let sealed = sqlx::query(
-        "SELECT subscription_id, max(window_end) AS sealed_until FROM usage_window
-         WHERE subscription_id = ANY($1) AND status = 'sealed' GROUP BY subscription_id",
-    )
-    .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
-    .fetch_all(&mut *conn)
-    .await
-    .context("loading sealed windows")?;
-    for row in sealed {
-        let id: SubscriptionId = row.try_get("subscription_id").context("loading sealed windows")?;
-        let sealed_until: Option<Instant> = row.try_get("sealed_until").context("loading sealed windows")?;
-        initial.entry(id).or_default().sealed_until = sealed_until;
-    }
-    Ok(initial)
-}
-
-fn slot(window: StoredWindow) -> WindowSlot {
-    let shown =
-        |entry: &rating::Entry| entry.quantity(None).ok().and_then(|quantity| quantity.floored().to_decimal().ok());
-    let whole = |quantity: rust_decimal::Decimal| u128::try_from(quantity.ceil()).unwrap_or(u128::MAX);
-    let quantities = window.state.entries().iter().map(|entry| shown(entry).map_or(u128::MAX, whole));
-    let magnitude = quantities.fold(u128::from(window.event_count), u128::saturating_add);
-    WindowSlot {
-        magnitude,
-        window: window.window,
-        status: window.status,
-        position: window.position,
-        event_count: window.event_count,
-        state: window.state,
-        allowed: smallvec::SmallVec::new(),
-        is_dirty: false,
-        is_rebuilt: false,
-    }
+    Initial::load(&mut conn, &shared.snapshots, ids).await
 }

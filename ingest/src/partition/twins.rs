@@ -1,4 +1,5 @@
-//! Before windows are sealed: ids that other partitions have counted, too, are taken back (rule B5).
+//! Rows that are taken back: before windows are sealed, ids that other partitions have counted, too (rule B5); whenever it
+//! is asked for, events that were voided by hand (rule C5).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,46 +9,67 @@ use tokio::sync::mpsc;
 
 use super::batch::TermsOf;
 use super::{Failure, Patience, State};
-use crate::checkpoint::RejectionWrite;
+use crate::checkpoint::{RejectionWrite, WindowKey};
 use crate::door::wire;
 use crate::record::{Control, ControlKind};
 use crate::subscription::{Rebuilt, SubscriptionMsg};
 use crate::twins::{Seal, take_back};
 use crate::usage::CountedEvent;
+use crate::void::{self, OpenVoid};
 
 /// Rows of a window that are read at a time when it is counted anew.
 const REPLAY_CHUNK: usize = 10_000;
 
 impl State {
-    /// Compares the windows that are about to be sealed, and counts those anew that lose a row. The rows are kept as
-    /// rejections. Whatever fails here is repeated from the checkpoint before the seals.
-    pub(super) async fn take_back_twins(
-        &mut self,
-        controls: &[(Position, Control)],
-        terms: &TermsOf,
-    ) -> Result<(), Failure> {
+    /// Counts windows anew that lose rows: those that are about to be sealed, whose ids are compared before, and those of
+    /// voids by hand. Rows that other customers have are kept as rejections. Whatever fails here is repeated from the
+    /// checkpoint before the records.
+    pub(super) async fn recount(&mut self, controls: &[(Position, Control)], terms: &TermsOf) -> Result<(), Failure> {
         let mut windows: HashMap<(SubscriptionId, domain::Instant), (Period, Seal)> = HashMap::new();
-        for (position, control) in controls.iter().filter(|(_, control)| control.kind == ControlKind::WindowSeal) {
-            let Control { subscription_id, window_start, window_end, .. } = *control;
+        let mut seals = Vec::new();
+        for (position, control) in controls {
+            let Control { kind, subscription_id, window_start, window_end, .. } = *control;
             let seal = Seal { subscription_id, window_start, position: *position };
+            match kind {
+                ControlKind::WindowSeal => seals.push(seal),
+                ControlKind::WindowRecount => {}
+                ControlKind::PeriodEnd | ControlKind::WindowReopen => continue,
+            }
             windows.insert((subscription_id, window_start), (Period { start: window_start, end: window_end }, seal));
         }
         if windows.is_empty() {
             return Ok(());
         }
         self.checkpoint_before(controls).await?;
-        let seals: Vec<Seal> = windows.values().map(|(_, seal)| *seal).collect();
-        let mut taken_back: BTreeMap<(SubscriptionId, domain::Instant), Vec<CountedEvent>> = BTreeMap::new();
+        let mut losing: BTreeMap<(SubscriptionId, domain::Instant), Vec<CountedEvent>> = BTreeMap::new();
         for row in self.compare(&seals).await? {
-            taken_back.entry((row.event.subscription_id, row.window_start)).or_default().push(row);
+            losing.entry((row.event.subscription_id, row.window_start)).or_default().push(row);
         }
-        for (window, rows) in taken_back {
+        let keys: Vec<_> = windows.keys().copied().collect();
+        for OpenVoid { window, row } in self.open_voids(&keys).await? {
+            losing.entry(window).or_default();
+            self.pending.closed_voids.push(row);
+        }
+        for (window, twins) in losing {
             let Some((period, seal)) = windows.get(&window) else { continue };
-            tracing::warn!(subscription.id = %window.0, rows = rows.len(), "took usage events back: their keys count for other customers");
+            if !twins.is_empty() {
+                tracing::warn!(subscription.id = %window.0, rows = twins.len(), "took usage events back: their keys count for other customers");
+            }
             self.rebuild(*period, seal, terms).await?;
-            rows.iter().for_each(|row| self.reject_taken_back(row));
+            twins.iter().for_each(|row| self.reject_taken_back(row));
         }
         Ok(())
+    }
+
+    /// Read before the windows are counted anew: what is voided meanwhile has a record of its own to come.
+    async fn open_voids(&self, windows: &[WindowKey]) -> Result<Vec<OpenVoid>, Failure> {
+        let mut patience = Patience::default();
+        loop {
+            match void::open(&self.shared.store, windows).await {
+                Ok(voids) => return Ok(voids),
+                Err(error) => patience.wait(&self.given_up, "reading voids", error).await?,
+            }
+        }
     }
 
     async fn compare(&self, seals: &[Seal]) -> Result<Vec<CountedEvent>, Failure> {

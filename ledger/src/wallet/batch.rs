@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use domain::{Clock, Error, Instant, JsonMap, Money, Result, Scope, TransferId, WalletId};
+use domain::{Clock, Error, HoldId, Instant, JsonMap, Money, Result, Scope, TransferId, WalletId, WalletTransactionId};
 use sqlx::AssertSqlSafe;
 use store::{StoreError, Tx};
 use uuid::Uuid;
@@ -132,8 +132,17 @@ impl WalletBatch {
     }
 
     /// The instant at which this batch books on a wallet.
-    pub(super) fn now(&self, id: WalletId) -> Result<Instant> {
+    ///
+    /// # Errors
+    /// `Internal` for a wallet that is not locked.
+    pub fn now(&self, id: WalletId) -> Result<Instant> {
         Ok(self.locked(id)?.now)
+    }
+
+    /// The movement that an operation of this batch made, the last where it made two; none where no money was at stake.
+    #[must_use]
+    pub fn movement_of(&self, transfer_id: TransferId) -> Option<WalletTransactionId> {
+        self.movements.iter().rfind(|movement| movement.transfer_id == transfer_id).map(|movement| movement.row.id)
     }
 
     /// Whether nothing is to be written.
@@ -268,6 +277,11 @@ impl WalletBatch {
         }
         for hold in self.placed.iter().chain(&self.ended) {
             tx.emit(scope, event_of_hold(hold.status), "wallet", hold.wallet_id, to_map(hold)?).await?;
+            if hold.reserved_for.is_some() {
+                let outcome = if hold.status == HoldStatus::Pending { "HELD" } else { hold.status.as_str() };
+                let amount = hold.captured_amount.unwrap_or(hold.amount);
+                emit_outcome(tx, scope, Some(hold.id), outcome, &[], Some(amount)).await?;
+            }
         }
         for locked in self.wallets.values() {
             let wallet = &locked.row.wallet;
@@ -280,6 +294,23 @@ impl WalletBatch {
         }
         Ok(())
     }
+}
+
+/// `reserve_outcome.recorded`: what became of an attempt to authorize usage (reserve.md 5).
+///
+/// # Errors
+/// As every statement.
+pub async fn emit_outcome(
+    tx: &mut Tx,
+    scope: &Scope,
+    hold_id: Option<HoldId>,
+    outcome: &str,
+    reasons: &[&str],
+    amount: Option<Money>,
+) -> Result<()> {
+    let payload = serde_json::json!({ "hold_id": hold_id, "outcome": outcome, "reasons": reasons, "amount": amount });
+    let entity = hold_id.map_or_else(Uuid::now_v7, |hold| hold.0);
+    tx.emit(scope, "reserve_outcome.recorded", "reserve_outcome", entity, to_map(&payload)?).await
 }
 
 /// The instant at which operations on this wallet are booked: never before its last change, so that its movements keep

@@ -3,13 +3,15 @@
 //! A hold is a two-phase transfer: it reserves on the account `wallet_held` and moves no money. Its end takes the
 //! reservation back, and a capture charges the wallet in the same transaction.
 
-use domain::{Error, HoldId, Instant, Money, Result, Scope, TransferId, WalletId};
-use store::{StoreError, Tx};
+use domain::{Error, HoldId, Instant, Money, Result, Scope, TransferId, UsageEventId, WalletId};
+use store::{BodyKey, StoreError, Tx};
 
 use super::batch::{Details, WalletBatch, lock_wallets};
 use super::entry::{Operation, Split};
-use super::model::{HoldStatus, WalletBalanceKind, WalletHold, WalletTransactionSource, WalletTransactionType};
-use super::replay::{BodyKey, Outcome};
+use super::model::{
+    HoldStatus, ReservedFor, WalletBalanceKind, WalletHold, WalletTransactionSource, WalletTransactionType,
+};
+use super::replay::Outcome;
 use super::request::{CaptureHoldRequest, HoldRequest};
 use crate::account::{Account, WalletAccount, WorkspaceAccount};
 use crate::transfer::TransferKind;
@@ -18,7 +20,7 @@ use crate::transfer::TransferKind;
 const LIFE_DEFAULT_DAYS: i64 = 7;
 
 impl WalletBatch {
-    /// Reserves an amount. The hold's id is its transfer's.
+    /// Reserves an amount. The hold's id is its transfer's. A hold on usage that costs nothing is placed without a booking.
     ///
     /// # Errors
     /// `CURRENCY_MISMATCH`, `INSUFFICIENT_FUNDS` beyond what is available; a rule when the expiry has passed.
@@ -28,11 +30,14 @@ impl WalletBatch {
         transfer_id: TransferId,
         amount: Money,
         expires_at: Option<Instant>,
+        reserved_for: Option<ReservedFor>,
         details: &Details,
     ) -> Result<WalletHold> {
         let mut entry = self.entry(id)?;
         entry.check_currency(amount)?;
-        entry.check_funds(amount, entry.row.available()?)?;
+        if !amount.is_zero() {
+            entry.check_funds(amount, entry.row.available()?)?;
+        }
         let expires_at = expires_at.unwrap_or(entry.now + chrono::TimeDelta::days(LIFE_DEFAULT_DAYS));
         if expires_at <= entry.now {
             return Err(Error::business_rule("expires_at must be in the future"));
@@ -52,7 +57,12 @@ impl WalletBatch {
             released_at: None,
             created_at: entry.now,
             updated_at: entry.now,
+            reserved_for,
         };
+        if amount.is_zero() {
+            self.placed.push(hold.clone());
+            return Ok(hold);
+        }
         entry.row.wallet.held_balance = entry.row.wallet.held_balance.add(amount)?;
         let mut operation = Operation::new(transfer_id, WalletTransactionType::Hold, details);
         operation.hold_id = Some(hold.id);
@@ -74,6 +84,11 @@ impl WalletBatch {
     pub fn end_hold(&mut self, hold: &WalletHold, to: HoldStatus, transfer_id: TransferId) -> Result<WalletHold> {
         check_pending(hold, to)?;
         let mut entry = self.entry(hold.wallet_id)?;
+        let ended = WalletHold { status: to, released_at: Some(entry.now), updated_at: entry.now, ..hold.clone() };
+        if hold.amount.is_zero() {
+            self.ended.push(ended.clone());
+            return Ok(ended);
+        }
         let source = match to {
             HoldStatus::Expired => WalletTransactionSource::System,
             _ => WalletTransactionSource::Manual,
@@ -88,7 +103,6 @@ impl WalletBatch {
             .debit(entry.account(WalletAccount::Held), hold.amount)
             .credit(Account::Workspace(WorkspaceAccount::HoldCommitment), hold.amount)
             .balanced()?;
-        let ended = WalletHold { status: to, released_at: Some(entry.now), updated_at: entry.now, ..hold.clone() };
         self.keep([entry], transfer);
         self.ended.push(ended.clone());
         Ok(ended)
@@ -116,6 +130,17 @@ impl WalletBatch {
             let detail = format!("the hold is {}, {amount} is too much", hold.amount);
             return Err(Error::rule("AMOUNT_EXCEEDS_HOLD", detail).with("amount", hold.amount));
         }
+        let captured = WalletHold {
+            status: HoldStatus::Captured,
+            captured_amount: Some(amount),
+            captured_at: Some(entry.now),
+            updated_at: entry.now,
+            ..hold.clone()
+        };
+        if hold.amount.is_zero() {
+            self.ended.push(captured.clone());
+            return Ok(captured);
+        }
         let wallet = &entry.row.wallet;
         let floor = wallet.cash_balance.add(wallet.promotional_balance)?.add(entry.row.credit())?;
         entry.check_funds(amount, floor)?;
@@ -129,13 +154,6 @@ impl WalletBatch {
             .debit(entry.account(WalletAccount::Held), hold.amount)
             .credit(Account::Workspace(WorkspaceAccount::HoldCommitment), hold.amount);
         let transfer = entry.draft_take(draft, split, counter)?.balanced()?;
-        let captured = WalletHold {
-            status: HoldStatus::Captured,
-            captured_amount: Some(amount),
-            captured_at: Some(entry.now),
-            updated_at: entry.now,
-            ..hold.clone()
-        };
         self.keep([entry], transfer);
         self.ended.push(captured.clone());
         Ok(captured)
@@ -184,8 +202,8 @@ fn check_pending(hold: &WalletHold, to: HoldStatus) -> Result<()> {
 async fn insert_hold(tx: &mut Tx, scope: &Scope, hold: &WalletHold) -> Result<()> {
     sqlx::query(
         "INSERT INTO wallet_hold (id, organization_id, workspace_id, wallet_id, amount, currency, status, reference_type,
-             reference_id, description, expires_at, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12)",
+             reference_id, description, expires_at, created_at, updated_at, subscription_id, metric_key, usage_event_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13, $14, $15)",
     )
     .bind(hold.id)
     .bind(hold.organization_id)
@@ -199,6 +217,9 @@ async fn insert_hold(tx: &mut Tx, scope: &Scope, hold: &WalletHold) -> Result<()
     .bind(&hold.description)
     .bind(hold.expires_at)
     .bind(hold.created_at)
+    .bind(hold.reserved_for.as_ref().map(|usage| usage.subscription_id))
+    .bind(hold.reserved_for.as_ref().map(|usage| usage.metric_key.as_str()))
+    .bind(hold.reserved_for.as_ref().map(|_| UsageEventId::of_capture(hold.id)))
     .execute(tx.conn())
     .await
     .context("placing a hold")?;
@@ -217,7 +238,15 @@ async fn read_hold(tx: &mut Tx, scope: &Scope, wallet: WalletId, id: HoldId) -> 
 }
 
 /// Locks the wallet and finds the hold in its present state.
-async fn locked_hold(tx: &mut Tx, scope: &Scope, wallet: WalletId, id: HoldId) -> Result<(WalletBatch, WalletHold)> {
+///
+/// # Errors
+/// `NotFound`, and as every statement.
+pub async fn locked_hold(
+    tx: &mut Tx,
+    scope: &Scope,
+    wallet: WalletId,
+    id: HoldId,
+) -> Result<(WalletBatch, WalletHold)> {
     let batch = lock_wallets(tx, scope, &[wallet]).await?;
     let stored = read_hold(tx, scope, wallet, id).await?.ok_or_else(|| Error::not_found("wallet_hold", id))?;
     let hold = batch.ended.iter().find(|hold| hold.id == id).cloned().unwrap_or(stored);
@@ -250,7 +279,7 @@ pub async fn create(
         idempotency_key: request.idempotency_key.clone(),
         ..Details::of(WalletTransactionSource::Manual)
     };
-    let hold = batch.hold(id, transfer_id, request.amount, request.expires_at, &details)?;
+    let hold = batch.hold(id, transfer_id, request.amount, request.expires_at, None, &details)?;
     batch.write(tx, scope).await?;
     key.complete(tx, &hold).await?;
     Ok(Outcome::first(hold))
@@ -273,6 +302,10 @@ pub async fn capture(
         return Ok(Outcome::replayed(earlier));
     }
     let (mut batch, hold) = locked_hold(tx, scope, wallet, id).await?;
+    if hold.reserved_for.is_some() {
+        let detail = format!("hold {id} authorizes usage: capture it with POST /v1/transaction/{id}/capture");
+        return Err(Error::business_rule(detail));
+    }
     let details = Details {
         description: request.description.clone().or_else(|| hold.description.clone()),
         reference_type: hold.reference_type.clone(),

@@ -16,12 +16,12 @@ mod request;
 mod row;
 mod settings;
 
-pub use batch::{Details, WalletBatch, lock_wallets};
+pub use batch::{Details, WalletBatch, emit_outcome, lock_wallets};
 pub use create::{NewWallet, WalletDefaults, create_primary, create_secondary, wallet_for};
 pub use list::{get, get_hold, list, list_holds, list_of_customer, list_transactions};
 pub use model::{
-    HoldStatus, Wallet, WalletBalanceKind, WalletDTO, WalletHold, WalletTransaction, WalletTransactionSource,
-    WalletTransactionType, WalletTransferResult,
+    HoldStatus, ReservedFor, Wallet, WalletBalanceKind, WalletDTO, WalletHold, WalletTransaction,
+    WalletTransactionSource, WalletTransactionType, WalletTransferResult,
 };
 pub use replay::Outcome;
 pub use request::{

@@ -2,7 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use domain::{
-    CustomerId, HoldId, JsonMap, Money, OrganizationId, WalletId, WalletMode, WalletTransactionId, wire_enum,
+    CustomerId, HoldId, JsonMap, Money, OrganizationId, SubscriptionId, WalletId, WalletMode, WalletTransactionId,
+    wire_enum,
 };
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
@@ -233,6 +234,19 @@ pub struct WalletHold {
     pub created_at: DateTime<Utc>,
     /// When its state changed last.
     pub updated_at: DateTime<Utc>,
+    /// The usage that it authorizes; none for a hold by amount.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub reserved_for: Option<ReservedFor>,
+}
+
+/// What a hold on usage is for: while it is PENDING, usage events of the pair must name it (reserve.md V7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReservedFor {
+    /// The subscription.
+    pub subscription_id: SubscriptionId,
+    /// Its metric.
+    pub metric_key: String,
 }
 
 /// Both sides of a transfer between wallets.

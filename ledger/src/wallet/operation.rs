@@ -2,14 +2,14 @@
 
 use domain::{Error, Instant, Money, Result, Scope, TransferId, WalletId};
 use rust_decimal::Decimal;
-use store::Tx;
+use store::{BodyKey, Tx};
 
 use super::batch::{Details, WalletBatch, lock_wallets};
 use super::entry::{Operation, Split, counter_of_credit, counter_of_debit, smaller};
 use super::model::{
     WalletBalanceKind, WalletTransaction, WalletTransactionSource, WalletTransactionType, WalletTransferResult,
 };
-use super::replay::{BodyKey, Outcome, movements_of};
+use super::replay::{Outcome, movements_of};
 use super::request::{AdjustRequest, CreditRequest, DebitRequest, TransferRequest};
 use crate::account::{Account, WalletAccount, WorkspaceAccount};
 use crate::transfer::TransferKind;
@@ -111,6 +111,31 @@ impl WalletBatch {
         let details = Details::of(WalletTransactionSource::Invoice).reference("invoice", invoice_id);
         self.take(id, transfer_id, amount, TransferKind::InvoicePayment, &details)?;
         Ok(amount)
+    }
+
+    /// Gives back what captures took and no invoice shows: it was the customer's own money, so no cap stands in its way.
+    ///
+    /// # Errors
+    /// `CURRENCY_MISMATCH`.
+    pub fn return_captured(
+        &mut self,
+        id: WalletId,
+        transfer_id: TransferId,
+        amount: Money,
+        subscription_id: domain::SubscriptionId,
+    ) -> Result<()> {
+        let mut entry = self.entry(id)?;
+        entry.check_currency(amount)?;
+        let details = Details::of(WalletTransactionSource::Usage).reference("subscription", subscription_id);
+        let operation = Operation::new(transfer_id, WalletTransactionType::Credit, &details);
+        entry.record(&operation, WalletBalanceKind::Cash, amount)?;
+        let transfer = operation
+            .draft(TransferKind::WalletCredit, entry.now)
+            .debit(Account::Workspace(counter_of_credit(details.source)), amount)
+            .credit(entry.account(WalletAccount::Cash), amount)
+            .balanced()?;
+        self.keep([entry], transfer);
+        Ok(())
     }
 
     fn take(

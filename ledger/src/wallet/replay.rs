@@ -1,11 +1,8 @@
 //! Operations that happen once: by the key in their body (conventions.md, Idempotency) and by the id of their transfer
 //! (rule D5).
 
-use domain::{Error, Result, Scope, TransferId};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use store::{IdempotencyKey, StoreError, StoredAnswer, Tx};
-use uuid::Uuid;
+use domain::{Result, Scope, TransferId};
+use store::{StoreError, Tx};
 
 use super::model::WalletTransaction;
 
@@ -19,48 +16,14 @@ pub struct Outcome<T> {
 }
 
 impl<T> Outcome<T> {
-    pub(super) fn first(value: T) -> Self {
+    /// Of this call.
+    pub fn first(value: T) -> Self {
         Self { value, replayed: false }
     }
 
-    pub(super) fn replayed(value: T) -> Self {
+    /// Of an earlier call.
+    pub fn replayed(value: T) -> Self {
         Self { value, replayed: true }
-    }
-}
-
-/// The key of a body, if it has one. Unique per workspace, operation, subject and key; it does not lapse.
-pub(super) struct BodyKey(Option<IdempotencyKey>);
-
-impl BodyKey {
-    pub fn new(
-        scope: &Scope,
-        operation: &str,
-        subject: impl Into<Uuid>,
-        key: Option<&str>,
-        request: &impl Serialize,
-    ) -> Result<Self> {
-        let Some(key) = key else { return Ok(Self(None)) };
-        let request = serde_json::to_vec(request)
-            .map_err(|error| Error::internal("writing a request for its idempotency key", error))?;
-        let operation = format!("{operation}/{}", subject.into());
-        Ok(Self(Some(IdempotencyKey::new(scope.workspace_id, operation, key, &request))))
-    }
-
-    /// Claims the key; `Some` is the result of the first call.
-    pub async fn claim<T: DeserializeOwned>(&self, scope: &Scope, tx: &mut Tx) -> Result<Option<T>> {
-        let Some(key) = &self.0 else { return Ok(None) };
-        let Some(answer) = key.claim(tx, scope.now()).await? else { return Ok(None) };
-        let value = serde_json::from_slice(&answer.body)
-            .map_err(|error| Error::internal("reading the first result of an idempotency key", error))?;
-        Ok(Some(value))
-    }
-
-    /// Stores the result.
-    pub async fn complete(&self, tx: &mut Tx, value: &impl Serialize) -> Result<()> {
-        let Some(key) = &self.0 else { return Ok(()) };
-        let body = serde_json::to_vec(value)
-            .map_err(|error| Error::internal("writing the result of an idempotency key", error))?;
-        key.complete(tx, &StoredAnswer { status: 200, body }).await
     }
 }
 

@@ -413,6 +413,40 @@ impl CaptureHoldRequest {
         input.finish()?;
         Ok(Self { amount, description, idempotency_key, ..Self::default() })
     }
+
+    /// Reads the body of a capture of reserved usage: quantity in the place of an amount.
+    ///
+    /// # Errors
+    /// `Validation` with every bad field.
+    pub fn read_usage(body: &Value) -> Result<Self> {
+        let mut input = Input::new(body)?;
+        input.optional("amount", |v| v.refuse::<()>(Code::NotAllowed, "is for holds by amount; give quantity"));
+        let quantity = input.optional("quantity", positive_rate);
+        let cost = input.optional("external_cost_amount", Field::rate);
+        let cost_currency = input.optional("external_cost_currency", Field::currency);
+        match (cost, cost_currency) {
+            (Some(_), None) if !input.has("external_cost_currency") => {
+                input.error("external_cost_currency", Code::Required, "is required beside external_cost_amount");
+            }
+            (None, Some(_)) if !input.has("external_cost_amount") => {
+                input.error("external_cost_amount", Code::Required, "is required beside external_cost_currency");
+            }
+            _ => {}
+        }
+        let timestamp = input.optional("timestamp", Field::instant);
+        let description = input.optional("description", |v| v.text(0, DESCRIPTION_MAX));
+        let idempotency_key = input.optional("idempotency_key", |v| v.text(1, 255));
+        input.finish()?;
+        Ok(Self {
+            quantity,
+            external_cost_amount: cost,
+            external_cost_currency: cost_currency,
+            timestamp,
+            description,
+            idempotency_key,
+            ..Self::default()
+        })
+    }
 }
 
 /// Members that credit and debit share.
@@ -453,6 +487,12 @@ fn bounded_money(field: Field<'_>, good: impl Fn(&Money) -> bool, message: &str)
     let refused: FieldResult<Money> = field.refuse(Code::OutOfRange, message);
     let money = field.money()?;
     if good(&money) { Ok(money) } else { refused }
+}
+
+fn positive_rate(field: Field<'_>) -> FieldResult<Decimal> {
+    let refused: FieldResult<Decimal> = field.refuse(Code::OutOfRange, "must be above zero");
+    let rate = field.rate()?;
+    if rate.is_zero() { refused } else { Ok(rate) }
 }
 
 fn positive_money(field: Field<'_>) -> FieldResult<Money> {

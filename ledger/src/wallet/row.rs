@@ -1,12 +1,12 @@
 //! From rows of the database to the types of the wire. A row that breaks a rule (an amount with too many decimals) is
 //! an error of its column, never a panic.
 
-use domain::{Clock, Currency, Instant, Money, Scope, WalletMode};
+use domain::{Clock, Currency, Instant, Money, Scope, SubscriptionId, WalletMode};
 use rust_decimal::Decimal;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 
-use super::model::{Wallet, WalletDTO, WalletHold, WalletTransaction};
+use super::model::{ReservedFor, Wallet, WalletDTO, WalletHold, WalletTransaction};
 
 /// Columns of a [`WalletRow`], from [`WALLET_FROM`].
 pub(super) const WALLET_COLUMNS: &str = "wallet.*, customer.mode, test_clock.frozen_at AS clock_at,
@@ -158,6 +158,9 @@ impl FromRow<'_, PgRow> for WalletTransaction {
 impl FromRow<'_, PgRow> for WalletHold {
     fn from_row(row: &PgRow) -> sqlx::Result<Self> {
         let currency: Currency = row.try_get("currency")?;
+        let subscription_id: Option<SubscriptionId> = row.try_get("subscription_id")?;
+        let metric_key: Option<String> = row.try_get("metric_key")?;
+        let reserved_for = subscription_id.zip(metric_key);
         Ok(Self {
             id: row.try_get("id")?,
             organization_id: row.try_get("organization_id")?,
@@ -173,6 +176,7 @@ impl FromRow<'_, PgRow> for WalletHold {
             released_at: row.try_get("released_at")?,
             created_at: row.try_get("created_at")?,
             updated_at: row.try_get("updated_at")?,
+            reserved_for: reserved_for.map(|(subscription_id, metric_key)| ReservedFor { subscription_id, metric_key }),
         })
     }
 }

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use catalog::compiled::{ItemTerms, ProductTerms};
-use domain::{BillingIntervalUnit, ChargeKind, Error, PricingModel, ProductType, Quantity, Result, TaxCategoryCode};
+use domain::{BillingIntervalUnit, ChargeKind, Error, PricingModel, ProductType, Quantity, Result};
 use rating::{Basis, CompiledPrice, PriceDefinition, Tier, walk_with};
-use rust_decimal::Decimal;
 
 use super::{DraftLine, Job, LineTax, no_id, tiers_of, unit_rate};
 use crate::invoice::line::InvoiceLineAtom;
@@ -91,11 +90,7 @@ fn line(job: &Job<'_>, charge: RecurringCharge, item: &ItemTerms, product: &Prod
         amount: walk.total,
         period: charge.period,
         supply_type: product.supply_type,
-        tax: LineTax {
-            category: TaxCategoryCode::O,
-            rate: Decimal::ZERO,
-            amount: domain::Money::zero(walk.total.currency()),
-        },
+        tax: LineTax::none(walk.total.currency()),
         atoms: vec![atom],
     })
 }

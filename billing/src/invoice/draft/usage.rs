@@ -1,8 +1,7 @@
 //! Usage lines: one per product, metric, price key and wallet pin, from the window's running totals (usage.md 5).
 
-use domain::{BillingTiming, ChargeKind, Error, Instant, Money, Result, TaxCategoryCode};
+use domain::{BillingTiming, ChargeKind, Error, Instant, Result};
 use rating::{Atom, RatedLine, RatingInput};
-use rust_decimal::Decimal;
 
 use super::{DraftLine, Job, LineTax, no_id, rate_of, tiers_of, unit_rate};
 use crate::invoice::line::InvoiceLineAtom;
@@ -62,11 +61,7 @@ fn usage_line(job: &Job<'_>, rated: &RatedLine, start: Instant, end: Instant) ->
         amount: rated.amount,
         period: domain::period::Period { start, end },
         supply_type: product.supply_type,
-        tax: LineTax {
-            category: TaxCategoryCode::O,
-            rate: Decimal::ZERO,
-            amount: Money::zero(rated.amount.currency()),
-        },
+        tax: LineTax::none(rated.amount.currency()),
         atoms: atoms.collect::<Result<_>>()?,
     })
 }

@@ -1,0 +1,128 @@
+//! Usage that was paid when it was captured (reserve.md, Captured usage on the invoice; rules D2, D3): the line shows
+//! everything, what captures have taken settles it, and what they took too much goes back to the wallet.
+
+use domain::{ChargeKind, Currency, Error, Instant, Money, Result, Scope, SubscriptionId, TransferId, WalletId};
+use rust_decimal::Decimal;
+use sqlx::PgConnection;
+use store::StoreError;
+use uuid::Uuid;
+
+use super::draft::Draft;
+use super::save::Saved;
+use crate::control::WindowRef;
+
+/// What captures have taken for one window and wallet pin, less what invoices have used of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Captured {
+    subscription_id: SubscriptionId,
+    window_start: Instant,
+    wallet_currency: Option<Currency>,
+    /// The wallet that paid.
+    pub(crate) wallet_id: WalletId,
+    /// What is left of it.
+    pub(crate) rest: Money,
+}
+
+/// Refuses while something is on its way that changes these locked windows: a capture that is not counted yet, a void
+/// whose window still counts the event.
+///
+/// # Errors
+/// `Unavailable` for `event_log`: it passes by itself.
+pub(crate) async fn refuse_pending(conn: &mut PgConnection, windows: &[WindowRef]) -> Result<()> {
+    if windows.is_empty() {
+        return Ok(());
+    }
+    let is_pending: bool = sqlx::query_scalar(
+        "WITH w AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[])
+                                  AS w (subscription_id, window_start, window_end))
+         SELECT EXISTS (SELECT FROM w JOIN usage_void v USING (subscription_id, window_start) WHERE v.open)
+             OR EXISTS (SELECT FROM w JOIN usage_reservation r USING (subscription_id)
+                        WHERE r.counted_in IS NULL AND r.captured_net IS NOT NULL AND r.occurred_at < w.window_end)",
+    )
+    .bind(windows.iter().map(|window| window.subscription_id.0).collect::<Vec<_>>())
+    .bind(windows.iter().map(|window| window.window_start).collect::<Vec<_>>())
+    .bind(windows.iter().map(|window| window.window_end).collect::<Vec<_>>())
+    .fetch_one(conn)
+    .await
+    .context("looking for usage on its way")?;
+    if !is_pending {
+        return Ok(());
+    }
+    let detail = "captured or voided usage of the window is not counted yet".to_owned();
+    Err(Error::Unavailable { dependency: "event_log", detail, retry_after_secs: 1 })
+}
+
+/// Takes what captures have paid in these windows; it is settled from here on.
+///
+/// # Errors
+/// As every statement.
+pub(crate) async fn take(conn: &mut PgConnection, scope: &Scope, windows: &[WindowRef]) -> Result<Vec<Captured>> {
+    if windows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<(SubscriptionId, Instant, String, WalletId, Currency, Decimal)> = sqlx::query_as(
+        "WITH taken AS (
+             UPDATE usage_reservation r SET settled_at = $4
+             FROM unnest($2::uuid[], $3::timestamptz[]) AS w (subscription_id, window_start)
+             WHERE r.workspace_id = $1 AND r.subscription_id = w.subscription_id AND r.counted_in = w.window_start
+               AND r.settled_at IS NULL
+             RETURNING r.subscription_id, r.counted_in, r.wallet_currency, r.wallet_id, r.captured_net + r.captured_tax AS gross)
+         SELECT subscription_id, counted_in, wallet_currency, wallet_id, wallet.currency, sum(gross)
+         FROM taken JOIN wallet ON wallet.id = wallet_id
+         GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4",
+    )
+    .bind(scope.workspace_id)
+    .bind(windows.iter().map(|window| window.subscription_id.0).collect::<Vec<_>>())
+    .bind(windows.iter().map(|window| window.window_start).collect::<Vec<_>>())
+    .bind(scope.now())
+    .fetch_all(conn)
+    .await
+    .context("settling captured usage")?;
+    let captured = |(subscription_id, window_start, pin, wallet_id, currency, gross): (_, _, String, _, _, _)| {
+        let rest = Money::new(gross, currency)?;
+        Ok(Captured { subscription_id, window_start, wallet_currency: Currency::parse(&pin), wallet_id, rest })
+    };
+    rows.into_iter().map(captured).collect()
+}
+
+/// What of an invoice is paid already, at most its total; it is taken off the captures.
+///
+/// # Errors
+/// `CURRENCY_MISMATCH`.
+pub(crate) fn settle(invoice: &Saved<'_>, captured: &mut [Captured]) -> Result<Money> {
+    let draft = invoice.draft;
+    let mut settled = Money::zero(draft.totals.total.currency());
+    if draft.totals.total.is_negative() {
+        return Ok(settled);
+    }
+    let pays = |one: &&mut Captured| {
+        one.subscription_id == invoice.subscription.id
+            && one.wallet_currency == draft.wallet_currency
+            && has_usage_of(draft, one.window_start)
+    };
+    for one in captured.iter_mut().filter(pays) {
+        let open = draft.totals.total.sub(settled)?;
+        let part = if one.rest.amount() <= open.amount() { one.rest } else { open };
+        settled = settled.add(part)?;
+        one.rest = one.rest.sub(part)?;
+    }
+    Ok(settled)
+}
+
+fn has_usage_of(draft: &Draft, window_start: Instant) -> bool {
+    draft.lines.iter().any(|line| line.charge_kind == ChargeKind::Usage && line.period.start == window_start)
+}
+
+impl Captured {
+    /// Id of the transfer that gives the rest back: a window is settled once.
+    pub(crate) fn return_id(&self) -> TransferId {
+        let pin = self.wallet_currency.map(|currency| currency.to_string()).unwrap_or_default();
+        let name = format!("captured {} {pin} {}", self.window_start.timestamp_micros(), self.wallet_id);
+        TransferId(Uuid::new_v5(&self.subscription_id.0, name.as_bytes()))
+    }
+
+    /// Whose usage it was.
+    pub(crate) fn subscription_id(&self) -> SubscriptionId {
+        self.subscription_id
+    }
+}

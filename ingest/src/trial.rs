@@ -1,0 +1,145 @@
+//! Usage on trial: what the windows of a subscription would hold and cost with further events. Events are counted by the
+//! code that counts those of the log, from the state that the last checkpoint wrote; nothing is stored. Simulations and
+//! reservations ask it, so both tell the figures of the invoice (promise 5).
+
+use std::sync::Arc;
+
+use catalog::compiled::{Snapshots, StoredWindow, SubscriptionTerms, WindowStatus, WorkspaceCatalog};
+use domain::period::Period;
+use domain::{Error, Instant, Money, Position, ProductId, Result, UsageEvent};
+use rating::{RatedLine, RatingInput, WindowRecord};
+use sqlx::PgConnection;
+
+use crate::subscription::{Incoming, Initial, Judge, Verdict, WindowSlot, Windows};
+
+/// The windows of one subscription, to be counted on.
+#[derive(Debug)]
+pub struct Trial {
+    catalog: Arc<WorkspaceCatalog>,
+    terms: Arc<SubscriptionTerms>,
+    windows: Windows,
+}
+
+impl Trial {
+    /// Reads the windows that still count, as they are checkpointed.
+    ///
+    /// # Errors
+    /// As every statement; `Internal` for a state that cannot be read.
+    pub async fn load(
+        conn: &mut PgConnection,
+        snapshots: &Snapshots,
+        catalog: Arc<WorkspaceCatalog>,
+        terms: Arc<SubscriptionTerms>,
+    ) -> Result<Self> {
+        let initial = Initial::load(conn, snapshots, &[terms.id]).await?.remove(&terms.id);
+        Ok(Self { catalog, terms, windows: initial.unwrap_or_default().into() })
+    }
+
+    /// A single open window over a state that [`Trial::encode_metric`] wrote.
+    ///
+    /// # Errors
+    /// `Internal` for a state that cannot be read.
+    pub fn over(
+        catalog: Arc<WorkspaceCatalog>,
+        terms: Arc<SubscriptionTerms>,
+        window: Period,
+        bytes: &[u8],
+    ) -> Result<Self> {
+        let record = WindowRecord::decode(bytes)
+            .map_err(|error| Error::internal(format!("reading a state of subscription {}", terms.id), error))?;
+        let stored = StoredWindow {
+            subscription_id: terms.id,
+            workspace_id: terms.workspace_id,
+            customer_id: terms.customer_id,
+            window,
+            status: WindowStatus::Open,
+            position: Position::START,
+            event_count: 0,
+            written_at: window.start,
+            state: record.attach(&*catalog, [])?,
+        };
+        let initial = Initial { slots: vec![stored.into()], sealed_until: None };
+        Ok(Self { catalog, terms, windows: initial.into() })
+    }
+
+    /// The running totals of one metric in a window, as bytes.
+    #[must_use]
+    pub fn encode_metric(&self, start: Instant, product_id: ProductId, metric_key: &str) -> Vec<u8> {
+        let Some(slot) = self.windows.starting(start) else { return WindowRecord::default().encode() };
+        let is_wanted = |entry: &rating::Entry| entry.product_id() == product_id && entry.metric_key() == metric_key;
+        slot.state.record_of(is_wanted).encode()
+    }
+
+    /// Counts an event as its partition would; the answer is the start of the window that it went to, or `None` when a
+    /// policy drops it.
+    ///
+    /// # Errors
+    /// 422 with the code under which the partition would keep it.
+    pub fn count(&mut self, event: &UsageEvent) -> Result<Option<Instant>> {
+        let judge = Judge { catalog: &self.catalog, terms: &self.terms };
+        let incoming = Incoming {
+            event: Box::new(event.clone()),
+            position: Position::START,
+            payload_hash: event.payload_hash(),
+            is_foreign: false,
+        };
+        match self.windows.count(&judge, &incoming) {
+            Verdict::Counted { window_start, .. } => Ok(Some(window_start)),
+            Verdict::Dropped { .. } => Ok(None),
+            Verdict::Rejected { code, message } => Err(Error::rule(code, message)),
+        }
+    }
+
+    /// The window that starts there, in the form of a stored one.
+    #[must_use]
+    pub fn window(&self, start: Instant) -> Option<StoredWindow> {
+        let WindowSlot { window, status, position, event_count, state, .. } = self.windows.starting(start)?;
+        Some(StoredWindow {
+            subscription_id: self.terms.id,
+            workspace_id: self.terms.workspace_id,
+            customer_id: self.terms.customer_id,
+            window: *window,
+            status: *status,
+            position: *position,
+            event_count: *event_count,
+            written_at: start,
+            state: state.clone(),
+        })
+    }
+
+    /// The lines of a window, as the invoice would have them; none of a trial period, which is counted and never charged.
+    ///
+    /// # Errors
+    /// 422 when an amount leaves its range.
+    pub fn lines(&self, start: Instant) -> Result<Vec<RatedLine>> {
+        let Some(slot) = self.windows.starting(start).filter(|_| !self.terms.is_trial(start)) else {
+            return Ok(Vec::new());
+        };
+        let terms = self.catalog.rating_terms(&self.terms, slot.window, &slot.state)?;
+        let (until, period) = (Some(slot.window.end), self.terms.period_facts(slot.window));
+        Ok(slot.state.rate(&RatingInput { terms: &terms, until, period })?.lines)
+    }
+
+    /// What a window costs.
+    ///
+    /// # Errors
+    /// 422 when an amount leaves its range.
+    pub fn amount(&self, start: Instant) -> Result<Money> {
+        let lines = self.lines(start)?;
+        Ok(lines.iter().try_fold(Money::zero(self.terms.currency), |sum, line| sum.add(line.amount))?)
+    }
+
+    /// What one more event costs in a window, on top of everything that is counted in it: f(used + q) - f(used), and nothing
+    /// where more usage makes the whole cheaper. The event is counted afterwards.
+    ///
+    /// # Errors
+    /// 422 when the event cannot be billed, is not of this window, or an amount leaves its range.
+    pub fn price(&mut self, start: Instant, event: &UsageEvent) -> Result<Money> {
+        let before = self.amount(start)?;
+        if self.count(event)? != Some(start) {
+            return Err(Error::rule("LATE_EVENT", "the window of the usage is billed"));
+        }
+        let costs = self.amount(start)?.sub(before)?;
+        Ok(if costs.is_negative() { Money::zero(costs.currency()) } else { costs })
+    }
+}
