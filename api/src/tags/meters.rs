@@ -1,7 +1,8 @@
 //! Meters and their breaches (meters.md, thresholds-and-alerts.md).
 
 use catalog::breach::{self, BreachDailyCount, MeterBreach};
-use catalog::meter::{self, CreateMeterRequest, Meter, UpdateMeterRequest};
+use catalog::meter::{self, CreateMeterRequest, Meter, MeterVersionSnapshot, UpdateMeterRequest};
+use catalog::version::{self, CopyAsDraftRequest, Entity, PublishVersionRequest, VersionRow, edit};
 use domain::MeterId;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -17,6 +18,13 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list_meter_breaches))
         .routes(routes!(list_breaches_of_meter))
         .routes(routes!(list_meter_breach_daily_counts))
+        .routes(routes!(list_meter_versions))
+        .routes(routes!(get_meter_version, update_meter_version))
+        .routes(routes!(get_meter_timeline))
+        .routes(routes!(publish_meter_version))
+        .routes(routes!(reconfirm_meter_version))
+        .routes(routes!(unschedule_meter_version))
+        .routes(routes!(copy_meter_version_as_draft))
 }
 
 /// List meters with filters and cursor pagination
@@ -62,7 +70,7 @@ async fn get_meter(ctx: Ctx) -> Answer {
     answer::ok(Data(meter::get(&ctx.scope, &mut *ctx.conn().await?, id).await?))
 }
 
-/// Change a meter by publishing its next version
+/// Change a meter by publishing its next version, now or from an instant ahead
 #[utoipa::path(
     put, path = "/v1/meters/{id}", operation_id = "update_meter", tag = TAG, request_body = UpdateMeterRequest,
     params(("id" = MeterId, Path, description = "Meter")),
@@ -73,7 +81,7 @@ async fn update_meter(ctx: Ctx) -> Answer {
     let mut write = ctx.write("update_meter").await?;
     let id = ctx.path_id("id")?;
     let request = ctx.body(UpdateMeterRequest::read)?;
-    let meter = meter::update(&ctx.scope, write.tx(), id, request).await?;
+    let meter = edit::update::<Meter>(&ctx.scope, write.tx(), id, request).await?;
     write.ok(Data(meter)).await
 }
 
@@ -143,4 +151,123 @@ async fn list_meter_breach_daily_counts(ctx: Ctx) -> Answer {
     ctx.require("meters:read")?;
     let id = ctx.path_id("id")?;
     answer::page(breach::daily(&ctx.scope, &mut *ctx.conn().await?, id, ctx.query()).await?)
+}
+
+/// List the versions of a meter, newest first
+#[utoipa::path(
+    get, path = "/v1/meters/{id}/versions", operation_id = "list_meter_versions", tag = TAG,
+    params(
+        ("id" = MeterId, Path, description = "Meter"),
+        ("limit" = Option<u32>, Query, description = "1 to 100, default 25"),
+        ("cursor" = Option<String>, Query, description = "Of the page before"),
+        ("status" = Option<String>, Query, description = "Repeatable"),
+    ),
+    responses((status = 200, description = "One page", body = PageOf<VersionRow>))
+)]
+async fn list_meter_versions(ctx: Ctx) -> Answer {
+    ctx.require("meters:read")?;
+    let id = ctx.path_id("id")?;
+    answer::page(version::list_of(&ctx.scope, &mut *ctx.conn().await?, Entity::Meter, id, ctx.query()).await?)
+}
+
+/// Read one version of a meter, by its number or its id
+#[utoipa::path(
+    get, path = "/v1/meters/{id}/versions/{version}", operation_id = "get_meter_version", tag = TAG,
+    params(("id" = MeterId, Path, description = "Meter"), ("version" = String, Path, description = "Number or id")),
+    responses((status = 200, description = "The version", body = Data<MeterVersionSnapshot>))
+)]
+async fn get_meter_version(ctx: Ctx) -> Answer {
+    ctx.require("meters:read")?;
+    let (id, version) = (ctx.path_id("id")?, ctx.path_id("version")?);
+    answer::ok(Data(edit::get::<Meter>(&ctx.scope, &mut *ctx.conn().await?, id, version).await?))
+}
+
+/// Amend a version that is not yet active
+#[utoipa::path(
+    put, path = "/v1/meters/{id}/versions/{version}", operation_id = "update_meter_version", tag = TAG, request_body = UpdateMeterRequest,
+    params(("id" = MeterId, Path, description = "Meter"), ("version" = String, Path, description = "Number or id")),
+    responses((status = 200, description = "The version", body = Data<MeterVersionSnapshot>))
+)]
+async fn update_meter_version(ctx: Ctx) -> Answer {
+    ctx.require("meters:write")?;
+    let mut write = ctx.write("update_meter_version").await?;
+    let (id, version) = (ctx.path_id("id")?, ctx.path_id("version")?);
+    let request = ctx.body(UpdateMeterRequest::read)?;
+    let version = edit::amend::<Meter>(&ctx.scope, write.tx(), id, version, request).await?;
+    write.ok(Data(version)).await
+}
+
+/// List the versions of a meter by their start
+#[utoipa::path(
+    get, path = "/v1/meters/{id}/timeline", operation_id = "get_meter_timeline", tag = TAG,
+    params(
+        ("id" = MeterId, Path, description = "Meter"),
+        ("limit" = Option<u32>, Query, description = "1 to 100, default 25"),
+        ("cursor" = Option<String>, Query, description = "Of the page before"),
+        ("include" = Option<String>, Query, description = "`all` adds drafts and archived ones"),
+    ),
+    responses((status = 200, description = "One page", body = PageOf<VersionRow>))
+)]
+async fn get_meter_timeline(ctx: Ctx) -> Answer {
+    ctx.require("meters:read")?;
+    let id = ctx.path_id("id")?;
+    answer::page(version::timeline(&ctx.scope, &mut *ctx.conn().await?, Entity::Meter, id, ctx.query()).await?)
+}
+
+/// Publish a draft version, now or from an instant ahead
+#[utoipa::path(
+    post, path = "/v1/meters/{id}/versions/{vid}/publish", operation_id = "publish_meter_version", tag = TAG, request_body = PublishVersionRequest,
+    params(("id" = MeterId, Path, description = "Meter"), ("vid" = String, Path, description = "Number or id")),
+    responses((status = 200, description = "The version", body = Data<MeterVersionSnapshot>))
+)]
+async fn publish_meter_version(ctx: Ctx) -> Answer {
+    ctx.require("meters:write")?;
+    let mut write = ctx.write("publish_meter_version").await?;
+    let (id, version) = (ctx.path_id("id")?, ctx.path_id("vid")?);
+    let request = ctx.body_or_empty(PublishVersionRequest::read)?;
+    let version = edit::publish::<Meter>(&ctx.scope, write.tx(), id, version, request).await?;
+    write.ok(Data(version)).await
+}
+
+/// Clear the warnings of a scheduled version
+#[utoipa::path(
+    post, path = "/v1/meters/{id}/versions/{vid}/reconfirm", operation_id = "reconfirm_meter_version", tag = TAG,
+    params(("id" = MeterId, Path, description = "Meter"), ("vid" = String, Path, description = "Number or id")),
+    responses((status = 200, description = "The version", body = Data<MeterVersionSnapshot>))
+)]
+async fn reconfirm_meter_version(ctx: Ctx) -> Answer {
+    ctx.require("meters:write")?;
+    let mut write = ctx.write("reconfirm_meter_version").await?;
+    let (id, version) = (ctx.path_id("id")?, ctx.path_id("vid")?);
+    let version = edit::reconfirm::<Meter>(&ctx.scope, write.tx(), id, version).await?;
+    write.ok(Data(version)).await
+}
+
+/// Return a scheduled version to draft
+#[utoipa::path(
+    post, path = "/v1/meters/{id}/versions/{vid}/unschedule", operation_id = "unschedule_meter_version", tag = TAG,
+    params(("id" = MeterId, Path, description = "Meter"), ("vid" = String, Path, description = "Number or id")),
+    responses((status = 200, description = "The version", body = Data<MeterVersionSnapshot>))
+)]
+async fn unschedule_meter_version(ctx: Ctx) -> Answer {
+    ctx.require("meters:write")?;
+    let mut write = ctx.write("unschedule_meter_version").await?;
+    let (id, version) = (ctx.path_id("id")?, ctx.path_id("vid")?);
+    let version = edit::unschedule::<Meter>(&ctx.scope, write.tx(), id, version).await?;
+    write.ok(Data(version)).await
+}
+
+/// Copy a version into a new draft
+#[utoipa::path(
+    post, path = "/v1/meters/{id}/versions/{vid}/copy-as-draft", operation_id = "copy_meter_version_as_draft", tag = TAG, request_body = CopyAsDraftRequest,
+    params(("id" = MeterId, Path, description = "Meter"), ("vid" = String, Path, description = "Number or id")),
+    responses((status = 201, description = "The version", body = Data<MeterVersionSnapshot>))
+)]
+async fn copy_meter_version_as_draft(ctx: Ctx) -> Answer {
+    ctx.require("meters:write")?;
+    let mut write = ctx.write("copy_meter_version_as_draft").await?;
+    let (id, version) = (ctx.path_id("id")?, ctx.path_id("vid")?);
+    let request = ctx.body_or_empty(CopyAsDraftRequest::read)?;
+    let version = edit::copy_as_draft::<Meter>(&ctx.scope, write.tx(), id, version, request.into()).await?;
+    write.created(Data(version)).await
 }

@@ -7,3 +7,4 @@ mod lists;
 mod mechanisms;
 mod repeats;
 mod tenancy;
+mod versions;

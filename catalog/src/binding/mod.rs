@@ -14,16 +14,18 @@ use domain::{
 use rating::{FilterTree, Threshold};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row};
 use store::{ListField, ListKind, ListQuery, ListSpec, Page, StoreError};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::meter::Window;
+use crate::version::{AsOf, VersionWarnDTO, Versioned};
 
-pub use request::CreateProductMeterBindingRequest;
-pub use write::create;
+pub use request::{CreateProductMeterBindingRequest, UpdateProductMeterBindingRequest};
+pub use write::{archive, create};
 
 /// Where a variable of a price formula comes from: one of the three.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -78,6 +80,10 @@ pub struct Binding {
     pub meter_id: MeterId,
     /// Its short form.
     pub meter: MeterBindingMeterSummary,
+    /// The meter's version in effect.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub(crate) meter_version_id: Option<VersionId>,
     /// Billed, input of a formula, or only shown.
     pub role: BindingRole,
     /// Copied from the meter.
@@ -118,6 +124,27 @@ pub struct Binding {
     pub updated_at: DateTime<Utc>,
 }
 
+/// A frozen state of a binding: all of the binding with that version's definition, `id` being the version's.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct BindingVersionSnapshot {
+    /// The binding at this version.
+    #[serde(flatten)]
+    pub binding: Binding,
+    /// The binding.
+    pub binding_id: BindingId,
+    /// The meter's version in effect.
+    #[schema(value_type = Uuid)]
+    pub meter_version_id: Option<VersionId>,
+    /// When it was published.
+    #[schema(required)]
+    pub published_at: Option<DateTime<Utc>>,
+    /// By which key.
+    #[schema(required)]
+    pub published_by: Option<Uuid>,
+    /// Warnings of a scheduled version.
+    pub warnings: Vec<VersionWarnDTO>,
+}
+
 /// A binding as plans show it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlanProductMeterBindingSummary {
@@ -152,17 +179,6 @@ impl From<&Binding> for PlanProductMeterBindingSummary {
     }
 }
 
-impl Binding {
-    /// The frozen state of a version.
-    fn snapshot(&self) -> Value {
-        json!({
-            "meter_id": self.meter_id, "role": self.role, "variable": self.variable,
-            "formula_bindings": self.formula_bindings, "filter": self.filter, "multiplier": self.multiplier,
-            "window": self.window, "thresholds": self.thresholds,
-        })
-    }
-}
-
 impl FromRow<'_, PgRow> for Binding {
     fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
         let filter: Option<Value> = row.try_get("filter")?;
@@ -189,6 +205,7 @@ impl FromRow<'_, PgRow> for Binding {
                 unit_label: row.try_get("meter_unit_label")?,
                 dimensions: row.try_get("meter_dimensions")?,
             },
+            meter_version_id: row.try_get("meter_version_id")?,
             role: row.try_get("role")?,
             metric_key,
             variable: row.try_get("variable")?,
@@ -208,38 +225,48 @@ impl FromRow<'_, PgRow> for Binding {
     }
 }
 
-/// A scheduled binding whose start has come is shown as active.
+/// What a binding shows of its meter, beside its own row and version.
+const METER: &str = "JOIN meter m ON m.id = t.meter_id
+    CROSS JOIN LATERAL jsonb_populate_record(m, entity_state(m.id)) s";
+
+/// The members of a version are read from the one that is in effect, those of the meter as well.
 const LIST: ListSpec = ListSpec {
     name: "bindings",
-    columns: "b.id, b.organization_id, b.workspace_id, b.product_id, b.meter_id, b.role, b.metric_key, b.variable,
-        b.formula_bindings, b.filter, b.multiplier, b.\"window\", b.thresholds, b.version, b.head_version_id,
-        CASE WHEN b.status = 'scheduled' AND b.effective_from <= clock_timestamp() THEN 'active' ELSE b.status END AS status,
-        b.effective_from, b.effective_to, b.created_at, b.updated_at, m.key AS meter_key, m.name AS meter_name,
-        m.function AS meter_function, m.unit_label AS meter_unit_label, m.dimensions AS meter_dimensions",
-    from: "product_meter_binding b JOIN meter m ON m.id = b.meter_id",
-    workspace_column: "b.workspace_id",
+    columns: "t.id, t.organization_id, t.workspace_id, t.product_id, t.meter_id, e.role, t.metric_key, e.variable,
+        e.formula_bindings, e.filter, e.multiplier, e.\"window\", e.thresholds, e.version, e.head_version_id,
+        present_status(t.status, e.effective_from, e.effective_to) AS status, e.effective_from, e.effective_to, t.created_at,
+        t.updated_at, m.key AS meter_key, s.name AS meter_name, s.function AS meter_function,
+        s.unit_label AS meter_unit_label, s.dimensions AS meter_dimensions, s.head_version_id AS meter_version_id",
+    from: "product_meter_binding t
+        CROSS JOIN LATERAL jsonb_populate_record(t, entity_state(t.id)) e
+        JOIN meter m ON m.id = t.meter_id
+        CROSS JOIN LATERAL jsonb_populate_record(m, entity_state(m.id)) s",
+    workspace_column: "t.workspace_id",
     condition: "true",
     fields: &[
-        ListField::new("id", ListKind::Id).column("b.id"),
+        ListField::new("id", ListKind::Id).column("t.id"),
         PRODUCT_ID,
-        ListField::new("meter_id", ListKind::Id).column("b.meter_id"),
-        ListField::new("role", ListKind::Word(&["PRIMARY", "FORMULA_INPUT", "INFORMATIONAL"])).column("b.role"),
-        ListField::new("metric_key", ListKind::Text).column("b.metric_key"),
-        ListField::new("status", ListKind::Word(&["draft", "scheduled", "active", "archived"])).column(
-            "(CASE WHEN b.status = 'scheduled' AND b.effective_from <= clock_timestamp() THEN 'active' ELSE b.status END)",
-        ),
-        ListField::new("created_at", ListKind::Instant).column("b.created_at").sortable(),
-        ListField::new("updated_at", ListKind::Instant).column("b.updated_at").sortable(),
+        ListField::new("meter_id", ListKind::Id).column("t.meter_id"),
+        ListField::new("role", ListKind::Word(&["PRIMARY", "FORMULA_INPUT", "INFORMATIONAL"])).column("e.role"),
+        ListField::new("metric_key", ListKind::Text).column("t.metric_key"),
+        ListField::new("status", ListKind::Word(&["draft", "scheduled", "active", "archived"]))
+            .column("present_status(t.status, e.effective_from, e.effective_to)"),
+        ListField::new("created_at", ListKind::Instant).column("t.created_at").sortable(),
+        ListField::new("updated_at", ListKind::Instant).column("t.updated_at").sortable(),
     ],
     shorthands: &[],
-    order: "b.created_at",
-    id: "b.id",
+    order: "t.created_at",
+    id: "t.id",
 };
 
-const PRODUCT_ID: ListField = ListField::new("product_id", ListKind::Id).column("b.product_id");
+const PRODUCT_ID: ListField = ListField::new("product_id", ListKind::Id).column("t.product_id");
 
 /// The same without drafts and archived ones: what a product's list shows by default.
-const LIVE: ListSpec = ListSpec { name: "live_bindings", condition: "b.status IN ('active', 'scheduled')", ..LIST };
+const LIVE: ListSpec = ListSpec {
+    name: "live_bindings",
+    condition: "present_status(t.status, e.effective_from, e.effective_to) IN ('active', 'scheduled')",
+    ..LIST
+};
 
 /// Bindings of the workspace.
 ///
@@ -275,14 +302,7 @@ pub async fn list_of_product(
 /// # Errors
 /// `NotFound`.
 pub async fn get(scope: &Scope, conn: &mut PgConnection, id: BindingId) -> Result<Binding> {
-    let sql = format!("SELECT {} FROM {} WHERE b.workspace_id = $1 AND b.id = $2", LIST.columns, LIST.from);
-    sqlx::query_as(AssertSqlSafe(sql))
-        .bind(scope.workspace_id)
-        .bind(id)
-        .fetch_optional(conn)
-        .await
-        .context("reading a binding")?
-        .ok_or_else(|| Error::not_found("binding", id))
+    Binding::read(scope, conn, id.0, AsOf::Instant(scope.now())).await
 }
 
 /// The live bindings of these products.
@@ -292,7 +312,7 @@ pub async fn get(scope: &Scope, conn: &mut PgConnection, id: BindingId) -> Resul
 pub async fn live_of(scope: &Scope, conn: &mut PgConnection, products: &[ProductId]) -> Result<Vec<Binding>> {
     let products: Vec<uuid::Uuid> = products.iter().map(|id| id.0).collect();
     let sql = format!(
-        "SELECT {} FROM {} WHERE b.workspace_id = $1 AND b.product_id = ANY($2) AND {} ORDER BY b.created_at, b.id",
+        "SELECT {} FROM {} WHERE t.workspace_id = $1 AND t.product_id = ANY($2) AND {} ORDER BY t.created_at, t.id",
         LIVE.columns, LIVE.from, LIVE.condition
     );
     sqlx::query_as(AssertSqlSafe(sql))

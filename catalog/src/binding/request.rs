@@ -1,9 +1,9 @@
-//! Body of a new binding.
+//! Bodies of binding writes.
 
 use chrono::{DateTime, Utc};
 use domain::error::FieldErrorCode as Code;
 use domain::input::{Field, FieldResult};
-use domain::{BindingRole, Input, MeterId, Result};
+use domain::{BindingRole, Input, MeterId, Patch, Result};
 use rating::{FilterTree, Threshold};
 use rust_decimal::Decimal;
 use serde_json::Value;
@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{FormulaBinding, FormulaBindings};
 use crate::meter::Window;
+use crate::version::EditControls;
 
 /// Body of `POST /v1/products/{id}/meter-bindings`.
 #[derive(Clone, Debug, ToSchema)]
@@ -69,6 +70,76 @@ impl CreateProductMeterBindingRequest {
         input.finish()?;
         Ok(request)
     }
+}
+
+/// Body of `PUT /v1/bindings/{id}`: the members that are sent. Product and meter are fixed at creation.
+#[derive(Clone, Debug, ToSchema)]
+pub struct UpdateProductMeterBindingRequest {
+    /// Billed, input of a formula, or only shown.
+    pub role: Option<BindingRole>,
+    /// Required by `FORMULA_INPUT`; another role has none.
+    pub variable: Option<String>,
+    /// Variable → source.
+    pub formula_bindings: Option<FormulaBindings>,
+    /// Further filter.
+    #[schema(value_type = Option<FilterTree>)]
+    pub filter: Patch<FilterTree>,
+    /// Unit conversion before the tier walk.
+    #[schema(value_type = Option<String>)]
+    pub multiplier: Option<Decimal>,
+    /// Overrides the meter's.
+    #[schema(value_type = Option<Window>)]
+    pub window: Patch<Window>,
+    /// In addition to the meter's.
+    pub thresholds: Option<Vec<Threshold>>,
+    /// When the new version takes effect; default now.
+    pub effective_at: Option<DateTime<Utc>>,
+    /// Keeps the edit a draft.
+    pub save_as_draft: Option<bool>,
+    /// Refused when the binding is at another version.
+    pub expected_version: Option<i64>,
+    #[schema(ignore)]
+    pub(super) controls: EditControls,
+}
+
+impl UpdateProductMeterBindingRequest {
+    /// Reads the body.
+    ///
+    /// # Errors
+    /// `Validation`.
+    pub fn read(body: &Value) -> Result<Self> {
+        let mut input = Input::new(body)?;
+        let i = &mut input;
+        let controls = EditControls::read(i);
+        let request = Self {
+            role: i.optional("role", Field::word),
+            variable: i.optional("variable", Field::key),
+            formula_bindings: i.optional("formula_bindings", read_formula_bindings),
+            filter: i.patch("filter", FilterTree::read),
+            multiplier: i.optional("multiplier", Field::rate),
+            window: i.patch("window", Window::read),
+            thresholds: i.optional("thresholds", Threshold::read_list),
+            effective_at: controls.effective_at,
+            save_as_draft: Some(controls.save_as_draft),
+            expected_version: controls.expected_version,
+            controls,
+        };
+        input.finish()?;
+        Ok(request)
+    }
+}
+
+/// What was sent with `DELETE /v1/bindings/{id}`: the instant from which the binding is archived.
+///
+/// # Errors
+/// `Validation` for another parameter, and for what is no timestamp.
+pub(super) fn read_end(parameters: &[(String, String)]) -> Result<Option<domain::Instant>> {
+    let object = parameters.iter().map(|(name, value)| (name.clone(), Value::from(value.clone()))).collect();
+    let body = Value::Object(object);
+    let mut input = Input::new(&body)?;
+    let at = input.optional("effective_at", Field::instant);
+    input.finish()?;
+    Ok(at)
 }
 
 fn read_formula_bindings(field: Field<'_>) -> FieldResult<FormulaBindings> {

@@ -1,22 +1,25 @@
-//! Creates bindings.
+//! Writes of bindings: create, archive, and what their versions need (edit-as-publish).
 
 use std::sync::Arc;
 
-use domain::{
-    BindingId, BindingRole, Error, Instant, JsonMap, ProductId, ProductType, Result, Scope, VersionId, VersionStatus,
-};
+use domain::error::FieldErrorCode as Code;
+use domain::{BindingId, BindingRole, Error, Instant, ProductId, ProductType, Result, Scope, VersionId, VersionStatus};
 use rating::{BindingDefinition, CompiledBinding, CompiledMeter};
 use rust_decimal::Decimal;
-use serde_json::json;
-use sqlx::types::Json;
-use store::{StoreError, Tx, on_constraint};
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+use store::{StoreError, Tx};
+use uuid::Uuid;
 
-use super::{Binding, CreateProductMeterBindingRequest, MeterBindingMeterSummary};
+use super::{
+    Binding, BindingVersionSnapshot, CreateProductMeterBindingRequest, LIST, METER, MeterBindingMeterSummary,
+    UpdateProductMeterBindingRequest,
+};
 use crate::meter::{self, Meter, MeterStatus};
 use crate::product::{self, Product};
-use crate::version::{self, Entity, NewVersion};
+use crate::version::{self, AsOf, EditControls, Entity, Life, Span, VersionRecord, Versioned, edit};
 
-/// Binds a meter to a product: live since ever, or from `effective_at`.
+/// Binds a meter to a product: live since ever, or from `effective_at`; or a draft.
 ///
 /// # Errors
 /// `NotFound` for product or meter; `Conflict` when a live PRIMARY binding has the same metric; `Rule` when the product is
@@ -27,33 +30,22 @@ pub async fn create(
     product_id: ProductId,
     request: CreateProductMeterBindingRequest,
 ) -> Result<Binding> {
-    version::refuse_draft(request.save_as_draft)?;
-    meter::refuse_unevaluated(request.thresholds.as_deref().unwrap_or_default())?;
-    if request.formula_bindings.is_some() {
-        return Err(Error::business_rule("formula_bindings need price formulas, which are not supported yet"));
-    }
+    refuse_formula_bindings(request.formula_bindings.is_some())?;
     // Locked: two calls cannot both find the place of the PRIMARY binding free.
     let product = product::lock(scope, tx, product_id).await?;
     let meter = meter::lock(scope, tx, request.meter_id).await?;
     check_product_and_meter(&product, &meter)?;
-    let mut binding = new_binding(scope, &product, &meter, request);
-    compile(&binding, meter.compile(scope.now())?)?;
-    if binding.role == BindingRole::Primary {
-        check_primary(scope, tx, &binding).await?;
+    let is_draft = request.save_as_draft.unwrap_or_default();
+    let binding = new_binding(scope, &product, &meter, request);
+    let span = Span::first(binding.effective_from, None, binding.created_at);
+    edit::create(scope, tx, binding.id.0, &binding, (is_draft, span), |_| None).await
+}
+
+fn refuse_formula_bindings(sent: bool) -> Result<()> {
+    if sent {
+        return Err(Error::business_rule("formula_bindings need price formulas, which are not supported yet"));
     }
-    insert(scope, tx, &binding).await?;
-    let version_id = version::insert(scope, tx, first_version(&binding)).await?;
-    set_head(tx, binding.id, version_id).await?;
-    binding.head_version_id = Some(version_id);
-    tx.catalog_changed(scope.workspace_id);
-    let mut payload = JsonMap::new();
-    for (name, value) in
-        [("id", json!(binding.id)), ("product_id", json!(binding.product_id)), ("meter_id", json!(binding.meter_id))]
-    {
-        payload.insert(name.to_owned(), value);
-    }
-    tx.emit(scope, "product_meter_binding.created", "binding", binding.id, payload).await?;
-    Ok(binding)
+    Ok(())
 }
 
 fn check_product_and_meter(product: &Product, meter: &Meter) -> Result<()> {
@@ -71,7 +63,6 @@ fn check_product_and_meter(product: &Product, meter: &Meter) -> Result<()> {
 
 fn new_binding(scope: &Scope, product: &Product, meter: &Meter, request: CreateProductMeterBindingRequest) -> Binding {
     let now = scope.now();
-    let ahead = request.effective_at.is_some_and(|start| start > now);
     Binding {
         id: BindingId::generate(),
         organization_id: scope.organization_id,
@@ -87,6 +78,7 @@ fn new_binding(scope: &Scope, product: &Product, meter: &Meter, request: CreateP
             unit_label: meter.unit_label.clone(),
             dimensions: meter.dimensions.clone(),
         },
+        meter_version_id: meter.head_version_id,
         role: request.role.unwrap_or(BindingRole::Primary),
         metric_key: meter.metric_key.clone(),
         variable: request.variable,
@@ -95,9 +87,9 @@ fn new_binding(scope: &Scope, product: &Product, meter: &Meter, request: CreateP
         multiplier: request.multiplier.unwrap_or(Decimal::ONE).normalize(),
         window: request.window,
         thresholds: request.thresholds.unwrap_or_default(),
-        version: 1,
+        version: 0,
         head_version_id: None,
-        status: if ahead { VersionStatus::Scheduled } else { VersionStatus::Active },
+        status: VersionStatus::Draft,
         effective_from: request.effective_at,
         effective_to: None,
         created_at: now,
@@ -105,7 +97,128 @@ fn new_binding(scope: &Scope, product: &Product, meter: &Meter, request: CreateP
     }
 }
 
-/// Compiles once, so that no stored version fails later.
+impl Versioned for Binding {
+    type Update = UpdateProductMeterBindingRequest;
+    type Version = BindingVersionSnapshot;
+    const ENTITY: Entity = Entity::Binding;
+    const DEFINITION: &'static [&'static str] = &[
+        "role",
+        "variable",
+        "formula_bindings",
+        "filter",
+        "multiplier",
+        "window",
+        "thresholds",
+        "effective_from",
+        "effective_to",
+    ];
+
+    /// As whoever creates bindings of the product: one at a time.
+    async fn lock(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<()> {
+        let product_id = super::get(scope, tx.conn(), BindingId(id)).await?.product_id;
+        product::lock(scope, tx, product_id).await.map(drop)
+    }
+
+    async fn read(scope: &Scope, conn: &mut PgConnection, id: Uuid, as_of: AsOf) -> Result<Self> {
+        version::read(scope, conn, Self::ENTITY, (&LIST, METER), id, as_of).await
+    }
+
+    fn life(&self) -> (i32, Life) {
+        let life = match self.status {
+            VersionStatus::Draft => Life::Draft,
+            VersionStatus::Scheduled | VersionStatus::Active => Life::Live,
+            VersionStatus::Archived => Life::Archived,
+        };
+        (self.version, life)
+    }
+
+    fn snapshot(&self) -> Value {
+        json!({
+            "meter_id": self.meter_id, "role": self.role, "variable": self.variable,
+            "formula_bindings": self.formula_bindings, "filter": self.filter, "multiplier": self.multiplier,
+            "window": self.window, "thresholds": self.thresholds,
+        })
+    }
+
+    fn controls(update: &UpdateProductMeterBindingRequest) -> EditControls {
+        update.controls
+    }
+
+    fn merge(mut self, update: UpdateProductMeterBindingRequest) -> Result<Self> {
+        refuse_formula_bindings(update.formula_bindings.is_some())?;
+        self.role = update.role.unwrap_or(self.role);
+        let is_input = self.role == BindingRole::FormulaInput;
+        if !is_input && update.variable.is_some() {
+            return Err(Error::field("variable", Code::NotAllowed, "is used by the role FORMULA_INPUT only"));
+        }
+        self.variable = update.variable.or(self.variable).filter(|_| is_input);
+        if is_input && self.variable.is_none() {
+            return Err(Error::field("variable", Code::Required, "is required by the role FORMULA_INPUT"));
+        }
+        self.filter = update.filter.apply(self.filter);
+        self.multiplier = update.multiplier.unwrap_or(self.multiplier).normalize();
+        self.window = update.window.apply(self.window);
+        self.thresholds = update.thresholds.unwrap_or(self.thresholds);
+        Ok(self)
+    }
+
+    /// Compiles once with the meter of its start, so that no stored version fails later.
+    async fn check(&self, scope: &Scope, tx: &mut Tx, span: Option<&mut Span>) -> Result<()> {
+        meter::refuse_unevaluated(&self.thresholds)?;
+        let start = span.as_ref().and_then(|span| span.from).unwrap_or_else(|| scope.now());
+        let meter = Meter::read(scope, tx.conn(), self.meter_id.0, AsOf::Instant(start)).await?;
+        if span.is_some_and(|span| span.is_first) {
+            check_product_and_meter(&product::get(scope, tx.conn(), self.product_id).await?, &meter)?;
+        }
+        compile(self, meter.compile(start)?)
+    }
+
+    /// One live PRIMARY binding per product and metric, at every instant.
+    async fn check_timeline(&self, scope: &Scope, tx: &mut Tx) -> Result<()> {
+        let existing: Option<BindingId> = sqlx::query_scalar(
+            "SELECT b.id
+             FROM product_meter_binding own
+                  JOIN entity_version o ON o.entity_id = own.id AND o.status <> 'draft' AND o.cancelled_at IS NULL
+                  JOIN product_meter_binding b
+                    ON b.product_id = own.product_id AND b.metric_key = own.metric_key AND b.id <> own.id
+                  JOIN entity_version v ON v.entity_id = b.id AND v.status <> 'draft' AND v.cancelled_at IS NULL
+             WHERE own.workspace_id = $1 AND own.id = $2
+               AND o.snapshot ->> 'role' = 'PRIMARY' AND v.snapshot ->> 'role' = 'PRIMARY'
+               AND GREATEST(o.effective_from, v.effective_from, '-infinity') < LEAST(o.effective_to, v.effective_to, 'infinity')
+             LIMIT 1",
+        )
+        .bind(scope.workspace_id)
+        .bind(self.id)
+        .fetch_optional(tx.conn())
+        .await
+        .context("looking for the PRIMARY binding")?;
+        match existing {
+            None => Ok(()),
+            Some(id) => Err(Error::conflict("CONFLICT", "the product has a live PRIMARY binding with this metric_key")
+                .with("field", "metric_key")
+                .with("existing_id", id)),
+        }
+    }
+
+    fn event_members(&self) -> Vec<(&'static str, Value)> {
+        vec![("product_id", json!(self.product_id)), ("meter_id", json!(self.meter_id))]
+    }
+
+    fn version(mut self, record: VersionRecord) -> BindingVersionSnapshot {
+        let (binding_id, meter_version_id) = (self.id, self.meter_version_id);
+        self.id = BindingId(record.row.id.0);
+        self.status = record.row.status;
+        BindingVersionSnapshot {
+            binding: self,
+            binding_id,
+            meter_version_id,
+            published_at: record.row.published_at,
+            published_by: record.published_by,
+            warnings: record.warnings,
+        }
+    }
+}
+
 fn compile(binding: &Binding, meter: CompiledMeter) -> Result<()> {
     let definition = BindingDefinition {
         binding_id: binding.id,
@@ -122,77 +235,54 @@ fn compile(binding: &Binding, meter: CompiledMeter) -> Result<()> {
     Ok(CompiledBinding::compile(definition).map(drop)?)
 }
 
-async fn check_primary(scope: &Scope, tx: &mut Tx, binding: &Binding) -> Result<()> {
-    let existing: Option<BindingId> = sqlx::query_scalar(
-        "SELECT id FROM product_meter_binding
-         WHERE workspace_id = $1 AND product_id = $2 AND metric_key = $3 AND role = 'PRIMARY'
-           AND status IN ('active', 'scheduled') LIMIT 1",
+/// Archives a binding from an instant (`effective_at`, default now): later events are refused at the door. One that has
+/// ended by then stays as it is.
+///
+/// # Errors
+/// `NotFound`; `Validation` for the parameters; `Rule` for an instant in the past; `Conflict` while a live subscription has
+/// the product and needs the binding for its bill.
+pub async fn archive(scope: &Scope, tx: &mut Tx, id: BindingId, parameters: &[(String, String)]) -> Result<()> {
+    let sent = EditControls { effective_at: super::request::read_end(parameters)?, ..EditControls::default() };
+    Binding::lock(scope, tx, id.0).await?;
+    let now = scope.now();
+    let binding = super::get(scope, tx.conn(), id).await?;
+    let at = sent.start(now)?.unwrap_or(now);
+    if binding.status == VersionStatus::Archived {
+        return Ok(());
+    }
+    let is_billed = binding.status != VersionStatus::Draft && binding.role != BindingRole::Informational;
+    if is_billed && is_needed(scope, tx, &binding).await? {
+        return Err(Error::conflict("CONFLICT", "live subscriptions to a plan with the product need this binding"));
+    }
+    version::end(scope, tx, id.0, at, "archived").await?;
+    sqlx::query(
+        "UPDATE product_meter_binding SET status = CASE WHEN $3 THEN 'archived' ELSE status END, updated_at = $4
+         WHERE workspace_id = $1 AND id = $2",
     )
     .bind(scope.workspace_id)
-    .bind(binding.product_id)
-    .bind(&binding.metric_key)
-    .fetch_optional(tx.conn())
-    .await
-    .context("looking for the PRIMARY binding")?;
-    match existing {
-        Some(id) => Err(taken().with("existing_id", id)),
-        None => Ok(()),
-    }
-}
-
-fn taken() -> Error {
-    Error::conflict("CONFLICT", "the product has a live PRIMARY binding with this metric_key")
-        .with("field", "metric_key")
-}
-
-fn first_version(binding: &Binding) -> NewVersion {
-    NewVersion {
-        entity: Entity::Binding,
-        entity_id: binding.id.0,
-        version: 1,
-        status: binding.status,
-        effective_from: binding.effective_from,
-        effective_to: None,
-        snapshot: binding.snapshot(),
-    }
-}
-
-async fn insert(scope: &Scope, tx: &mut Tx, binding: &Binding) -> Result<()> {
-    let inserted = sqlx::query(
-        "INSERT INTO product_meter_binding (id, organization_id, workspace_id, product_id, meter_id, role, metric_key, variable,
-             filter, multiplier, \"window\", thresholds, version, status, effective_from, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $16)",
-    )
-    .bind(binding.id)
-    .bind(scope.organization_id)
-    .bind(scope.workspace_id)
-    .bind(binding.product_id)
-    .bind(binding.meter_id)
-    .bind(binding.role)
-    .bind(&binding.metric_key)
-    .bind(&binding.variable)
-    .bind(binding.filter.as_ref().map(Json))
-    .bind(binding.multiplier)
-    .bind(binding.window.as_ref().map(Json))
-    .bind(Json(&binding.thresholds))
-    .bind(binding.version)
-    .bind(binding.status)
-    .bind(binding.effective_from)
-    .bind(binding.created_at)
+    .bind(id)
+    .bind(at <= now)
+    .bind(now)
     .execute(tx.conn())
-    .await;
-    on_constraint(inserted, "creating a binding", |constraint| {
-        (constraint == "product_meter_binding_primary").then(taken)
-    })?;
-    Ok(())
+    .await
+    .context("archiving a binding")?;
+    tx.catalog_changed(scope.workspace_id);
+    let members = [("id", json!(id)), ("product_id", json!(binding.product_id)), ("archived_from", json!(at))];
+    let payload = members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    tx.emit(scope, "binding.archived", "binding", id, payload).await
 }
 
-async fn set_head(tx: &mut Tx, binding: BindingId, version: VersionId) -> Result<()> {
-    sqlx::query("UPDATE product_meter_binding SET head_version_id = $2 WHERE id = $1")
-        .bind(binding)
-        .bind(version)
-        .execute(tx.conn())
-        .await
-        .context("naming the head version of a binding")?;
-    Ok(())
+/// Whether a live subscription is billed by the binding's product.
+async fn is_needed(scope: &Scope, tx: &mut Tx, binding: &Binding) -> Result<bool> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM subscription_item i JOIN subscription s ON s.id = i.subscription_id
+                        WHERE i.workspace_id = $1 AND i.product_id = $2 AND (i.removed_at IS NULL OR i.removed_at > $3)
+                          AND s.deleted_at IS NULL AND s.status NOT IN ('CANCELLED', 'EXPIRED'))",
+    )
+    .bind(scope.workspace_id)
+    .bind(binding.product_id)
+    .bind(scope.now())
+    .fetch_one(tx.conn())
+    .await
+    .context("looking for subscriptions to the product")
 }

@@ -128,7 +128,8 @@ async fn load_versions(conn: &mut PgConnection, workspace_id: WorkspaceId) -> Re
     let rows = sqlx::query(
         "SELECT id, entity_type, entity_id, version, effective_from, effective_to, snapshot
          FROM entity_version
-         WHERE workspace_id = $1 AND entity_type <> 'product' AND status <> 'draft' AND cancelled_at IS NULL
+         WHERE workspace_id = $1 AND entity_type IN ('plan', 'price', 'meter', 'binding') AND status <> 'draft'
+           AND cancelled_at IS NULL
          ORDER BY entity_id, effective_from NULLS FIRST, version",
     )
     .bind(workspace_id)

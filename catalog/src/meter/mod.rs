@@ -12,15 +12,18 @@ use domain::{
 };
 use rating::{CompiledMeter, FilterTree, MeterDefinition, Threshold};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row};
-use store::{ListField, ListKind, ListQuery, ListSpec, Page, StoreError, Tx};
+use sqlx::{FromRow, PgConnection, Row};
+use store::{ListField, ListKind, ListQuery, ListSpec, Page, Tx};
 use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::version::{AsOf, VersionWarnDTO, Versioned};
 
 pub use request::{CreateMeterRequest, UpdateMeterRequest};
 pub(crate) use write::refuse_unevaluated;
-pub use write::{archive, create, update};
+pub use write::{archive, create};
 
 domain::wire_enum! {
     /// State of a meter.
@@ -183,19 +186,31 @@ pub struct Meter {
     pub archived_at: Option<DateTime<Utc>>,
 }
 
-impl Meter {
-    /// The frozen state of a version.
-    fn snapshot(&self) -> Value {
-        json!({
-            "name": self.name, "function": self.function, "value_field": self.value_field,
-            "unique_by_field": self.unique_by_field, "unit_label": self.unit_label,
-            "unit_currency_field": self.unit_currency_field, "dimensions": self.dimensions,
-            "event_schema": self.event_schema, "dedup_key_path": self.dedup_key_path,
-            "negative_allowed": self.negative_allowed, "late_event_policy": self.late_event_policy,
-            "window": self.window, "filter": self.filter, "formula": self.formula, "thresholds": self.thresholds,
-        })
-    }
+/// A frozen state of a meter: all of the meter with that version's definition, `id` being the version's.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct MeterVersionSnapshot {
+    /// The meter at this version.
+    #[serde(flatten)]
+    pub meter: Meter,
+    /// The meter.
+    pub meter_id: MeterId,
+    /// Start of its span; null: since ever, or a draft.
+    #[schema(required)]
+    pub effective_from: Option<DateTime<Utc>>,
+    /// End of its span, exclusive.
+    #[schema(required)]
+    pub effective_to: Option<DateTime<Utc>>,
+    /// When it was published.
+    #[schema(required)]
+    pub published_at: Option<DateTime<Utc>>,
+    /// By which key.
+    #[schema(required)]
+    pub published_by: Option<Uuid>,
+    /// Warnings of a scheduled version.
+    pub warnings: Vec<VersionWarnDTO>,
+}
 
+impl Meter {
     /// Compiles the definition, so that no stored version fails later.
     ///
     /// # Errors
@@ -277,32 +292,33 @@ impl FromRow<'_, PgRow> for Meter {
     }
 }
 
-const COLUMNS: &str = "id, organization_id, workspace_id, key, name, metric_key, function, value_field, unique_by_field, \
-    unit_label, unit_currency_field, dimensions, event_schema, dedup_key_path, negative_allowed, late_event_policy, \
-    \"window\", filter, formula, thresholds, status, version, head_version_id, created_at, updated_at, archived_at";
-
+/// The members of a version are read from the one that is in effect.
 const LIST: ListSpec = ListSpec {
     name: "meters",
-    columns: COLUMNS,
-    from: "meter",
-    workspace_column: "workspace_id",
+    columns: "t.id, t.organization_id, t.workspace_id, t.key, e.name, t.metric_key, e.function, e.value_field,
+        e.unique_by_field, e.unit_label, e.unit_currency_field, e.dimensions, e.event_schema, e.dedup_key_path,
+        e.negative_allowed, e.late_event_policy, e.\"window\", e.filter, e.formula, e.thresholds, t.status, e.version,
+        e.head_version_id, t.created_at, t.updated_at, t.archived_at",
+    from: "meter t CROSS JOIN LATERAL jsonb_populate_record(t, entity_state(t.id)) e",
+    workspace_column: "t.workspace_id",
     condition: "true",
     fields: &[
-        ListField::new("id", ListKind::Id),
-        ListField::new("key", ListKind::Text).sortable(),
-        ListField::new("name", ListKind::Text).sortable(),
-        ListField::new("metric_key", ListKind::Text),
+        ListField::new("id", ListKind::Id).column("t.id"),
+        ListField::new("key", ListKind::Text).column("t.key").sortable(),
+        ListField::new("name", ListKind::Text).column("e.name").sortable(),
+        ListField::new("metric_key", ListKind::Text).column("t.metric_key"),
         ListField::new(
             "function",
             ListKind::Word(&["COUNT", "SUM", "MAX", "MIN", "AVG", "LAST", "UNIQUE_COUNT", "TIME_WEIGHTED", "FORMULA"]),
-        ),
-        ListField::new("status", ListKind::Word(&["draft", "active", "archived"])),
-        ListField::new("created_at", ListKind::Instant).sortable(),
-        ListField::new("updated_at", ListKind::Instant).sortable(),
+        )
+        .column("e.function"),
+        ListField::new("status", ListKind::Word(&["draft", "active", "archived"])).column("t.status"),
+        ListField::new("created_at", ListKind::Instant).column("t.created_at").sortable(),
+        ListField::new("updated_at", ListKind::Instant).column("t.updated_at").sortable(),
     ],
     shorthands: &[],
-    order: "created_at",
-    id: "id",
+    order: "t.created_at",
+    id: "t.id",
 };
 
 /// Meters of the workspace.
@@ -318,7 +334,7 @@ pub async fn list(scope: &Scope, conn: &mut PgConnection, parameters: &[(String,
 /// # Errors
 /// `NotFound`.
 pub async fn get(scope: &Scope, conn: &mut PgConnection, id: MeterId) -> Result<Meter> {
-    read(scope, conn, id, "").await
+    Meter::read(scope, conn, id.0, AsOf::Instant(scope.now())).await
 }
 
 /// One meter, locked.
@@ -326,16 +342,6 @@ pub async fn get(scope: &Scope, conn: &mut PgConnection, id: MeterId) -> Result<
 /// # Errors
 /// `NotFound`.
 pub(crate) async fn lock(scope: &Scope, tx: &mut Tx, id: MeterId) -> Result<Meter> {
-    read(scope, tx.conn(), id, "FOR NO KEY UPDATE").await
-}
-
-async fn read(scope: &Scope, conn: &mut PgConnection, id: MeterId, lock: &str) -> Result<Meter> {
-    let sql = format!("SELECT {COLUMNS} FROM meter WHERE workspace_id = $1 AND id = $2 {lock}");
-    sqlx::query_as(AssertSqlSafe(sql))
-        .bind(scope.workspace_id)
-        .bind(id)
-        .fetch_optional(conn)
-        .await
-        .context("reading a meter")?
-        .ok_or_else(|| Error::not_found("meter", id))
+    Meter::lock(scope, tx, id.0).await?;
+    get(scope, tx.conn(), id).await
 }

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::{MeterFormula, MeterFormulaVariable, Window};
 use crate::texts::not_null;
-use crate::version::EditControls;
+use crate::version::{CopyAsDraftRequest, EditControls};
 
 /// Dimension keys of one meter.
 const DIMENSIONS_MAX: usize = 50;
@@ -93,7 +93,7 @@ impl CreateMeterRequest {
 }
 
 /// Body of `PUT /v1/meters/{id}`: the members that are sent. Key and metric are fixed at creation.
-#[derive(Clone, Debug, ToSchema)]
+#[derive(Clone, Debug, Default, ToSchema)]
 pub struct UpdateMeterRequest {
     /// Name, 1–120 characters.
     pub name: Option<String>,
@@ -141,6 +141,12 @@ pub struct UpdateMeterRequest {
     pub expected_version: Option<i64>,
     #[schema(ignore)]
     pub(super) controls: EditControls,
+}
+
+impl From<CopyAsDraftRequest> for UpdateMeterRequest {
+    fn from(request: CopyAsDraftRequest) -> Self {
+        Self { controls: request.into(), ..Self::default() }
+    }
 }
 
 impl UpdateMeterRequest {

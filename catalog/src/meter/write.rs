@@ -1,32 +1,32 @@
-//! Writes of meters: create, edit-as-publish, archive.
+//! Writes of meters: create, archive, and what their versions need (edit-as-publish).
 
-use domain::{Error, Instant, JsonMap, LateEventPolicy, MeterId, Result, Scope, ThresholdActionKind, VersionStatus};
+use domain::{BindingId, Error, Instant, JsonMap, LateEventPolicy, MeterId, Patch, Result, Scope, ThresholdActionKind};
 use rating::Threshold;
 use serde_json::{Value, json};
-use sqlx::types::Json;
-use store::{StoreError, Tx, on_constraint};
+use sqlx::PgConnection;
+use store::{StoreError, Tx};
+use uuid::Uuid;
 
-use super::{CreateMeterRequest, Meter, MeterStatus, UpdateMeterRequest};
-use crate::version::{self, Entity, NewVersion};
+use super::{CreateMeterRequest, LIST, Meter, MeterStatus, MeterVersionSnapshot, UpdateMeterRequest};
+use crate::version::{self, AsOf, EditControls, Entity, Life, Span, VersionRecord, Versioned, edit};
 
-/// Creates a meter: active with version 1. It is compiled here once.
+/// Creates a meter: active with version 1, which holds since ever so that backfilled usage finds it; or a draft. It is
+/// compiled here once.
 ///
 /// # Errors
 /// `Conflict` with `DUPLICATE` on `key`; `Validation` for paths, filter and thresholds; `Rule` for functions, windows and
 /// actions of thresholds that cannot be evaluated.
 pub async fn create(scope: &Scope, tx: &mut Tx, request: CreateMeterRequest) -> Result<Meter> {
-    version::refuse_draft(request.save_as_draft)?;
-    refuse_unevaluated(request.thresholds.as_deref().unwrap_or_default())?;
-    let mut meter = new_meter(scope, request);
-    meter.compile(scope.now())?;
+    let is_draft = request.save_as_draft.unwrap_or_default();
+    let meter = new_meter(scope, request);
     if let Some(id) = find_by_key(scope, tx, &meter.key).await? {
         return Err(Error::duplicate("key", Some(id.to_string())));
     }
-    insert(scope, tx, &meter).await?;
-    meter.head_version_id = Some(version::insert(scope, tx, new_version(&meter, None)).await?);
-    save(scope, tx, &meter).await?;
-    changed(scope, tx, "meter.created", &meter).await?;
-    Ok(meter)
+    let span = Span::first(None, None, meter.created_at);
+    edit::create(scope, tx, meter.id.0, &meter, (is_draft, span), |constraint| {
+        (constraint == "meter_workspace_id_key_key").then(|| Error::duplicate("key", None))
+    })
+    .await
 }
 
 /// A threshold that is crossed is recorded, and nothing else is done about it yet.
@@ -60,8 +60,8 @@ fn new_meter(scope: &Scope, request: CreateMeterRequest) -> Meter {
         filter: request.filter,
         formula: request.formula,
         thresholds: request.thresholds.unwrap_or_default(),
-        status: MeterStatus::Active,
-        version: 1,
+        status: MeterStatus::Draft,
+        version: 0,
         head_version_id: None,
         created_at: scope.now(),
         updated_at: scope.now(),
@@ -69,69 +69,123 @@ fn new_meter(scope: &Scope, request: CreateMeterRequest) -> Meter {
     }
 }
 
-/// The first version holds since ever, so that backfilled usage finds it.
-fn new_version(meter: &Meter, effective_from: Option<Instant>) -> NewVersion {
-    NewVersion {
-        entity: Entity::Meter,
-        entity_id: meter.id.0,
-        version: meter.version,
-        status: VersionStatus::Active,
-        effective_from,
-        effective_to: None,
-        snapshot: meter.snapshot(),
-    }
-}
+impl Versioned for Meter {
+    type Update = UpdateMeterRequest;
+    type Version = MeterVersionSnapshot;
+    const ENTITY: Entity = Entity::Meter;
+    const DEFINITION: &'static [&'static str] = &[
+        "name",
+        "function",
+        "value_field",
+        "unique_by_field",
+        "unit_label",
+        "unit_currency_field",
+        "dimensions",
+        "event_schema",
+        "dedup_key_path",
+        "negative_allowed",
+        "late_event_policy",
+        "window",
+        "filter",
+        "formula",
+        "thresholds",
+    ];
 
-/// Changes a meter by publishing its next version at once. Events are rated by the version of their timestamp, so what
-/// was counted stays as it is.
-///
-/// # Errors
-/// `NotFound`, `VersionConflict`, `Conflict` for an archived meter, and as [`create`].
-pub async fn update(scope: &Scope, tx: &mut Tx, id: MeterId, request: UpdateMeterRequest) -> Result<Meter> {
-    let current = super::lock(scope, tx, id).await?;
-    request.controls.check(current.version, false, scope.now())?;
-    if current.status == MeterStatus::Archived {
-        return Err(Error::conflict("CONFLICT", "an archived meter cannot be changed"));
+    async fn read(scope: &Scope, conn: &mut PgConnection, id: Uuid, as_of: AsOf) -> Result<Self> {
+        version::read(scope, conn, Self::ENTITY, (&LIST, ""), id, as_of).await
     }
-    refuse_unevaluated(request.thresholds.as_deref().unwrap_or_default())?;
-    let mut meter = merged(current, request);
-    meter.compile(scope.now())?;
-    meter.updated_at = scope.now();
-    version::supersede(scope, tx, id.0, meter.updated_at).await?;
-    meter.version += 1;
-    let next = new_version(&meter, Some(meter.updated_at));
-    meter.head_version_id = Some(version::insert(scope, tx, next).await?);
-    save(scope, tx, &meter).await?;
-    changed(scope, tx, "meter.updated", &meter).await?;
-    Ok(meter)
-}
 
-fn merged(mut meter: Meter, request: UpdateMeterRequest) -> Meter {
-    fn set<T>(target: &mut T, sent: Option<T>) {
-        if let Some(value) = sent {
-            *target = value;
+    fn life(&self) -> (i32, Life) {
+        let life = match self.status {
+            MeterStatus::Draft => Life::Draft,
+            MeterStatus::Active => Life::Live,
+            MeterStatus::Archived => Life::Archived,
+        };
+        (self.version, life)
+    }
+
+    fn snapshot(&self) -> Value {
+        json!({
+            "name": self.name, "function": self.function, "value_field": self.value_field,
+            "unique_by_field": self.unique_by_field, "unit_label": self.unit_label,
+            "unit_currency_field": self.unit_currency_field, "dimensions": self.dimensions,
+            "event_schema": self.event_schema, "dedup_key_path": self.dedup_key_path,
+            "negative_allowed": self.negative_allowed, "late_event_policy": self.late_event_policy,
+            "window": self.window, "filter": self.filter, "formula": self.formula, "thresholds": self.thresholds,
+        })
+    }
+
+    fn controls(update: &UpdateMeterRequest) -> EditControls {
+        update.controls
+    }
+
+    fn merge(mut self, update: UpdateMeterRequest) -> Result<Self> {
+        fn set<T>(target: &mut T, sent: Option<T>) {
+            if let Some(value) = sent {
+                *target = value;
+            }
+        }
+        set(&mut self.name, update.name);
+        set(&mut self.function, update.function);
+        self.value_field = update.value_field.apply(self.value_field);
+        self.unique_by_field = update.unique_by_field.apply(self.unique_by_field);
+        self.unit_label = update.unit_label.apply(self.unit_label);
+        self.unit_currency_field = update.unit_currency_field.apply(self.unit_currency_field);
+        set(&mut self.dimensions, update.dimensions);
+        self.event_schema = match update.event_schema {
+            Patch::Keep => self.event_schema,
+            Patch::Clear => None,
+            Patch::Set(schema) => Some(Value::Object(schema)),
+        };
+        self.dedup_key_path = update.dedup_key_path.apply(self.dedup_key_path);
+        set(&mut self.negative_allowed, update.negative_allowed);
+        set(&mut self.late_event_policy, update.late_event_policy);
+        set(&mut self.window, update.window);
+        self.filter = update.filter.apply(self.filter);
+        self.formula = update.formula.apply(self.formula);
+        set(&mut self.thresholds, update.thresholds);
+        Ok(self)
+    }
+
+    async fn check(&self, _scope: &Scope, _tx: &mut Tx, _span: Option<&mut Span>) -> Result<()> {
+        refuse_unevaluated(&self.thresholds)?;
+        self.compile(Instant::UNIX_EPOCH).map(drop)
+    }
+
+    /// Bindings of the meter.
+    async fn dependents(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<Vec<Uuid>> {
+        let bindings: Vec<BindingId> =
+            sqlx::query_scalar("SELECT id FROM product_meter_binding WHERE workspace_id = $1 AND meter_id = $2")
+                .bind(scope.workspace_id)
+                .bind(id)
+                .fetch_all(tx.conn())
+                .await
+                .context("looking for the bindings of a meter")?;
+        Ok(bindings.into_iter().map(|id| id.0).collect())
+    }
+
+    fn event_members(&self) -> Vec<(&'static str, Value)> {
+        vec![("key", json!(self.key))]
+    }
+
+    fn version(mut self, record: VersionRecord) -> MeterVersionSnapshot {
+        let meter_id = self.id;
+        self.id = MeterId(record.row.id.0);
+        self.status = match record.row.status {
+            domain::VersionStatus::Draft => MeterStatus::Draft,
+            domain::VersionStatus::Scheduled | domain::VersionStatus::Active => MeterStatus::Active,
+            domain::VersionStatus::Archived => MeterStatus::Archived,
+        };
+        MeterVersionSnapshot {
+            meter: self,
+            meter_id,
+            effective_from: record.row.effective_from,
+            effective_to: record.row.effective_to,
+            published_at: record.row.published_at,
+            published_by: record.published_by,
+            warnings: record.warnings,
         }
     }
-    set(&mut meter.name, request.name);
-    set(&mut meter.function, request.function);
-    meter.value_field = request.value_field.apply(meter.value_field);
-    meter.unique_by_field = request.unique_by_field.apply(meter.unique_by_field);
-    meter.unit_label = request.unit_label.apply(meter.unit_label);
-    meter.unit_currency_field = request.unit_currency_field.apply(meter.unit_currency_field);
-    set(&mut meter.dimensions, request.dimensions);
-    meter.event_schema = match request.event_schema {
-        domain::Patch::Keep => meter.event_schema,
-        domain::Patch::Clear => None,
-        domain::Patch::Set(schema) => Some(Value::Object(schema)),
-    };
-    meter.dedup_key_path = request.dedup_key_path.apply(meter.dedup_key_path);
-    set(&mut meter.negative_allowed, request.negative_allowed);
-    set(&mut meter.late_event_policy, request.late_event_policy);
-    set(&mut meter.window, request.window);
-    meter.filter = request.filter.apply(meter.filter);
-    meter.formula = request.formula.apply(meter.formula);
-    set(&mut meter.thresholds, request.thresholds);
-    meter
 }
 
 /// Withdraws a meter; a repeat does nothing.
@@ -139,13 +193,14 @@ fn merged(mut meter: Meter, request: UpdateMeterRequest) -> Meter {
 /// # Errors
 /// `NotFound`, `Conflict` while a live binding exists.
 pub async fn archive(scope: &Scope, tx: &mut Tx, id: MeterId) -> Result<()> {
-    let mut meter = super::lock(scope, tx, id).await?;
+    let meter = super::lock(scope, tx, id).await?;
     if meter.status == MeterStatus::Archived {
         return Ok(());
     }
     let bound: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM product_meter_binding
-                        WHERE workspace_id = $1 AND meter_id = $2 AND status IN ('active', 'scheduled'))",
+        "SELECT EXISTS (SELECT FROM product_meter_binding t CROSS JOIN LATERAL jsonb_populate_record(t, entity_state(t.id)) e
+                        WHERE t.workspace_id = $1 AND t.meter_id = $2
+                          AND present_status(t.status, e.effective_from, e.effective_to) IN ('active', 'scheduled'))",
     )
     .bind(scope.workspace_id)
     .bind(id)
@@ -155,12 +210,23 @@ pub async fn archive(scope: &Scope, tx: &mut Tx, id: MeterId) -> Result<()> {
     if bound {
         return Err(Error::conflict("CONFLICT", "a live binding uses this meter"));
     }
-    version::end(scope, tx, id.0, scope.now(), "archived").await?;
-    meter.status = MeterStatus::Archived;
-    meter.archived_at = Some(scope.now());
-    meter.updated_at = scope.now();
-    save(scope, tx, &meter).await?;
-    changed(scope, tx, "meter.archived", &meter).await
+    let now = scope.now();
+    version::end(scope, tx, id.0, now, "archived").await?;
+    sqlx::query(
+        "UPDATE meter SET status = 'archived', archived_at = $3, updated_at = $3 WHERE workspace_id = $1 AND id = $2",
+    )
+    .bind(scope.workspace_id)
+    .bind(id)
+    .bind(now)
+    .execute(tx.conn())
+    .await
+    .context("archiving a meter")?;
+    tx.catalog_changed(scope.workspace_id);
+    let mut payload = JsonMap::new();
+    payload.insert("id".into(), json!(id));
+    payload.insert("key".into(), json!(meter.key));
+    payload.insert("version".into(), json!(meter.version));
+    tx.emit(scope, "meter.archived", "meter", id, payload).await
 }
 
 async fn find_by_key(scope: &Scope, tx: &mut Tx, key: &str) -> Result<Option<MeterId>> {
@@ -170,74 +236,4 @@ async fn find_by_key(scope: &Scope, tx: &mut Tx, key: &str) -> Result<Option<Met
         .fetch_optional(tx.conn())
         .await
         .context("looking for a meter by key")
-}
-
-async fn changed(scope: &Scope, tx: &mut Tx, event: &str, meter: &Meter) -> Result<()> {
-    tx.catalog_changed(scope.workspace_id);
-    let mut payload = JsonMap::new();
-    payload.insert("id".into(), json!(meter.id));
-    payload.insert("key".into(), json!(meter.key));
-    payload.insert("version".into(), json!(meter.version));
-    tx.emit(scope, event, "meter", meter.id, payload).await
-}
-
-async fn insert(scope: &Scope, tx: &mut Tx, meter: &Meter) -> Result<()> {
-    let inserted = sqlx::query(
-        "INSERT INTO meter (id, organization_id, workspace_id, key, name, metric_key, function, \"window\", status, version,
-                            created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)",
-    )
-    .bind(meter.id)
-    .bind(scope.organization_id)
-    .bind(scope.workspace_id)
-    .bind(&meter.key)
-    .bind(&meter.name)
-    .bind(&meter.metric_key)
-    .bind(meter.function)
-    .bind(Json(&meter.window))
-    .bind(meter.status)
-    .bind(meter.version)
-    .bind(meter.created_at)
-    .execute(tx.conn())
-    .await;
-    on_constraint(inserted, "creating a meter", |constraint| {
-        (constraint == "meter_workspace_id_key_key").then(|| Error::duplicate("key", None))
-    })?;
-    save(scope, tx, meter).await
-}
-
-async fn save(scope: &Scope, tx: &mut Tx, meter: &Meter) -> Result<()> {
-    sqlx::query(
-        "UPDATE meter SET name = $3, function = $4, value_field = $5, unique_by_field = $6, unit_label = $7,
-             unit_currency_field = $8, dimensions = $9, event_schema = $10, dedup_key_path = $11, negative_allowed = $12,
-             late_event_policy = $13, \"window\" = $14, filter = $15, formula = $16, thresholds = $17, status = $18,
-             version = $19, head_version_id = $20, updated_at = $21, archived_at = $22
-         WHERE workspace_id = $1 AND id = $2",
-    )
-    .bind(scope.workspace_id)
-    .bind(meter.id)
-    .bind(&meter.name)
-    .bind(meter.function)
-    .bind(&meter.value_field)
-    .bind(&meter.unique_by_field)
-    .bind(&meter.unit_label)
-    .bind(&meter.unit_currency_field)
-    .bind(&meter.dimensions)
-    .bind(&meter.event_schema)
-    .bind(&meter.dedup_key_path)
-    .bind(meter.negative_allowed)
-    .bind(meter.late_event_policy)
-    .bind(Json(&meter.window))
-    .bind(meter.filter.as_ref().map(Json))
-    .bind(meter.formula.as_ref().map(Json))
-    .bind(Json(&meter.thresholds))
-    .bind(meter.status)
-    .bind(meter.version)
-    .bind(meter.head_version_id)
-    .bind(meter.updated_at)
-    .bind(meter.archived_at)
-    .execute(tx.conn())
-    .await
-    .context("saving a meter")?;
-    Ok(())
 }

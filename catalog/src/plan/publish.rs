@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use domain::{Error, JsonMap, PlanId, ProductId, Result, Scope, VersionId, VersionStatus};
+use domain::{Error, JsonMap, PlanId, ProductId, Result, Scope, VersionId};
 use serde_json::json;
 use store::Tx;
 
 use super::snapshot::Contents;
 use super::{Plan, PlanStatus, PlanVersion, PlanVersionSnapshot, PublishPlanRequest};
 use crate::product::ProductStatus;
-use crate::version::{self, Entity, NewVersion, VersionRef};
+use crate::version::{self, Entity, NewVersion, Place, VersionRef};
 use crate::{binding, price, product};
 
 /// Publishes a plan: the first time as version 1, later as the next one.
@@ -52,18 +52,16 @@ pub(super) async fn next_version(
     let snapshot =
         serde_json::to_value(&snapshot).map_err(|error| Error::internal("writing the snapshot of a plan", error))?;
     let now = scope.now();
-    version::supersede(scope, tx, plan.id.0, now).await?;
     plan.version += 1;
     let new = NewVersion {
         entity: Entity::Plan,
         entity_id: plan.id.0,
         version: plan.version,
-        status: VersionStatus::Active,
-        effective_from: Some(now),
-        effective_to: None,
+        place: Place::published(Some(now), None, now),
         snapshot,
     };
     let id = version::insert(scope, tx, new).await?;
+    version::settle(scope, tx, plan.id.0, now).await?;
     plan.head_version_id = Some(id);
     plan.published_at = Some(now);
     plan.published_by = scope.api_key_id().map(|key| key.0);
@@ -80,12 +78,14 @@ async fn contents(
     let attached = super::attachments(scope, tx.conn(), plan).await?;
     let ids: Vec<ProductId> = attached.iter().map(|attachment| attachment.product_id).collect();
     check_pins(scope, tx, &ids, &chosen).await?;
+    let at = scope.now();
     Ok(Contents {
         products: product::get_many(scope, tx.conn(), &ids).await?,
-        prices: price::offered(scope, tx.conn(), plan, &ids, scope.now()).await?,
+        prices: price::offered(scope, tx.conn(), plan, &ids, at).await?,
         bindings: binding::live_of(scope, tx.conn(), &ids).await?,
         attached,
         chosen,
+        at,
     })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use domain::{
-    BindingId, Error, OveragePolicy, PoolScope, PriceId, PricingModel, ProductId, Quantity, Result, VersionId,
+    BindingId, Error, Instant, OveragePolicy, PoolScope, PriceId, PricingModel, ProductId, Quantity, Result, VersionId,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -83,6 +83,8 @@ pub(super) struct Contents {
     pub bindings: Vec<Binding>,
     /// Product → version, where the caller chose one.
     pub chosen: BTreeMap<ProductId, VersionId>,
+    /// That moment.
+    pub at: Instant,
 }
 
 impl Contents {
@@ -113,9 +115,12 @@ impl Contents {
                 self.product(id).ok_or_else(|| Error::invariant(format!("attached product {id} is missing")))?;
             let version = self.version_of(product)?;
             pins.products.insert(id, version);
-            pins.prices.extend(self.prices_of(id).filter_map(|price| Some((price.id, price.head_version_id?))));
-            pins.bindings
-                .extend(self.bindings_of(id).filter_map(|binding| Some((binding.id, binding.head_version_id?))));
+            // What starts later is not pinned: it would hold from now on.
+            let has_started = |start: Option<Instant>| start.is_none_or(|start| start <= self.at);
+            let prices = self.prices_of(id).filter(|price| has_started(price.effective_from));
+            pins.prices.extend(prices.filter_map(|price| Some((price.id, price.head_version_id?))));
+            let bindings = self.bindings_of(id).filter(|binding| has_started(binding.effective_from));
+            pins.bindings.extend(bindings.filter_map(|binding| Some((binding.id, binding.head_version_id?))));
             products.push(PlanVersionProduct {
                 product_id: id,
                 product_version_id: version,

@@ -48,7 +48,7 @@ pub async fn archive(scope: &Scope, tx: &mut Tx, id: PriceId, request: &ArchiveR
 /// Whether the price, now or later, is one that the resolution chooses from for a live subscription, or that an item names.
 /// What a more specific price takes away is not asked: with that price gone this one would be charged. Dimensions are those
 /// of events that nobody knows yet.
-async fn charges_somebody(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<bool> {
+pub(super) async fn charges_somebody(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<bool> {
     let end = [price.effective_to, price.valid_to].into_iter().flatten().min();
     if end.is_some_and(|end| end <= scope.now()) {
         return Ok(false);

@@ -1,6 +1,7 @@
 //! Prices (prices.md): what a product costs, in one currency, for whom, and when.
 
 mod archive;
+mod change;
 mod request;
 mod write;
 
@@ -8,8 +9,8 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use domain::{
-    BillingIntervalUnit, Currency, CustomerId, Error, Instant, JsonMap, OrganizationId, PlanId, PriceId, ProductId,
-    Quantity, Result, Scope, VersionId,
+    BillingIntervalUnit, Currency, CustomerId, Instant, JsonMap, OrganizationId, PlanId, PriceId, ProductId,
+    ProductType, Quantity, Result, Scope, VersionId,
 };
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
@@ -18,8 +19,11 @@ use store::{ListField, ListKind, ListQuery, ListSpec, Page, StoreError};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::version::{AsOf, VersionRow, VersionWarnDTO, Versioned};
+
 pub use archive::archive;
-pub use request::{CreatePriceRequest, CreatePriceTierRequest};
+pub use change::{amend_version, update};
+pub use request::{CopyPriceAsDraftRequest, CreatePriceRequest, CreatePriceTierRequest, UpdatePriceRequest};
 pub use write::create;
 
 domain::wire_enum! {
@@ -83,6 +87,10 @@ pub struct Price {
     pub organization_id: OrganizationId,
     /// What is priced.
     pub product_id: ProductId,
+    /// Tells which amount a list price is.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub(crate) product_type: ProductType,
     /// Restricts it to a plan.
     #[schema(required)]
     pub plan_id: Option<PlanId>,
@@ -161,6 +169,26 @@ pub struct Price {
     pub deleted_at: Option<DateTime<Utc>>,
 }
 
+/// A frozen state of a price.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct PriceVersion {
+    /// The members of a list row.
+    #[serde(flatten)]
+    pub row: VersionRow,
+    /// The price.
+    pub price_id: PriceId,
+    /// Headline price.
+    #[schema(required, value_type = Option<String>)]
+    pub list_price: Option<Decimal>,
+    /// Steps.
+    pub tiers: Vec<PriceTier>,
+    /// Version of the formula in place of tiers.
+    #[schema(required)]
+    pub formula_version_id: Option<VersionId>,
+    /// Warnings of a scheduled version.
+    pub warnings: Vec<VersionWarnDTO>,
+}
+
 /// A price as plans show it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PlanProductPriceSummary {
@@ -196,33 +224,34 @@ impl From<&Price> for PlanProductPriceSummary {
     }
 }
 
-const COLUMNS: &str = "id, organization_id, product_id, plan_id, plan_version, customer_id, country_code, currency, \
-    price_key, kind, list_price, display_name, status, tiers, formula_id, custom_dimensions, billing_interval_unit, \
-    billing_interval_count, effective_from, effective_to, valid_from, valid_to, version, head_version_id, \
-    requires_continuous_coverage, metadata, created_at, updated_at, archived_at, deleted_at";
-
+/// The members of a version are read from the one that is in effect.
 const LIST: ListSpec = ListSpec {
     name: "prices",
-    columns: COLUMNS,
-    from: "price",
-    workspace_column: "workspace_id",
-    condition: "deleted_at IS NULL",
+    columns: "t.id, t.organization_id, t.product_id, p.type AS product_type, t.plan_id, t.plan_version, t.customer_id,
+        t.country_code, t.currency, t.price_key, t.kind, e.list_price, e.display_name, t.status, e.tiers, e.formula_id,
+        t.custom_dimensions, t.billing_interval_unit, t.billing_interval_count, e.effective_from, e.effective_to,
+        t.valid_from, t.valid_to, e.version, e.head_version_id, e.requires_continuous_coverage, e.metadata, t.created_at,
+        t.updated_at, t.archived_at, t.deleted_at",
+    from: "price t JOIN product p ON p.id = t.product_id
+        CROSS JOIN LATERAL jsonb_populate_record(t, entity_state(t.id)) e",
+    workspace_column: "t.workspace_id",
+    condition: "t.deleted_at IS NULL",
     fields: &[
-        ListField::new("id", ListKind::Id),
-        ListField::new("product_id", ListKind::Id),
-        ListField::new("plan_id", ListKind::Id),
-        ListField::new("customer_id", ListKind::Id),
-        ListField::new("status", ListKind::Word(&["draft", "active", "archived"])),
-        ListField::new("currency", ListKind::Text),
-        ListField::new("country_code", ListKind::Text),
-        ListField::new("price_key", ListKind::Text),
-        ListField::new("kind", ListKind::Word(&["BASE", "CUSTOMER_OVERRIDE"])),
-        ListField::new("created_at", ListKind::Instant).sortable(),
-        ListField::new("updated_at", ListKind::Instant).sortable(),
+        ListField::new("id", ListKind::Id).column("t.id"),
+        ListField::new("product_id", ListKind::Id).column("t.product_id"),
+        ListField::new("plan_id", ListKind::Id).column("t.plan_id"),
+        ListField::new("customer_id", ListKind::Id).column("t.customer_id"),
+        ListField::new("status", ListKind::Word(&["draft", "active", "archived"])).column("t.status"),
+        ListField::new("currency", ListKind::Text).column("t.currency"),
+        ListField::new("country_code", ListKind::Text).column("t.country_code"),
+        ListField::new("price_key", ListKind::Text).column("t.price_key"),
+        ListField::new("kind", ListKind::Word(&["BASE", "CUSTOMER_OVERRIDE"])).column("t.kind"),
+        ListField::new("created_at", ListKind::Instant).column("t.created_at").sortable(),
+        ListField::new("updated_at", ListKind::Instant).column("t.updated_at").sortable(),
     ],
     shorthands: &[],
-    order: "created_at",
-    id: "id",
+    order: "t.created_at",
+    id: "t.id",
 };
 
 /// Prices of the workspace.
@@ -238,14 +267,7 @@ pub async fn list(scope: &Scope, conn: &mut PgConnection, parameters: &[(String,
 /// # Errors
 /// `NotFound`.
 pub async fn get(scope: &Scope, conn: &mut PgConnection, id: PriceId) -> Result<Price> {
-    let sql = format!("SELECT {COLUMNS} FROM price WHERE workspace_id = $1 AND id = $2 AND deleted_at IS NULL");
-    sqlx::query_as(AssertSqlSafe(sql))
-        .bind(scope.workspace_id)
-        .bind(id)
-        .fetch_optional(conn)
-        .await
-        .context("reading a price")?
-        .ok_or_else(|| Error::not_found("price", id))
+    Price::read(scope, conn, id.0, AsOf::Instant(scope.now())).await
 }
 
 /// The prices that a plan offers for these products at an instant: active ones of no other plan and of no customer.
@@ -261,11 +283,12 @@ pub async fn offered(
 ) -> Result<Vec<Price>> {
     let products: Vec<Uuid> = products.iter().map(|id| id.0).collect();
     let sql = format!(
-        "SELECT {COLUMNS} FROM price
-         WHERE workspace_id = $1 AND product_id = ANY($2) AND status = 'active' AND deleted_at IS NULL
-           AND (plan_id IS NULL OR plan_id = $3) AND customer_id IS NULL
-           AND (effective_to IS NULL OR effective_to > $4) AND (valid_to IS NULL OR valid_to > $4)
-         ORDER BY product_id, price_key, created_at, id"
+        "SELECT {} FROM {}
+         WHERE t.workspace_id = $1 AND t.product_id = ANY($2) AND t.status = 'active' AND t.deleted_at IS NULL
+           AND (t.plan_id IS NULL OR t.plan_id = $3) AND t.customer_id IS NULL
+           AND (e.effective_to IS NULL OR e.effective_to > $4) AND (t.valid_to IS NULL OR t.valid_to > $4)
+         ORDER BY t.product_id, t.price_key, t.created_at, t.id",
+        LIST.columns, LIST.from
     );
     sqlx::query_as(AssertSqlSafe(sql))
         .bind(scope.workspace_id)

@@ -1,54 +1,38 @@
 //! Creates prices.
 
 use domain::error::FieldErrorCode as Code;
-use domain::{
-    Error, FieldError, Instant, JsonMap, PriceId, PricingModel, ProductType, Result, Scope, VersionId, VersionStatus,
-};
+use domain::{Error, FieldError, PriceId, PricingModel, ProductType, Result, Scope, VersionId};
 use rating::{CompiledPrice, PriceDefinition};
 use rust_decimal::Decimal;
-use serde_json::json;
-use sqlx::types::Json;
 use store::{StoreError, Tx};
 
-use super::{CreatePriceRequest, Price, PriceKind, PriceStatus, PriceTier};
-use crate::product::{self, Product, ProductStatus};
-use crate::version::{self, Entity, NewVersion};
+use super::request::numbered;
+use super::{CreatePriceRequest, CreatePriceTierRequest, Price, PriceKind, PriceStatus, PriceTier};
+use crate::product::{self, Product};
+use crate::version::{Span, edit};
 
-/// Creates a price: active with version 1, which is scheduled when `effective_from` lies ahead.
+/// Creates a price: active with version 1, which is scheduled when `effective_from` lies ahead; or a draft.
 ///
 /// # Errors
 /// `NotFound` for product, plan or customer; `Validation` for tiers and for a `price_key` that does not fit the product;
 /// `Conflict` with `DUPLICATE` when the same price exists in an overlapping window; `Rule` for formulas, archived
 /// products, and a start in the past when the product is in use.
 pub async fn create(scope: &Scope, tx: &mut Tx, request: CreatePriceRequest) -> Result<Price> {
-    refuse_formulas(&request)?;
-    version::refuse_draft(request.save_as_draft)?;
+    refuse_formulas(request.formula_id.is_some(), request.tiers.as_deref().unwrap_or_default())?;
     // Locked: two calls cannot both find no duplicate.
     let product = product::lock(scope, tx, request.product_id).await?;
     check_price_key(&product, &request)?;
-    let mut price = new_price(scope, &product, request)?;
+    let is_draft = request.save_as_draft.unwrap_or_default();
+    let price = new_price(scope, &product, request)?;
     compile(&product, &price)?;
     check_references(scope, tx, &price).await?;
-    if product.status == ProductStatus::Archived {
-        return Err(Error::business_rule("the product is archived"));
-    }
-    begin_from_now(scope, tx, &mut price).await?;
-    check_duplicate(scope, tx, &price).await?;
-    insert(scope, tx, &price).await?;
-    let version_id = version::insert(scope, tx, first_version(&price, scope.now())).await?;
-    set_head(tx, price.id, version_id).await?;
-    price.head_version_id = Some(version_id);
-    tx.catalog_changed(scope.workspace_id);
-    let mut payload = JsonMap::new();
-    payload.insert("id".into(), json!(price.id));
-    payload.insert("product_id".into(), json!(price.product_id));
-    tx.emit(scope, "price.created", "price", price.id, payload).await?;
-    Ok(price)
+    let span = Span::first(price.effective_from, price.effective_to, price.created_at);
+    edit::create(scope, tx, price.id.0, &price, (is_draft, span), |_| None).await
 }
 
-fn refuse_formulas(request: &CreatePriceRequest) -> Result<()> {
-    let expression = request.tiers.iter().flatten().any(|tier| tier.rate_expression.is_some());
-    if request.formula_id.is_some() || expression {
+/// Nothing evaluates formulas yet.
+pub(super) fn refuse_formulas(has_formula: bool, tiers: &[CreatePriceTierRequest]) -> Result<()> {
+    if has_formula || tiers.iter().any(|tier| tier.rate_expression.is_some()) {
         return Err(Error::business_rule("price formulas and rate expressions are not supported yet"));
     }
     Ok(())
@@ -73,6 +57,7 @@ fn new_price(scope: &Scope, product: &Product, request: CreatePriceRequest) -> R
         id: PriceId::generate(),
         organization_id: scope.organization_id,
         product_id: product.id,
+        product_type: product.r#type,
         plan_id: request.plan_id,
         plan_version: None,
         customer_id: request.customer_id,
@@ -82,7 +67,7 @@ fn new_price(scope: &Scope, product: &Product, request: CreatePriceRequest) -> R
         kind: request.kind.unwrap_or(default_kind),
         list_price: request.list_price,
         display_name: request.display_name,
-        status: PriceStatus::Active,
+        status: PriceStatus::Draft,
         tiers,
         formula_id: None,
         custom_dimensions: request.custom_dimensions.unwrap_or_default(),
@@ -92,7 +77,7 @@ fn new_price(scope: &Scope, product: &Product, request: CreatePriceRequest) -> R
         effective_to: request.effective_to,
         valid_from: request.valid_from,
         valid_to: request.valid_to,
-        version: 1,
+        version: 0,
         head_version_id: None,
         requires_continuous_coverage: request.requires_continuous_coverage.unwrap_or_default(),
         metadata: request.metadata.unwrap_or_default(),
@@ -106,29 +91,26 @@ fn new_price(scope: &Scope, product: &Product, request: CreatePriceRequest) -> R
 /// The steps as sent, with their defaults; without any, one open step made of `list_price`.
 fn tiers(product: &Product, request: &CreatePriceRequest) -> Result<Vec<PriceTier>> {
     if let Some(sent) = &request.tiers {
-        let numbered = sent.iter().zip(1_u32..).map(|(tier, position)| PriceTier {
-            tier_order: tier.tier_order.unwrap_or(position),
-            up_to: tier.up_to,
-            unit_amount: tier.unit_amount.unwrap_or_default(),
-            flat_amount: tier.flat_amount.unwrap_or_default(),
-            rate_expression: None,
-        });
-        return Ok(numbered.collect());
+        return Ok(numbered(sent));
     }
     if product.pricing_model == PricingModel::Package {
         // Under PACKAGE a unit amount is a size, so one amount alone says nothing about it.
         return Err(Error::field("tiers", Code::Required, "is required: a PACKAGE price needs a size and an amount"));
     }
-    let amount = request.list_price.unwrap_or_default();
-    let (unit_amount, flat_amount) = match product.r#type {
+    Ok(vec![single_tier(product.r#type, request.list_price.unwrap_or_default())])
+}
+
+/// The step that a list price makes.
+pub(super) fn single_tier(product_type: ProductType, amount: Decimal) -> PriceTier {
+    let (unit_amount, flat_amount) = match product_type {
         ProductType::FixedCharge => (Decimal::ZERO, amount),
         ProductType::Seat | ProductType::Usage => (amount, Decimal::ZERO),
     };
-    Ok(vec![PriceTier { tier_order: 1, up_to: None, unit_amount, flat_amount, rate_expression: None }])
+    PriceTier { tier_order: 1, up_to: None, unit_amount, flat_amount, rate_expression: None }
 }
 
 /// Compiles once, so that no stored version fails later.
-fn compile(product: &Product, price: &Price) -> Result<()> {
+pub(super) fn compile(product: &Product, price: &Price) -> Result<()> {
     let definition = PriceDefinition {
         price_id: price.id,
         version_id: VersionId::generate(),
@@ -161,60 +143,53 @@ async fn check_references(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<(
 
 /// A further price of a product that subscriptions have begins now or later. In the past it would apply to usage that is
 /// counted by another price, and open windows cannot be rated anew yet (rule B6): the bill would depend on what came first.
-async fn begin_from_now(scope: &Scope, tx: &mut Tx, price: &mut Price) -> Result<()> {
-    let start = [price.effective_from, price.valid_from].into_iter().flatten().max();
-    if start.is_some_and(|start| start >= scope.now()) || !is_in_use(scope, tx, price).await? {
+pub(super) async fn begin_from_now(scope: &Scope, tx: &mut Tx, price: &Price, span: &mut Span) -> Result<()> {
+    let start = [span.from, price.valid_from].into_iter().flatten().max();
+    if start.is_some_and(|start| start >= span.now) || !is_in_use(scope, tx, price).await? {
         return Ok(());
     }
     if start.is_some() {
         return Err(Error::business_rule("a further price of a product that is in use cannot begin in the past"));
     }
-    price.effective_from = Some(price.created_at);
+    span.from = Some(span.now);
     Ok(())
 }
 
-/// Whether the product has a price in this currency already, and a subscription has the product.
+/// Whether the product has another price in this currency, and a subscription has the product.
 async fn is_in_use(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<bool> {
     sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM price WHERE workspace_id = $1 AND product_id = $2 AND currency = $3
+        "SELECT EXISTS (SELECT FROM price WHERE workspace_id = $1 AND product_id = $2 AND currency = $3 AND id <> $4
                            AND status = 'active' AND deleted_at IS NULL)
             AND EXISTS (SELECT FROM subscription_item WHERE product_id = $2)",
     )
     .bind(scope.workspace_id)
     .bind(price.product_id)
     .bind(price.currency.as_str())
+    .bind(price.id)
     .fetch_one(tx.conn())
     .await
     .context("looking for subscriptions to the product")
 }
 
 /// Another price that would be chosen for exactly the same calls at some instant.
-async fn check_duplicate(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<()> {
+pub(super) async fn check_duplicate(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<()> {
     let existing: Option<PriceId> = sqlx::query_scalar(
-        "SELECT id FROM price
-         WHERE workspace_id = $1 AND product_id = $2 AND status <> 'archived' AND deleted_at IS NULL
-           AND plan_id IS NOT DISTINCT FROM $3 AND plan_version IS NOT DISTINCT FROM $4
-           AND customer_id IS NOT DISTINCT FROM $5 AND country_code IS NOT DISTINCT FROM $6
-           AND price_key IS NOT DISTINCT FROM $7 AND currency = $8 AND custom_dimensions = $9
-           AND billing_interval_unit IS NOT DISTINCT FROM $10 AND billing_interval_count IS NOT DISTINCT FROM $11
-           AND tstzrange(NULLIF(GREATEST(COALESCE(effective_from, '-infinity'), COALESCE(valid_from, '-infinity')), '-infinity'),
-                         LEAST(effective_to, valid_to))
-               && tstzrange($12, $13)
+        "SELECT p.id
+         FROM price own JOIN entity_version o ON o.entity_id = own.id AND o.status <> 'draft' AND o.cancelled_at IS NULL
+              JOIN price p ON p.product_id = own.product_id AND p.id <> own.id
+              JOIN entity_version v ON v.entity_id = p.id AND v.status <> 'draft' AND v.cancelled_at IS NULL
+         WHERE own.workspace_id = $1 AND own.id = $2 AND p.status <> 'archived' AND p.deleted_at IS NULL
+           AND (p.plan_id, p.plan_version, p.customer_id, p.country_code, p.price_key, p.currency, p.custom_dimensions,
+                p.billing_interval_unit, p.billing_interval_count)
+               IS NOT DISTINCT FROM
+               (own.plan_id, own.plan_version, own.customer_id, own.country_code, own.price_key, own.currency,
+                own.custom_dimensions, own.billing_interval_unit, own.billing_interval_count)
+           AND GREATEST(v.effective_from, p.valid_from, o.effective_from, own.valid_from, '-infinity')
+             < LEAST(v.effective_to, p.valid_to, o.effective_to, own.valid_to, 'infinity')
          LIMIT 1",
     )
     .bind(scope.workspace_id)
-    .bind(price.product_id)
-    .bind(price.plan_id)
-    .bind(price.plan_version)
-    .bind(price.customer_id)
-    .bind(&price.country_code)
-    .bind(&price.price_key)
-    .bind(price.currency.as_str())
-    .bind(Json(&price.custom_dimensions))
-    .bind(price.billing_interval_unit)
-    .bind(price.billing_interval_count)
-    .bind([price.effective_from, price.valid_from].into_iter().flatten().max())
-    .bind(window_end(price)?)
+    .bind(price.id)
     .fetch_optional(tx.conn())
     .await
     .context("looking for the same price")?;
@@ -226,78 +201,14 @@ async fn check_duplicate(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<()
     }
 }
 
-/// End of the span in which the price can be chosen; a span without an instant is refused.
-fn window_end(price: &Price) -> Result<Option<Instant>> {
-    let start = [price.effective_from, price.valid_from].into_iter().flatten().max();
-    let end = [price.effective_to, price.valid_to].into_iter().flatten().min();
+/// Refuses a price that can be chosen at no instant.
+pub(super) fn check_window(price: &Price, span: &Span) -> Result<()> {
+    let start = [span.from, price.valid_from].into_iter().flatten().max();
+    let end = [span.to, price.valid_to].into_iter().flatten().min();
     if start.zip(end).is_some_and(|(start, end)| end <= start) {
         let message = "effective and valid window have no instant in common".to_owned();
-        let field = if price.effective_to == end { "effective_to" } else { "valid_to" };
+        let field = if span.to == end { "effective_to" } else { "valid_to" };
         return Err(Error::Validation(vec![FieldError { field: field.into(), code: Code::OutOfRange, message }]));
     }
-    Ok(end)
-}
-
-fn first_version(price: &Price, now: Instant) -> NewVersion {
-    let ahead = price.effective_from.is_some_and(|from| from > now);
-    NewVersion {
-        entity: Entity::Price,
-        entity_id: price.id.0,
-        version: 1,
-        status: if ahead { VersionStatus::Scheduled } else { VersionStatus::Active },
-        effective_from: price.effective_from,
-        effective_to: price.effective_to,
-        snapshot: json!({"list_price": price.list_price, "tiers": price.tiers, "formula_version_id": null}),
-    }
-}
-
-async fn insert(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<()> {
-    sqlx::query(
-        "INSERT INTO price (id, organization_id, workspace_id, product_id, plan_id, plan_version, customer_id, country_code,
-             currency, price_key, kind, list_price, display_name, status, tiers, custom_dimensions, billing_interval_unit,
-             billing_interval_count, effective_from, effective_to, valid_from, valid_to, version,
-             requires_continuous_coverage, metadata, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,
-             $24, $25, $26, $26)",
-    )
-    .bind(price.id)
-    .bind(scope.organization_id)
-    .bind(scope.workspace_id)
-    .bind(price.product_id)
-    .bind(price.plan_id)
-    .bind(price.plan_version)
-    .bind(price.customer_id)
-    .bind(&price.country_code)
-    .bind(price.currency.as_str())
-    .bind(&price.price_key)
-    .bind(price.kind)
-    .bind(price.list_price)
-    .bind(&price.display_name)
-    .bind(price.status)
-    .bind(Json(&price.tiers))
-    .bind(Json(&price.custom_dimensions))
-    .bind(price.billing_interval_unit)
-    .bind(price.billing_interval_count)
-    .bind(price.effective_from)
-    .bind(price.effective_to)
-    .bind(price.valid_from)
-    .bind(price.valid_to)
-    .bind(price.version)
-    .bind(price.requires_continuous_coverage)
-    .bind(Json(&price.metadata))
-    .bind(price.created_at)
-    .execute(tx.conn())
-    .await
-    .context("creating a price")?;
-    Ok(())
-}
-
-async fn set_head(tx: &mut Tx, price: PriceId, version: VersionId) -> Result<()> {
-    sqlx::query("UPDATE price SET head_version_id = $2 WHERE id = $1")
-        .bind(price)
-        .bind(version)
-        .execute(tx.conn())
-        .await
-        .context("naming the head version of a price")?;
     Ok(())
 }

@@ -4,7 +4,7 @@ use domain::error::FieldErrorCode as Code;
 use domain::input::merge_metadata;
 use domain::{
     Error, JsonMap, Patch, PricingModel, ProductId, ProductTaxCategory, Result, Scope, SupplyType,
-    UnmatchedPriceKeyPolicy, VersionStatus,
+    UnmatchedPriceKeyPolicy,
 };
 use serde_json::json;
 use sqlx::types::Json;
@@ -13,7 +13,7 @@ use store::{StoreError, Tx, on_constraint};
 use super::request::{pair_is_allowed, pair_message};
 use super::{CreateProductRequest, Product, ProductStatus, UpdateProductRequest};
 use crate::texts::check_custom_fields;
-use crate::version::{self, ArchiveRequest, Entity, NewVersion, PublishVersionRequest};
+use crate::version::{self, ArchiveRequest, Entity, NewVersion, Place, PublishVersionRequest};
 
 /// Creates a product: published with version 1, or a draft.
 ///
@@ -81,9 +81,7 @@ fn first_version(product: &Product, published: bool) -> NewVersion {
         entity: Entity::Product,
         entity_id: product.id.0,
         version: 1,
-        status: if published { VersionStatus::Active } else { VersionStatus::Draft },
-        effective_from: None,
-        effective_to: None,
+        place: if published { Place::SINCE_EVER } else { Place::draft(None, None) },
         snapshot: product.snapshot(),
     }
 }
@@ -119,13 +117,13 @@ pub async fn update(scope: &Scope, tx: &mut Tx, id: ProductId, request: UpdatePr
 
 async fn publish_next(scope: &Scope, tx: &mut Tx, product: &mut Product) -> Result<()> {
     let now = scope.now();
-    version::supersede(scope, tx, product.id.0, now).await?;
     product.version += 1;
     product.published_at = Some(now);
     product.published_by = scope.api_key_id().map(|id| id.0);
-    let next = NewVersion { version: product.version, effective_from: Some(now), ..first_version(product, true) };
+    let place = Place::published(Some(now), None, now);
+    let next = NewVersion { version: product.version, place, ..first_version(product, true) };
     product.head_version_id = Some(version::insert(scope, tx, next).await?);
-    Ok(())
+    version::settle(scope, tx, product.id.0, now).await
 }
 
 fn merged(mut product: Product, request: UpdateProductRequest) -> Result<Product> {
