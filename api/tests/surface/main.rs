@@ -2,9 +2,11 @@
 
 mod catalog;
 mod document;
+mod formulas;
 mod keys;
 mod lists;
 mod mechanisms;
+mod rate_tables;
 mod repeats;
 mod tenancy;
 mod versions;

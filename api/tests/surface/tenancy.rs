@@ -27,6 +27,11 @@ async fn furnish(client: &Client) {
     let meter =
         id(&post("/v1/meters".into(), json!({"key": "m", "name": "MARK", "metric_key": "m", "function": "SUM"})).await);
     let _ = post(format!("/v1/products/{product}/meter-bindings"), json!({"meter_id": meter})).await;
+    let table = json!({"name": "MARK", "slug": "table", "table_type": "lookup"});
+    let table = id(&post("/v1/rate-tables".into(), table).await);
+    let entries = json!({"lookup_entries": [{"key": "MARK", "value": "1"}]});
+    let _ = post(format!("/v1/rate-tables/{table}/versions"), entries).await;
+    let _ = post("/v1/price-formulas".into(), json!({"name": "MARK", "expression": "lookup('table', 'MARK')"})).await;
     let plan = id(&post("/v1/plans".into(), json!({"name": "MARK", "products": [{"product_id": product}]})).await);
     let _ = client.post_empty(&format!("/v1/plans/{plan}/publish")).await.expect(200);
     let _ = client.post("/v1/api-keys", json!({"name": MARK})).await.expect(201);
@@ -193,7 +198,15 @@ async fn call(
 async fn the_sandbox_is_another_workspace() {
     let api = TestApi::start().await;
     furnish(&api.live).await;
-    for path in ["/v1/products", "/v1/plans", "/v1/prices", "/v1/meters", "/v1/bindings"] {
+    for path in [
+        "/v1/products",
+        "/v1/plans",
+        "/v1/prices",
+        "/v1/meters",
+        "/v1/bindings",
+        "/v1/rate-tables",
+        "/v1/price-formulas",
+    ] {
         let live = api.live.get(path).await.expect(200);
         let id = id(&live["data"][0]);
         assert_eq!(api.sandbox.get(path).await.expect(200)["data"], json!([]));

@@ -1,4 +1,4 @@
-//! Reads a workspace's catalog and compiles it: five statements, whatever its size.
+//! Reads a workspace's catalog and compiles it: a few statements, whatever its size.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use store::{Store, StoreError};
 
-use super::SINCE_EVER;
 use super::workspace::{
     BindingTimeline, PlanProductTerms, PlanVersionTerms, PriceTimeline, ProductTerms, WorkspaceCatalog,
 };
+use super::{SINCE_EVER, tables};
 
 /// A stored version of an entity, and the span in which it holds.
 struct Version {
@@ -110,6 +110,7 @@ impl WorkspaceCatalog {
             plan_versions: HashMap::new(),
             bindings: HashMap::new(),
             prices: HashMap::new(),
+            tables: tables::load(tx.conn(), workspace_id).await?,
         };
         for version in versions.remove("plan").unwrap_or_default().into_values().flatten() {
             catalog.plan_versions.insert(version.id, compile_plan(version)?);

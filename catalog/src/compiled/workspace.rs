@@ -13,6 +13,7 @@ use rating::allowance::{AllowancePart, included_quantity, prorated};
 use rating::{CompiledBinding, CompiledPrice, Terms, WindowState};
 
 use super::SubscriptionTerms;
+use super::tables::Tables;
 
 /// A product, as rating and invoice assembly need it.
 #[derive(Clone, Debug)]
@@ -216,6 +217,7 @@ pub struct WorkspaceCatalog {
     pub(super) plan_versions: HashMap<VersionId, PlanVersionTerms>,
     pub(super) bindings: HashMap<(VersionId, VersionId), Arc<CompiledBinding>>,
     pub(super) prices: HashMap<VersionId, Arc<CompiledPrice>>,
+    pub(super) tables: Tables,
 }
 
 impl rating::Versions for WorkspaceCatalog {

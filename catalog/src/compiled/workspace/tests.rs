@@ -59,6 +59,7 @@ fn catalog(prices: &[(Option<PlanId>, Option<&str>, Option<CustomerId>)]) -> (Wo
         plan_versions: HashMap::new(),
         bindings: HashMap::new(),
         prices: HashMap::new(),
+        tables: Tables::default(),
     };
     (catalog, id)
 }
