@@ -33,6 +33,14 @@ impl fmt::Display for VarValue {
 /// `dimension_vars` or `pricing_vars` of an event: at most 50 keys `[a-z0-9_]{1,64}`.
 pub type Vars = BTreeMap<String, VarValue>;
 
+/// Variables that formulas read: at most 50 keys `[a-z0-9_]{1,64}`; strings up to 255, numbers, booleans.
+#[derive(utoipa::ToSchema)]
+pub struct PricingVars(#[allow(dead_code, reason = "schema only")] BTreeMap<String, serde_json::Value>);
+
+/// Variables that filters, grouping and price resolution read; as pricing variables.
+#[derive(utoipa::ToSchema)]
+pub struct DimensionVars(#[allow(dead_code, reason = "schema only")] BTreeMap<String, serde_json::Value>);
+
 /// One usage event, validated at the door (usage.md 2). Equality of content is over these canonical values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageEvent {

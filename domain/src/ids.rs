@@ -89,6 +89,10 @@ ids! {
     PlanProductId,
     /// Price of a product.
     PriceId,
+    /// Expression that computes a price.
+    PriceFormulaId,
+    /// Table that expressions consult.
+    RateTableId,
     /// Definition of a quantity.
     MeterId,
     /// Tie of a meter to a product.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use catalog::compiled::{Snapshots, StoredWindow, WindowQuery};
 use chrono::{DateTime, Datelike, DurationRound, TimeDelta, Utc};
+use domain::event::{DimensionVars, PricingVars};
 use domain::{
     Currency, CustomerId, Error, HoldId, Instant, InvoiceId, Money, OrganizationId, ProductId, Quantity, Result, Scope,
     SubscriptionId, UsageEventId,
@@ -106,14 +107,6 @@ pub struct IngestEventRequest {
     /// The same by currency.
     wallet_currency: Option<domain::Currency>,
 }
-
-/// Variables that formulas read: at most 50 keys `[a-z0-9_]{1,64}`; strings up to 255, numbers, booleans.
-#[derive(utoipa::ToSchema)]
-pub struct PricingVars(#[allow(dead_code, reason = "schema only")] BTreeMap<String, serde_json::Value>);
-
-/// Variables that filters, grouping and price resolution read; as pricing variables.
-#[derive(utoipa::ToSchema)]
-pub struct DimensionVars(#[allow(dead_code, reason = "schema only")] BTreeMap<String, serde_json::Value>);
 
 impl From<StoredEvent> for UsageEventView {
     fn from(stored: StoredEvent) -> Self {

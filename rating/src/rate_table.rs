@@ -15,22 +15,28 @@ pub const ENTRIES_MAX: usize = 10_000;
 pub const KEY_MAX: usize = 1_024;
 
 /// Entry of a lookup table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, utoipa::ToSchema)]
+#[schema(as = CreateLookupEntry)]
 pub struct LookupEntry {
-    /// Compared exactly; several parts are joined with `|`.
+    /// Compared exactly; several parts are joined with `|`. Unique in the version.
     pub key: String,
     /// What it stands for.
+    #[schema(value_type = String)]
     pub value: Quantity,
 }
 
 /// Entry of a bracket table: `lower_bound < x <= upper_bound`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, utoipa::ToSchema)]
+#[schema(as = CreateBracketEntry)]
 pub struct BracketEntry {
-    /// Exclusive; `None`: no lower bound.
+    /// Exclusive; null: no lower bound.
+    #[schema(value_type = Option<String>)]
     pub lower_bound: Option<Quantity>,
-    /// Inclusive; `None`: open.
+    /// Inclusive; null: open.
+    #[schema(value_type = Option<String>)]
     pub upper_bound: Option<Quantity>,
     /// What it stands for.
+    #[schema(value_type = String)]
     pub value: Quantity,
 }
 

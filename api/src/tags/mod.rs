@@ -11,8 +11,10 @@ pub mod customers;
 pub mod invoices;
 pub mod meters;
 pub mod plans;
+pub mod price_formulas;
 pub mod prices;
 pub mod products;
+pub mod rate_tables;
 pub mod subscriptions;
 pub mod test_clocks;
 pub mod transactions;
@@ -29,8 +31,10 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(invoices::routes())
         .merge(meters::routes())
         .merge(plans::routes())
+        .merge(price_formulas::routes())
         .merge(prices::routes())
         .merge(products::routes())
+        .merge(rate_tables::routes())
         .merge(subscriptions::routes())
         .merge(test_clocks::routes())
         .merge(transactions::routes())

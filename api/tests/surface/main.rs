@@ -3,9 +3,11 @@
 mod catalog;
 mod costs;
 mod document;
+mod formulas;
 mod keys;
 mod lists;
 mod mechanisms;
+mod rate_tables;
 mod repeats;
 mod tenancy;
 mod version_kinds;

@@ -29,6 +29,11 @@ async fn furnish(client: &Client) {
     let _ = post(format!("/v1/products/{product}/meter-bindings"), json!({"meter_id": meter})).await;
     let cost = json!({"key": "fee", "description": "MARK", "expression": {"type": "EXTERNAL"}});
     let _ = post(format!("/v1/products/{product}/costs"), cost).await;
+    let table = json!({"name": "MARK", "slug": "table", "table_type": "lookup"});
+    let table = id(&post("/v1/rate-tables".into(), table).await);
+    let entries = json!({"lookup_entries": [{"key": "MARK", "value": "1"}]});
+    let _ = post(format!("/v1/rate-tables/{table}/versions"), entries).await;
+    let _ = post("/v1/price-formulas".into(), json!({"name": "MARK", "expression": "lookup('table', 'MARK')"})).await;
     let plan = id(&post("/v1/plans".into(), json!({"name": "MARK", "products": [{"product_id": product}]})).await);
     let _ = client.post_empty(&format!("/v1/plans/{plan}/publish")).await.expect(200);
     let _ = client.post("/v1/api-keys", json!({"name": MARK})).await.expect(201);
@@ -195,7 +200,16 @@ async fn call(
 async fn the_sandbox_is_another_workspace() {
     let api = TestApi::start().await;
     furnish(&api.live).await;
-    for path in ["/v1/products", "/v1/plans", "/v1/prices", "/v1/meters", "/v1/bindings", "/v1/costs"] {
+    for path in [
+        "/v1/products",
+        "/v1/plans",
+        "/v1/prices",
+        "/v1/meters",
+        "/v1/bindings",
+        "/v1/rate-tables",
+        "/v1/price-formulas",
+        "/v1/costs",
+    ] {
         let live = api.live.get(path).await.expect(200);
         let id = id(&live["data"][0]);
         assert_eq!(api.sandbox.get(path).await.expect(200)["data"], json!([]));

@@ -1,4 +1,4 @@
-//! Reads a workspace's catalog and compiles it: five statements, whatever its size.
+//! Reads a workspace's catalog and compiles it: a few statements, whatever its size.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use domain::{
 };
 use rating::{
     BindingDefinition, CompiledBinding, CompiledMeter, CompiledPrice, FilterTree, MeterDefinition, PriceDefinition,
-    RatingError, Span, Threshold, Tier,
+    PriceFormula, RatingError, Span, Threshold, Tier,
 };
 use rust_decimal::Decimal;
 use serde::Deserialize;
@@ -23,6 +23,7 @@ use crate::meter::Window;
 
 use super::SINCE_EVER;
 use super::schema::EventSchema;
+use super::tables::{self, Tables};
 use super::workspace::{
     BindingTimeline, PlanProductTerms, PlanVersionTerms, PriceTimeline, ProductTerms, WorkspaceCatalog,
 };
@@ -33,6 +34,7 @@ struct Version {
     number: i32,
     from: Instant,
     to: Option<Instant>,
+    published_at: Option<Instant>,
     snapshot: serde_json::Value,
 }
 
@@ -71,6 +73,7 @@ struct BindingSnapshot {
 struct PriceSnapshot {
     tiers: Vec<Tier>,
     list_price: Option<Decimal>,
+    formula_id: Option<uuid::Uuid>,
 }
 
 /// The members of a plan version's snapshot that rating needs.
@@ -116,6 +119,7 @@ impl WorkspaceCatalog {
             bindings: HashMap::new(),
             prices: HashMap::new(),
             schemas: HashMap::new(),
+            tables: tables::load(tx.conn(), workspace_id).await?,
         };
         for version in versions.remove("plan").unwrap_or_default().into_values().flatten() {
             catalog.plan_versions.insert(version.id, compile_plan(version)?);
@@ -132,7 +136,7 @@ type VersionsOf = HashMap<uuid::Uuid, Vec<Version>>;
 
 async fn load_versions(conn: &mut PgConnection, workspace_id: WorkspaceId) -> Result<HashMap<String, VersionsOf>> {
     let rows = sqlx::query(
-        "SELECT id, entity_type, entity_id, version, effective_from, effective_to, snapshot
+        "SELECT id, entity_type, entity_id, version, effective_from, effective_to, published_at, snapshot
          FROM entity_version
          WHERE workspace_id = $1 AND entity_type IN ('plan', 'price', 'meter', 'binding') AND status <> 'draft'
            AND cancelled_at IS NULL
@@ -158,6 +162,7 @@ fn version_from_row(row: &PgRow) -> Result<(String, uuid::Uuid, Version), sqlx::
         number,
         from: from.unwrap_or(SINCE_EVER),
         to: row.try_get("effective_to")?,
+        published_at: row.try_get("published_at")?,
         snapshot: row.try_get("snapshot")?,
     };
     Ok((row.try_get("entity_type")?, row.try_get("entity_id")?, version))
@@ -240,7 +245,7 @@ async fn load_prices(conn: &mut PgConnection, catalog: &mut WorkspaceCatalog, mu
                 model: product.pricing_model,
                 tiers: snapshot.tiers,
                 list_price: snapshot.list_price,
-                formula: None,
+                formula: formula_of(&catalog.tables, snapshot.formula_id, &version)?,
             };
             let compiled = Arc::new(compiled("price", version.id, CompiledPrice::compile(definition))?);
             catalog.prices.insert(version.id, compiled.clone());
@@ -249,6 +254,16 @@ async fn load_prices(conn: &mut PgConnection, catalog: &mut WorkspaceCatalog, mu
         product.prices.push(price);
     }
     Ok(())
+}
+
+/// A price version has the version of its formula that is in effect when it starts, or when it was published, if that is
+/// later: an edit of the formula is an edit of no price.
+fn formula_of(tables: &Tables, formula_id: Option<uuid::Uuid>, version: &Version) -> Result<Option<PriceFormula>> {
+    let Some(id) = formula_id else { return Ok(None) };
+    let at = version.published_at.map_or(version.from, |published| published.max(version.from));
+    let missing =
+        || Error::invariant(format!("the formula {id} of price version {} is not in effect at {at}", version.id));
+    tables.formula(id, at).cloned().ok_or_else(missing).map(Some)
 }
 
 fn price_from_row(row: &PgRow) -> Result<(ProductId, PriceTimeline), sqlx::Error> {

@@ -1,12 +1,13 @@
 //! The catalog, compiled: immutable snapshots that the door, the actors and invoice assembly read without a query.
 //!
-//! A [`WorkspaceCatalog`] holds every version of a workspace's products, bindings and prices; [`SubscriptionTerms`] hold
+//! A [`WorkspaceCatalog`] holds every version of a workspace's products, bindings, prices, formulas and rate tables; [`SubscriptionTerms`] hold
 //! what a subscription adds to it. Both are read through [`Snapshots`], which keeps them as fresh as the catalog revision
 //! says (rule B6).
 
 mod load;
 mod schema;
 mod snapshots;
+mod tables;
 mod terms;
 mod window;
 mod workspace;

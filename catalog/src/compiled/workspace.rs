@@ -12,6 +12,7 @@ use domain::{
 use rating::allowance::{AllowancePart, included_quantity, prorated};
 use rating::{CompiledBinding, CompiledPrice, RateTable, RateTables, Terms, Variables, WindowState};
 
+use super::tables::Tables;
 use super::{EventSchema, EventShape, SubscriptionTerms};
 
 /// A product, as rating and invoice assembly need it.
@@ -218,6 +219,7 @@ pub struct WorkspaceCatalog {
     pub(super) prices: HashMap<VersionId, Arc<CompiledPrice>>,
     /// Shape of events by version of the meter, where it asks for one.
     pub(super) schemas: HashMap<VersionId, EventSchema>,
+    pub(super) tables: Tables,
 }
 
 impl rating::Versions for WorkspaceCatalog {
@@ -229,14 +231,14 @@ impl rating::Versions for WorkspaceCatalog {
         self.prices.get(&price_version).cloned()
     }
 
-    fn rate_table(&self, _: VersionId) -> Option<Arc<RateTable>> {
-        None
+    fn rate_table(&self, version: VersionId) -> Option<Arc<RateTable>> {
+        self.tables.rate_table_version(version).cloned()
     }
 }
 
 impl RateTables for WorkspaceCatalog {
-    fn table_at(&self, _: &str, _: Instant) -> Option<&Arc<RateTable>> {
-        None
+    fn table_at(&self, slug: &str, at: Instant) -> Option<&Arc<RateTable>> {
+        self.tables.rate_table(slug, at)
     }
 }
 

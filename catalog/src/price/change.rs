@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 use super::archive::charges_somebody;
 use super::request::numbered;
-use super::write::{begin_from_now, check_duplicate, check_window, compile, refuse_formulas, single_tier};
+use super::write::{
+    begin_from_now, check_duplicate, check_tables, check_window, compile, formula_of, single_tier, tables_read,
+};
 use super::{LIST, Price, PriceStatus, PriceVersion, UpdatePriceRequest};
 use crate::product::{self, ProductStatus};
 use crate::version::{self, AsOf, EditControls, Entity, Life, Span, VersionRecord, Versioned, edit};
@@ -50,7 +52,7 @@ impl Versioned for Price {
 
     fn snapshot(&self) -> Value {
         json!({
-            "list_price": self.list_price, "tiers": self.tiers, "formula_id": self.formula_id, "formula_version_id": null,
+            "list_price": self.list_price, "tiers": self.tiers, "formula_id": self.formula_id, "tables": tables_read(&self.tiers),
             "display_name": self.display_name, "requires_continuous_coverage": self.requires_continuous_coverage,
             "metadata": self.metadata,
         })
@@ -70,7 +72,7 @@ impl Versioned for Price {
                           effective_at and save_as_draft";
             return Err(Error::business_rule(detail));
         }
-        refuse_formulas(matches!(update.formula_id, Patch::Set(_)))?;
+        self.formula_id = update.formula_id.apply(self.formula_id);
         let made = self.list_price.map(|amount| vec![single_tier(self.product_type, amount)]);
         if let Some(amount) = update.list_price {
             if made.as_ref() == Some(&self.tiers) {
@@ -91,7 +93,9 @@ impl Versioned for Price {
 
     async fn check(&self, scope: &Scope, tx: &mut Tx, span: Option<&mut Span>) -> Result<()> {
         let product = product::find(scope, tx.conn(), self.product_id).await?;
-        compile(&product, self)?;
+        let formula = formula_of(scope, tx, self).await?;
+        compile(&product, self, formula)?;
+        check_tables(scope, tx, &self.tiers).await?;
         let Some(span) = span else { return Ok(()) };
         if product.status == ProductStatus::Archived {
             return Err(Error::business_rule("the product is archived"));

@@ -1,8 +1,9 @@
 //! Creates prices.
 
 use domain::error::FieldErrorCode as Code;
-use domain::{Error, FieldError, PriceId, PricingModel, ProductType, Result, Scope, VersionId};
-use rating::{CompiledPrice, PriceDefinition};
+use domain::{Error, FieldError, PriceFormulaId, PriceId, PricingModel, ProductType, Result, Scope, VersionId};
+use rating::formula::Place;
+use rating::{CompiledPrice, Formula, PriceDefinition, PriceFormula};
 use rust_decimal::Decimal;
 use store::{StoreError, Tx};
 
@@ -10,6 +11,7 @@ use super::request::numbered;
 use super::{CreatePriceRequest, Price, PriceKind, PriceStatus, PriceTier};
 use crate::product::{self, Product};
 use crate::version::{Span, edit};
+use crate::{formula, rate_table};
 
 /// Creates a price: active with version 1, which is scheduled when `effective_from` lies ahead; or a draft.
 ///
@@ -18,23 +20,22 @@ use crate::version::{Span, edit};
 /// `Conflict` with `DUPLICATE` when the same price exists in an overlapping window; `Rule` for formulas, archived
 /// products, and a start in the past when the product is in use.
 pub async fn create(scope: &Scope, tx: &mut Tx, request: CreatePriceRequest) -> Result<Price> {
-    refuse_formulas(request.formula_id.is_some())?;
     // Locked: two calls cannot both find no duplicate.
     let product = product::lock(scope, tx, request.product_id).await?;
     check_price_key(&product, &request)?;
     let is_draft = request.save_as_draft.unwrap_or_default();
     let price = new_price(scope, &product, request)?;
-    compile(&product, &price)?;
     check_references(scope, tx, &price).await?;
     let span = Span::first(price.effective_from, price.effective_to, price.created_at);
     edit::create(scope, tx, price.id.0, &price, (is_draft, span), |_| None).await
 }
 
-pub(super) fn refuse_formulas(has_formula: bool) -> Result<()> {
-    if has_formula {
-        return Err(Error::business_rule("price formulas are not supported yet"));
-    }
-    Ok(())
+/// The formula of a price as it is now; what it declares is bound when usage is rated.
+pub(super) async fn formula_of(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<Option<PriceFormula>> {
+    let Some(id) = price.formula_id else { return Ok(None) };
+    let formula = formula::get(scope, tx.conn(), PriceFormulaId(id)).await?;
+    let version_id = formula.head_version_id.unwrap_or_else(VersionId::generate);
+    Ok(Some(PriceFormula { version_id, expression: formula.expression, variables: formula.variables }))
 }
 
 fn check_price_key(product: &Product, request: &CreatePriceRequest) -> Result<()> {
@@ -68,7 +69,7 @@ fn new_price(scope: &Scope, product: &Product, request: CreatePriceRequest) -> R
         display_name: request.display_name,
         status: PriceStatus::Draft,
         tiers,
-        formula_id: None,
+        formula_id: request.formula_id,
         custom_dimensions: request.custom_dimensions.unwrap_or_default(),
         billing_interval_unit: request.billing_interval_unit,
         billing_interval_count: count,
@@ -92,6 +93,11 @@ fn tiers(product: &Product, request: &CreatePriceRequest) -> Result<Vec<PriceTie
     if let Some(sent) = &request.tiers {
         return Ok(numbered(sent));
     }
+    if request.formula_id.is_some() {
+        // The formula gives the amount; the one tier that a price must have is not walked.
+        let unit_amount = if product.pricing_model == PricingModel::Package { Decimal::ONE } else { Decimal::ZERO };
+        return Ok(vec![PriceTier { unit_amount, ..single_tier(ProductType::FixedCharge, Decimal::ZERO) }]);
+    }
     if product.pricing_model == PricingModel::Package {
         // Under PACKAGE a unit amount is a size, so one amount alone says nothing about it.
         return Err(Error::field("tiers", Code::Required, "is required: a PACKAGE price needs a size and an amount"));
@@ -108,8 +114,31 @@ pub(super) fn single_tier(product_type: ProductType, amount: Decimal) -> PriceTi
     PriceTier { tier_order: 1, up_to: None, unit_amount, flat_amount, rate_expression: None }
 }
 
+/// Slugs of the rate tables that the tiers read, kept with each version: a table that is read cannot be archived.
+pub(super) fn tables_read(tiers: &[PriceTier]) -> Vec<String> {
+    let expressions = tiers.iter().filter_map(|tier| tier.rate_expression.as_deref());
+    let compiled = expressions.filter_map(|text| Formula::compile(text, Place::Tier, &[]).ok());
+    compiled.flat_map(|formula| formula.tables().iter().map(|table| table.slug.clone()).collect::<Vec<_>>()).collect()
+}
+
+/// Every rate table that the tiers read is there, and of the kind that they read.
+pub(super) async fn check_tables(scope: &Scope, tx: &mut Tx, tiers: &[PriceTier]) -> Result<()> {
+    let mut errors = Vec::new();
+    for (index, tier) in tiers.iter().enumerate() {
+        let Some(text) = &tier.rate_expression else { continue };
+        let Ok(formula) = Formula::compile(text, Place::Tier, &[]) else { continue }; // compiling the price says why
+        let messages = rate_table::check_uses(scope, tx.conn(), formula.tables()).await?;
+        errors.extend(messages.into_iter().map(|message| FieldError {
+            field: format!("tiers[{index}].rate_expression"),
+            code: Code::InvalidFormat,
+            message,
+        }));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Error::Validation(errors)) }
+}
+
 /// Compiles once, so that no stored version fails later.
-pub(super) fn compile(product: &Product, price: &Price) -> Result<()> {
+pub(super) fn compile(product: &Product, price: &Price, formula: Option<PriceFormula>) -> Result<()> {
     let definition = PriceDefinition {
         price_id: price.id,
         version_id: VersionId::generate(),
@@ -119,7 +148,7 @@ pub(super) fn compile(product: &Product, price: &Price) -> Result<()> {
         model: product.pricing_model,
         tiers: price.tiers.iter().map(rating::Tier::from).collect(),
         list_price: price.list_price,
-        formula: None,
+        formula,
     };
     Ok(CompiledPrice::compile(definition).map(drop)?)
 }

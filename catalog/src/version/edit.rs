@@ -297,7 +297,8 @@ fn expect(record: &VersionRecord, from: &[VersionStatus], to: VersionStatus) -> 
     Err(Error::invalid_transition("version", record.row.id, status.as_str(), to.as_str(), allowed))
 }
 
-async fn refuse_second_draft(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<()> {
+/// A draft that is there is not replaced.
+pub(crate) async fn refuse_second_draft(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<()> {
     match row::draft_of(scope, tx, id).await? {
         None => Ok(()),
         Some((draft, _, _)) => {

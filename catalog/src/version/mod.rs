@@ -39,6 +39,10 @@ pub enum Entity {
     Binding,
     /// Cost.
     Cost,
+    /// Price formula.
+    PriceFormula,
+    /// Rate table.
+    RateTable,
 }
 
 impl Entity {
@@ -52,6 +56,8 @@ impl Entity {
             Self::Meter => "meter",
             Self::Binding => "binding",
             Self::Cost => "cost",
+            Self::PriceFormula => "price_formula",
+            Self::RateTable => "rate_table",
         }
     }
 

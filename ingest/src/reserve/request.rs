@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::door::wire::{METRIC_KEY_MAX, PRICE_KEY_MAX, read_var_map};
-use crate::view::{DimensionVars, PricingVars};
+use domain::event::{DimensionVars, PricingVars};
 
 /// `internal.reserve.ReserveRequest`.
 #[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]

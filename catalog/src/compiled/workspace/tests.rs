@@ -62,6 +62,7 @@ fn catalog(prices: &[(Option<PlanId>, Option<&str>, Option<CustomerId>)]) -> (Wo
         bindings: HashMap::new(),
         prices: HashMap::new(),
         schemas: HashMap::new(),
+        tables: Tables::default(),
     };
     (catalog, id)
 }
