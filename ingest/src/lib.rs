@@ -13,6 +13,7 @@ pub mod log;
 pub mod metrics;
 pub mod outbox;
 pub mod partition;
+pub mod quote;
 pub mod record;
 pub mod rejection;
 pub mod reserve;

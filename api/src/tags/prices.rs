@@ -3,6 +3,7 @@
 use catalog::price::{self, CopyPriceAsDraftRequest, CreatePriceRequest, Price, PriceVersion, UpdatePriceRequest};
 use catalog::version::{self, ArchiveRequest, Entity, PublishVersionRequest, VersionRow, edit};
 use domain::PriceId;
+use ingest::quote::{self, ComputePriceRequest, ComputePriceResponse, ResolvePriceRequest, ResolvedPrice};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{Answer, App, Ctx, Data, PageOf, answer};
@@ -16,6 +17,8 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list_prices, create_price))
         .routes(routes!(get_price, update_price))
         .routes(routes!(archive_price))
+        .routes(routes!(resolve_price))
+        .routes(routes!(compute_price))
         .routes(routes!(list_price_versions))
         .routes(routes!(get_price_version, update_price_version))
         .routes(routes!(publish_price_version))
@@ -46,6 +49,30 @@ pub fn routes() -> OpenApiRouter<App> {
 async fn list_prices(ctx: Ctx) -> Answer {
     ctx.require("prices:read")?;
     answer::page(price::list(&ctx.scope, &mut *ctx.conn().await?, ctx.query()).await?)
+}
+
+/// Find the price that applies
+#[utoipa::path(
+    post, path = "/v1/prices/resolve", operation_id = "resolve_price", tag = TAG, request_body = ResolvePriceRequest,
+    responses((status = 200, description = "The price that applies", body = Data<ResolvedPrice>))
+)]
+async fn resolve_price(ctx: Ctx) -> Answer {
+    ctx.require("prices:read")?;
+    let request = ctx.body(ResolvePriceRequest::read)?;
+    let engine = ctx.app.engine()?;
+    answer::ok(Data(quote::resolve(&ctx.scope, &mut *ctx.conn().await?, &engine.snapshots, &request).await?))
+}
+
+/// Compute the amount of a quantity
+#[utoipa::path(
+    post, path = "/v1/prices/compute", operation_id = "compute_price", tag = TAG, request_body = ComputePriceRequest,
+    responses((status = 200, description = "The amount and how it came about", body = Data<ComputePriceResponse>))
+)]
+async fn compute_price(ctx: Ctx) -> Answer {
+    ctx.require("prices:read")?;
+    let request = ctx.body(ComputePriceRequest::read)?;
+    let engine = ctx.app.engine()?;
+    answer::ok(Data(quote::compute(&ctx.scope, &mut *ctx.conn().await?, &engine.snapshots, &request).await?))
 }
 
 /// Create a price

@@ -160,7 +160,11 @@ async fn tiers_are_checked_with_their_paths() {
     let read = api.live.get(&format!("/v1/prices/{}", id(&good))).await.data(200);
     assert_eq!(read, good);
     let formula = json!([{"up_to": null, "rate_expression": "2 * x"}]);
-    price(formula).await.problem(422, "BUSINESS_RULE_VIOLATION");
+    let priced = price(formula).await.data(201);
+    assert_eq!(priced["tiers"][0]["rate_expression"], json!("2 * x"));
+    let wrong = price(json!([{"up_to": null, "rate_expression": "2 *"}])).await.problem(400, "VALIDATION");
+    assert_eq!(wrong["fields"][0]["field"], json!("tiers[0].rate_expression"));
+    price(json!([{"rate_expression": "lookup('none', 'x')"}])).await.problem(400, "VALIDATION");
 }
 
 #[tokio::test]
@@ -264,10 +268,9 @@ async fn meters_are_compiled_when_they_are_made() {
         assert_eq!(fields[0].0, field, "{more}: {fields:?}");
     }
     for unsupported in [
-        json!({"function": "TIME_WEIGHTED"}),
-        json!({"window": {"kind": "TUMBLING", "size": "1h"}}),
-        json!({"event_schema": {"type": "object"}}),
-        json!({"dedup_key_path": "dimension_vars.id"}),
+        json!({"function": "FORMULA"}),
+        json!({"window": {"kind": "SLIDING", "size": "1h"}}),
+        json!({"window": {"kind": "LIFETIME"}}),
     ] {
         meter(unsupported).await.problem(422, "BUSINESS_RULE_VIOLATION");
     }

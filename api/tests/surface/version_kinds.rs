@@ -98,7 +98,7 @@ async fn prices_change_by_versions_and_their_span_at_once() {
         .await
         .problem(422, "BUSINESS_RULE_VIOLATION");
     live.put(&path, json!({"tiers": [{"up_to": "5", "unit_amount": "1"}]})).await.problem(400, "VALIDATION");
-    live.put(&path, json!({"formula_id": uuid::Uuid::now_v7()})).await.problem(422, "BUSINESS_RULE_VIOLATION");
+    live.put(&path, json!({"formula_id": uuid::Uuid::now_v7()})).await.problem(404, "NOT_FOUND");
     live.put(&path, json!({"product_id": made.product})).await.problem(400, "VALIDATION");
     let tiers = json!([{"up_to": "10", "unit_amount": "3"}, {"unit_amount": "2"}]);
     let tiered = live.put(&path, json!({"tiers": tiers, "display_name": "New", "metadata": {"a": 1}})).await.data(200);

@@ -345,6 +345,13 @@ impl WorkspaceCatalog {
         })
     }
 
+    /// The version of any price of the workspace that is in effect at an instant.
+    #[must_use]
+    pub fn version_at(&self, price_id: PriceId, at: Instant) -> Option<&Arc<CompiledPrice>> {
+        let price = self.products.values().flat_map(|product| &product.prices).find(|price| price.id == price_id)?;
+        price.version(at, None).map(|(_, version)| version)
+    }
+
     /// The rate tables that the expressions of a price read, as they are at an instant; for a price that is not rated by
     /// events.
     #[must_use]

@@ -251,10 +251,8 @@ impl Meter {
 
     /// Members of the reference that nothing would evaluate: better refused than ignored.
     fn refuse_unsupported(&self) -> Result<()> {
-        for (name, sent) in [("event_schema", self.event_schema.is_some()), ("formula", self.formula.is_some())] {
-            if sent {
-                return Err(Error::business_rule(format!("{name} is not supported yet")));
-            }
+        if self.formula.is_some() {
+            return Err(Error::business_rule("formula is not supported yet"));
         }
         Ok(())
     }

@@ -271,6 +271,14 @@ pub async fn get(scope: &Scope, conn: &mut PgConnection, id: PriceId) -> Result<
     Price::read(scope, conn, id.0, AsOf::Instant(scope.now())).await
 }
 
+/// One price, as one of its versions has it.
+///
+/// # Errors
+/// `NotFound`.
+pub async fn get_version(scope: &Scope, conn: &mut PgConnection, id: PriceId, version: VersionId) -> Result<Price> {
+    Price::read(scope, conn, id.0, AsOf::Version(version)).await
+}
+
 /// The prices that a plan offers for these products at an instant: active ones of no other plan and of no customer.
 ///
 /// # Errors

@@ -45,12 +45,13 @@ pub async fn check_uses(scope: &Scope, conn: &mut PgConnection, uses: &[TableUse
 /// snapshots name in `tables` what their expressions read.
 pub(super) async fn is_named(scope: &Scope, tx: &mut Tx, table: &RateTable) -> Result<bool> {
     sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM version_now
+        "SELECT EXISTS (SELECT FROM versions_at($3)
                         WHERE workspace_id = $1 AND entity_type IN ('price_formula', 'price')
                           AND status IN ('active', 'scheduled') AND snapshot -> 'tables' ? $2)",
     )
     .bind(scope.workspace_id)
     .bind(&table.slug)
+    .bind(scope.now())
     .fetch_one(tx.conn())
     .await
     .context("looking for expressions that read a rate table")
