@@ -159,7 +159,7 @@ async fn events_are_compared_with_the_schema_of_their_meter() {
     let meter = site.client().put(&path, json!({"event_schema": schema})).await.data(200);
     assert_eq!(meter["version"], json!(2));
     site.engine().snapshots.refresh().await.unwrap();
-    let now = chrono::Utc::now().to_rfc3339();
+    let now = domain::Clock::System.now().to_rfc3339(); // the new version holds from now on
     let at = |region: &str| json!({"dimension_vars": {"region": region}, "timestamp": now});
     let _ = shop.advance(&now).await;
     let refused = shop.client.post("/v1/usage-events", shop.event("a", "1", at("mars"))).await;

@@ -16,10 +16,16 @@ use crate::rate_table::{compile, load_entries, read_snapshot};
 /// Every published version of the formulas and rate tables of a workspace.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tables {
-    formulas: HashMap<uuid::Uuid, Vec<(Instant, Option<Instant>, PriceFormula)>>,
-    /// By slug; versions with the span in which they hold, by start.
-    rate_tables: HashMap<String, Vec<(Instant, Option<Instant>, Arc<RateTable>)>>,
+    formulas: FormulasOf,
+    /// By slug.
+    rate_tables: HashMap<String, Timeline<Arc<RateTable>>>,
 }
+
+/// Versions with the span in which they hold, by start.
+type Timeline<T> = Vec<(Instant, Option<Instant>, T)>;
+
+/// By id of the formula.
+type FormulasOf = HashMap<uuid::Uuid, Timeline<PriceFormula>>;
 
 /// The version that holds at an instant.
 fn at<T>(timeline: &[(Instant, Option<Instant>, T)], at: Instant) -> Option<&T> {
@@ -86,8 +92,6 @@ pub(super) async fn load(conn: &mut PgConnection, workspace_id: WorkspaceId) -> 
     }
     Ok(tables)
 }
-
-type FormulasOf = HashMap<uuid::Uuid, Vec<(Instant, Option<Instant>, PriceFormula)>>;
 
 async fn load_formulas(conn: &mut PgConnection, workspace_id: WorkspaceId) -> Result<FormulasOf> {
     type Row = (uuid::Uuid, VersionId, Option<Instant>, Option<Instant>, serde_json::Value);
