@@ -78,6 +78,47 @@ async fn a_killed_owner_loses_and_doubles_nothing() {
     assert_eq!(world.count("SELECT count(*) FROM usage_event").await, 1_200);
 }
 
+/// Rule C6: the running totals of sub-windows are rows of their own; whoever takes the partition goes on with them. Daily
+/// peaks are added up (meters.md 5, Window).
+#[tokio::test(flavor = "multi_thread")]
+async fn c6_sub_windows_survive_a_kill() {
+    let meter = json!({"function": "MAX", "window": {"kind": "CALENDAR", "unit": "DAY"}});
+    let mut world = World::idle(meter, json!({})).await;
+    world.run().await;
+    let (first, second) = (JANUARY, "2026-01-16T00:00:00Z");
+    world.accept(&[world.event("a", "5", first), world.event("b", "7", second)]).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.0, "12");
+    for (key, quantity, day, peaks) in [("c", "8", first, "15"), ("d", "3", second, "15"), ("e", "9", second, "17")] {
+        world.restart(false).await;
+        world.accept(&[world.event(key, quantity, day)]).await;
+        world.settle().await;
+        assert_eq!(world.totals(period_start()).await.0, peaks, "{key}");
+    }
+    assert_eq!(world.count("SELECT count(*) FROM meter_member WHERE data IS NOT NULL").await, 2);
+    assert_eq!(world.totals(period_start()).await.1, 5);
+}
+
+/// usage.md 5, Meter-level dedup, over a kill: the value counts once, and the repeat is kept without changing a total.
+#[tokio::test(flavor = "multi_thread")]
+async fn c6_dedup_keys_survive_a_kill() {
+    let mut world = World::idle(json!({"dedup_key_path": "dimension_vars.request"}), json!({})).await;
+    world.run().await;
+    let with_request = |key: &str, request: &str| {
+        let mut event = world.event(key, "10", JANUARY);
+        event["dimension_vars"] = json!({ "request": request });
+        event
+    };
+    let (first, repeat, other) = (with_request("a", "r1"), with_request("b", "r1"), with_request("c", "r2"));
+    world.accept(&[first]).await;
+    world.settle().await;
+    world.restart(false).await;
+    world.accept(&[repeat, other]).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.0, "20");
+    assert_eq!(world.count("SELECT count(*) FROM usage_event").await, 3);
+}
+
 /// Rule A1: a stalled owner wakes after another took the partition; its checkpoint must not pass.
 #[tokio::test(flavor = "multi_thread")]
 async fn a1_stalled_owner_is_fenced() {

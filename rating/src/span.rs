@@ -89,7 +89,8 @@ impl Span {
     /// usage, belongs to the first or last one.
     #[must_use]
     pub fn part(self, at: Instant, window: Period, subscription_timezone: Tz) -> Option<Period> {
-        let at = at.clamp(window.start, window.end - TimeDelta::microseconds(1));
+        // Not `clamp`: a window that a cancellation has left empty has no last instant.
+        let at = at.min(window.end - TimeDelta::microseconds(1)).max(window.start);
         let whole = match self {
             Self::BillingPeriod | Self::Lifetime | Self::Sliding { .. } => return None,
             Self::Tumbling { size } => tumbling(at, size),
@@ -223,6 +224,13 @@ mod tests {
         let last = Period { start: at("2026-06-15T00:00:00Z"), end: window.end };
         assert_eq!(day.part(at("2026-06-15T09:00:00Z"), window, Tz::UTC), Some(last));
         assert_eq!(Span::BillingPeriod.part(window.start, window, Tz::UTC), None);
+        let empty = Period { start: window.start, end: window.start };
+        for span in [Span::BillingPeriod, day] {
+            assert_eq!(
+                span.part(window.start, empty, Tz::UTC).map(|part| part.start),
+                span.is_cut().then_some(window.start)
+            );
+        }
     }
 
     proptest! {
