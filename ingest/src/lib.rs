@@ -13,6 +13,7 @@ pub mod log;
 pub mod metrics;
 pub mod outbox;
 pub mod partition;
+pub mod preview;
 pub mod quote;
 pub mod record;
 pub mod rejection;

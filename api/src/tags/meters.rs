@@ -4,6 +4,7 @@ use catalog::breach::{self, BreachDailyCount, MeterBreach};
 use catalog::meter::{self, CreateMeterRequest, Meter, MeterVersionSnapshot, UpdateMeterRequest};
 use catalog::version::{self, CopyAsDraftRequest, Entity, PublishVersionRequest, VersionRow, edit};
 use domain::MeterId;
+use ingest::preview::{self, MeterPreview, MeterPreviewRequest};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{Answer, App, Ctx, Data, PageOf, answer};
@@ -15,6 +16,7 @@ pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::default()
         .routes(routes!(list_meters, create_meter))
         .routes(routes!(get_meter, update_meter, archive_meter))
+        .routes(routes!(preview_meter))
         .routes(routes!(list_meter_breaches))
         .routes(routes!(list_breaches_of_meter))
         .routes(routes!(list_meter_breach_daily_counts))
@@ -97,6 +99,20 @@ async fn archive_meter(ctx: Ctx) -> Answer {
     let id = ctx.path_id("id")?;
     meter::archive(&ctx.scope, write.tx(), id).await?;
     write.no_content().await
+}
+
+/// Evaluate a meter, or changes of it, over stored events
+#[utoipa::path(
+    post, path = "/v1/meters/{id}/preview", operation_id = "preview_meter", tag = TAG, request_body = MeterPreviewRequest,
+    params(("id" = MeterId, Path, description = "Meter")),
+    responses((status = 200, description = "What it makes of them", body = Data<MeterPreview>))
+)]
+async fn preview_meter(ctx: Ctx) -> Answer {
+    ctx.require("meters:read")?;
+    let id = ctx.path_id("id")?;
+    let request = ctx.body(MeterPreviewRequest::read)?;
+    let usage = &ctx.app.engine()?.usage;
+    answer::ok(Data(preview::preview(&ctx.scope, &mut *ctx.conn().await?, usage, id, request).await?))
 }
 
 /// List threshold breaches of every meter, newest first

@@ -168,3 +168,41 @@ async fn events_are_compared_with_the_schema_of_their_meter() {
     let _ = shop.client.post("/v1/usage-events", shop.event("b", "1", at("eu"))).await.data(202);
     site.end().await;
 }
+
+/// meters.md 1, preview: another function and filter over stored events, in all and by dimension; nothing is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draft_of_a_meter_is_tried_on_stored_events() {
+    let site = Site::start().await;
+    let shop = Shop::open(&site).await;
+    for (key, quantity, region) in [("a", "5", "eu"), ("b", "7", "us"), ("c", "2", "eu")] {
+        let event = shop.event(key, quantity, json!({"dimension_vars": {"region": region}}));
+        let _ = shop.client.post("/v1/usage-events", event).await.data(202);
+    }
+    site.eventually("SELECT event_count FROM usage_window", 3).await;
+    let meters = site.client().get("/v1/meters").await.expect(200);
+    let path = format!("/v1/meters/{}", meters["data"][0]["id"].as_str().unwrap());
+    let tried = format!("{path}/preview");
+    let preview = |draft: Value| {
+        let body = json!({"since": "2026-01-01T00:00:00Z", "until": "2026-02-01T00:00:00Z", "draft": draft});
+        site.client().post(&tried, body)
+    };
+    let now = preview(json!({})).await.data(200);
+    assert_eq!((&now["quantity"], &now["event_count"], &now["by_dimension"]), (&json!("14"), &json!(3), &json!([])));
+    let filter = json!({"root": {"field": "quantity", "operator": "GT", "value": 2}});
+    let draft = preview(json!({"function": "MAX", "dimensions": ["region"], "filter": filter})).await.data(200);
+    assert_eq!(
+        (&draft["quantity"], &draft["event_count"], &draft["excluded_count"]),
+        (&json!("7"), &json!(2), &json!(1))
+    );
+    let groups = json!([
+        {"dimension": "region", "value": "eu", "quantity": "5"}, {"dimension": "region", "value": "us", "quantity": "7"},
+    ]);
+    assert_eq!(draft["by_dimension"], groups);
+    let nothing = json!({"root": {"field": "quantity", "operator": "GT", "value": 100}});
+    let empty = preview(json!({"function": "MIN", "filter": nothing})).await.data(200);
+    assert_eq!((&empty["quantity"], &empty["empty"], &empty["excluded_count"]), (&json!("0"), &json!(true), &json!(3)));
+    let wrong = preview(json!({"function": "UNIQUE_COUNT"})).await.problem(400, "VALIDATION");
+    assert_eq!(wrong["fields"][0]["field"], json!("draft.unique_by_field"), "{wrong}");
+    assert_eq!(site.client().get(&path).await.data(200)["version"], json!(1), "nothing is stored");
+    site.end().await;
+}

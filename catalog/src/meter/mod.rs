@@ -345,6 +345,24 @@ pub async fn get(scope: &Scope, conn: &mut PgConnection, id: MeterId) -> Result<
     Meter::read(scope, conn, id.0, AsOf::Instant(scope.now())).await
 }
 
+/// A meter as it is now, with changes that are tried on it, compiled.
+///
+/// # Errors
+/// `NotFound`; `Validation` and `Rule` where it cannot be evaluated.
+pub async fn compiled(
+    scope: &Scope,
+    conn: &mut PgConnection,
+    id: MeterId,
+    changes: Option<UpdateMeterRequest>,
+) -> Result<(Meter, CompiledMeter)> {
+    let mut meter = get(scope, conn, id).await?;
+    if let Some(changes) = changes {
+        meter = Versioned::merge(meter, changes)?;
+    }
+    let compiled = meter.compile(scope.now())?;
+    Ok((meter, compiled))
+}
+
 /// One meter, locked.
 ///
 /// # Errors
