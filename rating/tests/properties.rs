@@ -317,7 +317,7 @@ fn restart(window: &mut WindowState, rows: &mut BTreeMap<u128, MemberRow>, catal
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
     fn c1_running_totals_equal_rating_the_whole_list(
