@@ -57,12 +57,6 @@ impl RatingKey {
         (mixed as u64) ^ ((mixed >> 64) as u64) // folds the halves, on purpose
     }
 
-    /// Whether a window can have any number of keys like this one, so that each is a row of its own (rule C6).
-    #[must_use]
-    pub fn is_row(&self) -> bool {
-        self.sub_window.is_some() || self.variables.is_some()
-    }
-
     /// What the row of this key is stored under.
     pub(crate) fn row_hash(&self) -> u128 {
         let mut bytes = SmallVec::<[u8; 128]>::new();
@@ -195,6 +189,12 @@ impl Entry {
             sub_window: self.sub_window,
             variables: self.variables.as_ref().map(|variables| variables.hash()),
         }
+    }
+
+    /// Whether a window can have any number of keys like this one, so that each is a row of its own (rule C6).
+    #[must_use]
+    pub fn is_row(&self) -> bool {
+        self.sub_window.is_some() || self.variables.is_some()
     }
 
     /// Version of the binding that counts.

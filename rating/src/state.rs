@@ -189,7 +189,7 @@ impl WindowState {
     #[must_use]
     pub fn record(&self) -> WindowRecord {
         WindowRecord {
-            entries: self.entries().iter().filter(|entry| !entry.key().is_row()).map(EntryRecord::of).collect(),
+            entries: self.entries().iter().filter(|entry| !entry.is_row()).map(EntryRecord::of).collect(),
             fired: self.fired().map(|(place, fired)| (place, fired.clone())).collect(),
             has_rows: self.has_rows(),
         }

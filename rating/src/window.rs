@@ -555,7 +555,7 @@ impl WindowState {
 
     fn mark_changed(&mut self, index: usize) {
         let entry = &mut self.entries[index];
-        if entry.key().is_row() && !entry.is_changed {
+        if entry.is_row() && !entry.is_changed {
             entry.is_changed = true;
             self.changed.push(index);
         }
@@ -628,7 +628,7 @@ impl WindowState {
     /// Whether parts of this state are rows of their own.
     #[must_use]
     pub fn has_rows(&self) -> bool {
-        !self.members.is_empty() || !self.timelines.is_empty() || self.entries.iter().any(|entry| entry.key().is_row())
+        !self.members.is_empty() || !self.timelines.is_empty() || self.entries.iter().any(Entry::is_row)
     }
 
     /// Rows that changed since the last call, with their present counts: what a checkpoint writes (rule C6).
@@ -664,7 +664,7 @@ impl WindowState {
         for (chain, meter_id, timeline) in &old.timelines {
             self.timeline_mut(*chain, *meter_id).supersede(timeline);
         }
-        let gone = old.entries.iter().filter(|entry| entry.key().is_row() && self.find(&entry.key()).is_none());
+        let gone = old.entries.iter().filter(|entry| entry.is_row() && self.find(&entry.key()).is_none());
         let gone: Vec<MemberRow> = gone.map(|entry| MemberRow { data: None, ..row_of(entry, 0) }).collect();
         self.gone.extend(gone);
     }
