@@ -51,16 +51,16 @@ pub async fn wait(
 }
 
 /// Waits until the usage outbox holds nothing of these subscriptions, so that what was captured or voided before stands in
-/// the log before their seals.
+/// the log before their seals; and until no change of the catalog is on its way to usage of the windows (rule B6).
 ///
 /// # Errors
 /// `Unavailable` for `event_log` when the deadline passes first.
-pub async fn wait_for_outbox(store: &Store, windows: &[WindowRef], deadline: Duration) -> Result<()> {
+pub async fn wait_for_usage(store: &Store, windows: &[WindowRef], deadline: Duration) -> Result<()> {
     let until = Deadline::now() + deadline;
     let mut pause = POLL_MIN;
-    while has_outbox(store, windows).await? {
+    while is_underway(store, windows).await? {
         if Deadline::now() + pause > until {
-            let detail = "captured or voided usage has not reached the event log yet".to_owned();
+            let detail = "captured or voided usage, or a change of the catalog, is not counted yet".to_owned();
             return Err(Error::Unavailable { dependency: "event_log", detail, retry_after_secs: 1 });
         }
         tokio::time::sleep(pause).await;
@@ -69,12 +69,19 @@ pub async fn wait_for_outbox(store: &Store, windows: &[WindowRef], deadline: Dur
     Ok(())
 }
 
-async fn has_outbox(store: &Store, windows: &[WindowRef]) -> Result<bool> {
-    sqlx::query_scalar("SELECT EXISTS (SELECT FROM usage_outbox WHERE subscription_id = ANY($1))")
-        .bind(windows.iter().map(|window| window.subscription_id.0).collect::<Vec<_>>())
-        .fetch_one(store.pool())
-        .await
-        .context("looking into the usage outbox")
+async fn is_underway(store: &Store, windows: &[WindowRef]) -> Result<bool> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM usage_outbox WHERE subscription_id = ANY($1))
+             OR EXISTS (SELECT FROM unnest($2::uuid[], $3::timestamptz[]) AS w (workspace_id, window_end)
+                        JOIN catalog_recount c USING (workspace_id)
+                        WHERE c.done_at IS NULL AND coalesce(c.from_at < w.window_end, true))",
+    )
+    .bind(windows.iter().map(|window| window.subscription_id.0).collect::<Vec<_>>())
+    .bind(windows.iter().map(|window| window.workspace_id.0).collect::<Vec<_>>())
+    .bind(windows.iter().map(|window| window.window_end).collect::<Vec<_>>())
+    .fetch_one(store.pool())
+    .await
+    .context("looking for usage on its way")
 }
 
 async fn all_reached(store: &Store, windows: &[WindowRef], records: &[Position], status: WindowStatus) -> Result<bool> {

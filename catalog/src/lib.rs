@@ -13,5 +13,6 @@ pub mod plan;
 pub mod price;
 pub mod product;
 pub mod rate_table;
+pub mod recount;
 pub mod texts;
 pub mod version;

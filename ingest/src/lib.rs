@@ -16,6 +16,7 @@ pub mod partition;
 pub mod preview;
 pub mod quote;
 pub mod record;
+mod recount;
 pub mod rejection;
 pub mod reserve;
 pub mod simulate;

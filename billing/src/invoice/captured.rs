@@ -23,32 +23,33 @@ pub(crate) struct Captured {
     pub(crate) rest: Money,
 }
 
-/// Refuses while something is on its way that changes these locked windows: a capture that is not counted yet, a void
-/// whose window still counts the event.
+/// Refuses while something is on its way that changes these locked windows of a workspace: a capture that is not counted yet,
+/// a void whose window still counts the event, a change of the catalog that counted usage does not know yet.
 ///
 /// # Errors
 /// `Unavailable` for `event_log`: it passes by itself.
 pub(crate) async fn refuse_pending(conn: &mut PgConnection, windows: &[WindowRef]) -> Result<()> {
-    if windows.is_empty() {
-        return Ok(());
-    }
+    let Some(workspace_id) = windows.first().map(|window| window.workspace_id) else { return Ok(()) };
     let is_pending: bool = sqlx::query_scalar(
         "WITH w AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[])
                                   AS w (subscription_id, window_start, window_end))
          SELECT EXISTS (SELECT FROM w JOIN usage_void v USING (subscription_id, window_start) WHERE v.open)
              OR EXISTS (SELECT FROM w JOIN usage_reservation r USING (subscription_id)
-                        WHERE r.counted_in IS NULL AND r.captured_net IS NOT NULL AND r.occurred_at < w.window_end)",
+                        WHERE r.counted_in IS NULL AND r.captured_net IS NOT NULL AND r.occurred_at < w.window_end)
+             OR EXISTS (SELECT FROM w JOIN catalog_recount c ON c.workspace_id = $4
+                        WHERE c.done_at IS NULL AND coalesce(c.from_at < w.window_end, true))",
     )
     .bind(windows.iter().map(|window| window.subscription_id.0).collect::<Vec<_>>())
     .bind(windows.iter().map(|window| window.window_start).collect::<Vec<_>>())
     .bind(windows.iter().map(|window| window.window_end).collect::<Vec<_>>())
+    .bind(workspace_id)
     .fetch_one(conn)
     .await
     .context("looking for usage on its way")?;
     if !is_pending {
         return Ok(());
     }
-    let detail = "captured or voided usage of the window is not counted yet".to_owned();
+    let detail = "captured or voided usage of the window, or a change of the catalog, is not counted yet".to_owned();
     Err(Error::Unavailable { dependency: "event_log", detail, retry_after_secs: 1 })
 }
 

@@ -106,7 +106,7 @@ impl Billing {
             assemble(&loaded.job(run)?)?;
         }
         drop(conn);
-        windows::wait_for_outbox(&self.store, &windows, self.window_wait).await?;
+        windows::wait_for_usage(&self.store, &windows, self.window_wait).await?;
         let seals = self.control.seal(&windows).await?;
         windows::wait(&self.store, &windows, &seals, WindowStatus::Sealed, self.window_wait).await?;
         Ok(windows)

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::meter::{self, Meter, MeterStatus, Window};
 use crate::product::{self, Product};
+use crate::recount::{self, Touched};
 use crate::version::{self, AsOf, EditControls, Entity, Life, Span, VersionRecord, Versioned, edit};
 
 /// Binds a meter to a product: live since ever, or from `effective_at`; or a draft.
@@ -125,6 +126,7 @@ impl Versioned for Binding {
         "effective_from",
         "effective_to",
     ];
+    const MAY_START_IN_THE_PAST: bool = true;
 
     /// As whoever creates bindings of the product: one at a time.
     async fn lock(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<()> {
@@ -214,6 +216,11 @@ impl Versioned for Binding {
         }
     }
 
+    async fn touched(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<Touched> {
+        let binding = super::get(scope, tx.conn(), BindingId(id)).await?;
+        Ok(Touched::Products(vec![binding.product_id]))
+    }
+
     fn event_members(&self) -> Vec<(&'static str, Value)> {
         vec![("product_id", json!(self.product_id)), ("meter_id", json!(self.meter_id))]
     }
@@ -282,6 +289,7 @@ pub async fn archive(scope: &Scope, tx: &mut Tx, id: BindingId, parameters: &[(S
     .execute(tx.conn())
     .await
     .context("archiving a binding")?;
+    recount::request(scope, tx, Some(at), Touched::Products(vec![binding.product_id])).await?;
     tx.catalog_changed(scope.workspace_id);
     let members = [("id", json!(id)), ("product_id", json!(binding.product_id)), ("archived_from", json!(at))];
     let payload = members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use domain::{
     BillingIntervalUnit, BindingId, Currency, Error, Instant, JsonMap, MeterFunction, MeterId, OveragePolicy, PlanId,
-    PriceId, ProductId, Quantity, Result, VersionId, WorkspaceId,
+    PriceId, PricingModel, ProductId, Quantity, Result, VersionId, WorkspaceId,
 };
 use rating::{
     BindingDefinition, CompiledBinding, CompiledMeter, CompiledPrice, FilterTree, MeterDefinition, PriceDefinition,
@@ -35,7 +35,20 @@ struct Version {
     from: Instant,
     to: Option<Instant>,
     published_at: Option<Instant>,
+    /// Drafts and cancelled versions judge nothing. They may have (a version that was to start within minutes, and was
+    /// withdrawn), so that states which still name them can be read until their windows are counted anew.
+    is_on_timeline: bool,
     snapshot: serde_json::Value,
+}
+
+impl Version {
+    /// What failed is the fault of this version; a version that judges nothing may be left out.
+    fn tolerate<T>(&self, made: Result<T>) -> Result<Option<T>> {
+        match made {
+            Err(_) if !self.is_on_timeline => Ok(None),
+            made => made.map(Some),
+        }
+    }
 }
 
 /// The members of a meter's snapshot that counting needs.
@@ -121,7 +134,8 @@ impl WorkspaceCatalog {
             schemas: HashMap::new(),
             tables: tables::load(tx.conn(), workspace_id).await?,
         };
-        for version in versions.remove("plan").unwrap_or_default().into_values().flatten() {
+        let plans = versions.remove("plan").unwrap_or_default().into_values().flatten();
+        for version in plans.filter(|version| version.is_on_timeline) {
             catalog.plan_versions.insert(version.id, compile_plan(version)?);
         }
         load_prices(tx.conn(), &mut catalog, versions.remove("price").unwrap_or_default()).await?;
@@ -136,10 +150,10 @@ type VersionsOf = HashMap<uuid::Uuid, Vec<Version>>;
 
 async fn load_versions(conn: &mut PgConnection, workspace_id: WorkspaceId) -> Result<HashMap<String, VersionsOf>> {
     let rows = sqlx::query(
-        "SELECT id, entity_type, entity_id, version, effective_from, effective_to, published_at, snapshot
+        "SELECT id, entity_type, entity_id, version, effective_from, effective_to, published_at,
+                status <> 'draft' AND cancelled_at IS NULL AS is_on_timeline, snapshot
          FROM entity_version
-         WHERE workspace_id = $1 AND entity_type IN ('plan', 'price', 'meter', 'binding') AND status <> 'draft'
-           AND cancelled_at IS NULL
+         WHERE workspace_id = $1 AND entity_type IN ('plan', 'price', 'meter', 'binding')
          ORDER BY entity_id, effective_from NULLS FIRST, version",
     )
     .bind(workspace_id)
@@ -163,6 +177,7 @@ fn version_from_row(row: &PgRow) -> Result<(String, uuid::Uuid, Version), sqlx::
         from: from.unwrap_or(SINCE_EVER),
         to: row.try_get("effective_to")?,
         published_at: row.try_get("published_at")?,
+        is_on_timeline: row.try_get("is_on_timeline")?,
         snapshot: row.try_get("snapshot")?,
     };
     Ok((row.try_get("entity_type")?, row.try_get("entity_id")?, version))
@@ -225,7 +240,7 @@ async fn load_prices(conn: &mut PgConnection, catalog: &mut WorkspaceCatalog, mu
     let rows = sqlx::query(
         "SELECT id, product_id, plan_id, plan_version, customer_id, country_code, currency, price_key, custom_dimensions,
                 billing_interval_unit, billing_interval_count, valid_from, LEAST(valid_to, archived_at, deleted_at) AS valid_to
-         FROM price WHERE workspace_id = $1 AND status <> 'draft' ORDER BY id",
+         FROM price WHERE workspace_id = $1 ORDER BY id",
     )
     .bind(catalog.workspace_id)
     .fetch_all(conn)
@@ -235,25 +250,39 @@ async fn load_prices(conn: &mut PgConnection, catalog: &mut WorkspaceCatalog, mu
         let (product_id, mut price) = price_from_row(&row).context("reading a price")?;
         let Some(product) = catalog.products.get_mut(&product_id) else { continue };
         for version in versions.remove(&price.id.0).unwrap_or_default() {
-            let snapshot: PriceSnapshot = read("price", &version)?;
-            let definition = PriceDefinition {
-                price_id: price.id,
-                version_id: version.id,
-                product_id,
-                price_key: price.price_key.clone(),
-                currency: price.currency,
-                model: product.pricing_model,
-                tiers: snapshot.tiers,
-                list_price: snapshot.list_price,
-                formula: formula_of(&catalog.tables, snapshot.formula_id, &version)?,
-            };
-            let compiled = Arc::new(compiled("price", version.id, CompiledPrice::compile(definition))?);
+            let made = compile_price((product_id, product.pricing_model), &price, &version, &catalog.tables);
+            let Some(compiled) = version.tolerate(made)? else { continue };
             catalog.prices.insert(version.id, compiled.clone());
-            price.versions.push((version.from, version.to, compiled));
+            if version.is_on_timeline {
+                price.versions.push((version.from, version.to, compiled));
+            }
         }
-        product.prices.push(price);
+        if !price.versions.is_empty() {
+            product.prices.push(price);
+        }
     }
     Ok(())
+}
+
+fn compile_price(
+    (product_id, model): (ProductId, PricingModel),
+    price: &PriceTimeline,
+    version: &Version,
+    tables: &Tables,
+) -> Result<Arc<CompiledPrice>> {
+    let snapshot: PriceSnapshot = read("price", version)?;
+    let definition = PriceDefinition {
+        price_id: price.id,
+        version_id: version.id,
+        product_id,
+        price_key: price.price_key.clone(),
+        currency: price.currency,
+        model,
+        tiers: snapshot.tiers,
+        list_price: snapshot.list_price,
+        formula: formula_of(tables, snapshot.formula_id, version)?,
+    };
+    compiled("price", version.id, CompiledPrice::compile(definition)).map(Arc::new)
 }
 
 /// A price version has the version of its formula that is in effect when it starts, or when it was published, if that is
@@ -306,9 +335,10 @@ async fn load_bindings(
     mut versions: VersionsOf,
 ) -> Result<()> {
     let rows = sqlx::query(
-        "SELECT b.id, b.product_id, b.meter_id, b.variable, m.key AS meter_key, m.metric_key
+        "SELECT b.id, b.product_id, b.meter_id, CASE WHEN b.status <> 'draft' THEN b.variable END AS variable,
+                m.key AS meter_key, m.metric_key
          FROM product_meter_binding b JOIN meter m ON m.id = b.meter_id
-         WHERE b.workspace_id = $1 AND b.status <> 'draft' ORDER BY b.role = 'PRIMARY' DESC, b.id",
+         WHERE b.workspace_id = $1 ORDER BY b.role = 'PRIMARY' DESC, b.id",
     )
     .bind(catalog.workspace_id)
     .fetch_all(conn)
@@ -324,7 +354,9 @@ async fn load_bindings(
         let own = versions.remove(&binding.id.0).unwrap_or_default();
         let inputs = inputs.get(&binding.product_id).map(Vec::as_slice).unwrap_or_default();
         let timeline = compile_binding(catalog, &binding, inputs, meter_versions, &own)?;
-        if let Some(product) = catalog.products.get_mut(&binding.product_id) {
+        if let Some(product) = catalog.products.get_mut(&binding.product_id)
+            && !timeline.versions.is_empty()
+        {
             product.bindings.push(timeline);
         }
     }
@@ -342,7 +374,8 @@ fn binding_from_row(row: &PgRow) -> Result<BindingRow, sqlx::Error> {
     })
 }
 
-/// Every pair of a binding version and a meter version whose spans overlap is one entry of the timeline.
+/// Every pair of a binding version and a meter version whose spans overlap is one entry of the timeline. Other pairs are kept for
+/// states that were counted when the timeline was another one.
 fn compile_binding(
     catalog: &mut WorkspaceCatalog,
     binding: &BindingRow,
@@ -352,42 +385,56 @@ fn compile_binding(
 ) -> Result<BindingTimeline> {
     let mut timeline = BindingTimeline { id: binding.id, metric_key: binding.metric_key.clone(), versions: Vec::new() };
     for meter_version in meters {
-        let snapshot: MeterSnapshot = read("meter", meter_version)?;
-        if let Some(schema) = &snapshot.event_schema
-            && !catalog.schemas.contains_key(&meter_version.id)
-        {
-            let schema = EventSchema::compile(schema).map_err(|error| RatingError::Definition(vec![error]));
-            catalog.schemas.insert(meter_version.id, compiled("meter", meter_version.id, schema)?);
-        }
-        let meter = Arc::new(compile_meter(binding, meter_version, snapshot)?);
+        let Some(meter) = meter_version.tolerate(load_meter(catalog, binding, meter_version))? else { continue };
         for version in versions {
+            let made = compile_pair(binding, inputs, &meter, version);
+            let Some(compiled) = version.tolerate(made)? else { continue };
+            catalog.bindings.insert((version.id, meter_version.id), compiled.clone());
             let from = version.from.max(meter_version.from);
             let to = [version.to, meter_version.to].into_iter().flatten().min();
-            if to.is_some_and(|to| to <= from) {
-                continue;
+            let overlap = to.is_none_or(|to| from < to);
+            if overlap && version.is_on_timeline && meter_version.is_on_timeline {
+                timeline.versions.push((from, to, compiled));
             }
-            let snapshot: BindingSnapshot = read("binding", version)?;
-            let definition = BindingDefinition {
-                binding_id: binding.id,
-                version_id: version.id,
-                effective_from: version.from,
-                product_id: binding.product_id,
-                meter: meter.clone(),
-                role: snapshot.role,
-                filter: snapshot.filter,
-                multiplier: snapshot.multiplier,
-                thresholds: snapshot.thresholds,
-                window: snapshot.window.map(|window| span("binding", version.id, &window)).transpose()?,
-                variable: snapshot.variable,
-                formula_bindings: formula_bindings(snapshot.formula_bindings.as_ref(), inputs),
-            };
-            let compiled = Arc::new(compiled("binding", version.id, CompiledBinding::compile(definition))?);
-            catalog.bindings.insert((version.id, meter_version.id), compiled.clone());
-            timeline.versions.push((from, to, compiled));
         }
     }
     timeline.versions.sort_by_key(|(from, _, _)| *from);
     Ok(timeline)
+}
+
+fn load_meter(catalog: &mut WorkspaceCatalog, binding: &BindingRow, version: &Version) -> Result<Arc<CompiledMeter>> {
+    let snapshot: MeterSnapshot = read("meter", version)?;
+    if let Some(schema) = &snapshot.event_schema
+        && !catalog.schemas.contains_key(&version.id)
+    {
+        let schema = EventSchema::compile(schema).map_err(|error| RatingError::Definition(vec![error]));
+        catalog.schemas.insert(version.id, compiled("meter", version.id, schema)?);
+    }
+    compile_meter(binding, version, snapshot).map(Arc::new)
+}
+
+fn compile_pair(
+    binding: &BindingRow,
+    inputs: &[String],
+    meter: &Arc<CompiledMeter>,
+    version: &Version,
+) -> Result<Arc<CompiledBinding>> {
+    let snapshot: BindingSnapshot = read("binding", version)?;
+    let definition = BindingDefinition {
+        binding_id: binding.id,
+        version_id: version.id,
+        effective_from: version.from,
+        product_id: binding.product_id,
+        meter: meter.clone(),
+        role: snapshot.role,
+        filter: snapshot.filter,
+        multiplier: snapshot.multiplier,
+        thresholds: snapshot.thresholds,
+        window: snapshot.window.map(|window| span("binding", version.id, &window)).transpose()?,
+        variable: snapshot.variable,
+        formula_bindings: formula_bindings(snapshot.formula_bindings.as_ref(), inputs),
+    };
+    compiled("binding", version.id, CompiledBinding::compile(definition)).map(Arc::new)
 }
 
 /// What is bound by name, and the FORMULA_INPUT bindings of the product.

@@ -19,6 +19,8 @@ pub(super) struct Tables {
     formulas: FormulasOf,
     /// By slug.
     rate_tables: HashMap<String, Timeline<Arc<RateTable>>>,
+    /// Also those that were taken off the timeline: a state that was counted before may name them.
+    versions: HashMap<VersionId, Arc<RateTable>>,
 }
 
 /// Versions with the span in which they hold, by start.
@@ -46,7 +48,7 @@ impl Tables {
 
     /// A version of any rate table.
     pub(super) fn rate_table_version(&self, id: VersionId) -> Option<&Arc<RateTable>> {
-        self.rate_tables.values().flatten().map(|(_, _, table)| table).find(|table| table.version_id() == id)
+        self.versions.get(&id)
     }
 }
 
@@ -65,16 +67,18 @@ struct TableVersion {
     id: VersionId,
     effective_from: Option<Instant>,
     effective_to: Option<Instant>,
+    is_on_timeline: bool,
     snapshot: serde_json::Value,
 }
 
 /// Reads and compiles them: three statements.
 pub(super) async fn load(conn: &mut PgConnection, workspace_id: WorkspaceId) -> Result<Tables> {
-    let mut tables = Tables { formulas: load_formulas(conn, workspace_id).await?, rate_tables: HashMap::new() };
+    let mut tables = Tables { formulas: load_formulas(conn, workspace_id).await?, ..Tables::default() };
     let versions: Vec<TableVersion> = sqlx::query_as(
-        "SELECT t.slug, t.table_type, v.id, v.effective_from, v.effective_to, v.snapshot
+        "SELECT t.slug, t.table_type, v.id, v.effective_from, v.effective_to,
+                v.status <> 'draft' AND v.cancelled_at IS NULL AS is_on_timeline, v.snapshot
          FROM entity_version v JOIN rate_table t ON t.id = v.entity_id
-         WHERE v.workspace_id = $1 AND v.entity_type = 'rate_table' AND v.status <> 'draft' AND v.cancelled_at IS NULL
+         WHERE v.workspace_id = $1 AND v.entity_type = 'rate_table' AND v.snapshot ->> 'entry_set_id' IS NOT NULL
          ORDER BY t.id, v.effective_from NULLS FIRST, v.version",
     )
     .bind(workspace_id)
@@ -85,10 +89,12 @@ pub(super) async fn load(conn: &mut PgConnection, workspace_id: WorkspaceId) -> 
     let sets: Vec<_> = snapshots.iter().map(|snapshot| snapshot.entry_set_id).collect();
     let stored = load_entries(conn, workspace_id, &sets).await?;
     for (version, snapshot) in versions.into_iter().zip(snapshots) {
-        let table = compile(&version.slug, version.table_type, version.id, snapshot, &stored)?;
-        let from = version.effective_from.unwrap_or(SINCE_EVER);
-        let timeline = tables.rate_tables.entry(version.slug).or_default();
-        timeline.push((from, version.effective_to, Arc::new(table)));
+        let table = Arc::new(compile(&version.slug, version.table_type, version.id, snapshot, &stored)?);
+        tables.versions.insert(version.id, table.clone());
+        if version.is_on_timeline {
+            let from = version.effective_from.unwrap_or(SINCE_EVER);
+            tables.rate_tables.entry(version.slug).or_default().push((from, version.effective_to, table));
+        }
     }
     Ok(tables)
 }

@@ -1,6 +1,8 @@
 //! Writes of meters: create, archive, and what their versions need (edit-as-publish).
 
-use domain::{BindingId, Error, Instant, JsonMap, LateEventPolicy, MeterId, Patch, Result, Scope, ThresholdActionKind};
+use domain::{
+    BindingId, Error, Instant, JsonMap, LateEventPolicy, MeterId, Patch, ProductId, Result, Scope, ThresholdActionKind,
+};
 use rating::Threshold;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
@@ -8,6 +10,7 @@ use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use super::{CreateMeterRequest, LIST, Meter, MeterStatus, MeterVersionSnapshot, UpdateMeterRequest};
+use crate::recount::Touched;
 use crate::version::{self, AsOf, EditControls, Entity, Life, Span, VersionRecord, Versioned, edit};
 
 /// Creates a meter: active with version 1, which holds since ever so that backfilled usage finds it; or a draft. It is
@@ -90,6 +93,7 @@ impl Versioned for Meter {
         "formula",
         "thresholds",
     ];
+    const MAY_START_IN_THE_PAST: bool = true;
 
     async fn read(scope: &Scope, conn: &mut PgConnection, id: Uuid, as_of: AsOf) -> Result<Self> {
         version::read(scope, conn, Self::ENTITY, &LIST, id, as_of).await
@@ -164,6 +168,20 @@ impl Versioned for Meter {
         .await
         .context("looking for a published version")?;
         if is_published { Ok(()) } else { refuse_bound(scope, tx, self.id, scope.now()).await }
+    }
+
+    /// That of the products which it is bound to.
+    async fn touched(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<Touched> {
+        let products: Vec<ProductId> = sqlx::query_scalar(
+            "SELECT DISTINCT product_id FROM product_meter_binding
+             WHERE workspace_id = $1 AND meter_id = $2 AND status <> 'draft'",
+        )
+        .bind(scope.workspace_id)
+        .bind(id)
+        .fetch_all(tx.conn())
+        .await
+        .context("looking for the products of a meter")?;
+        Ok(if products.is_empty() { Touched::Nothing } else { Touched::Products(products) })
     }
 
     /// Bindings of the meter.

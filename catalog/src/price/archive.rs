@@ -6,6 +6,7 @@ use store::{StoreError, Tx};
 
 use super::{Price, PriceStatus};
 use crate::product;
+use crate::recount::{self, Touched};
 use crate::version::{self, ArchiveRequest};
 
 /// Retires a price: it applies to nothing from now on, and to usage of before as it did.
@@ -36,6 +37,7 @@ pub async fn archive(scope: &Scope, tx: &mut Tx, id: PriceId, request: &ArchiveR
         .execute(tx.conn())
         .await
         .context("archiving a price")?;
+    recount::request(scope, tx, Some(now), Touched::Products(vec![product_id])).await?;
     tx.catalog_changed(scope.workspace_id);
     let mut payload = JsonMap::new();
     payload.insert("id".into(), json!(id));

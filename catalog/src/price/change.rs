@@ -14,6 +14,7 @@ use super::write::{
 };
 use super::{LIST, Price, PriceStatus, PriceVersion, UpdatePriceRequest};
 use crate::product::{self, ProductStatus};
+use crate::recount::{self, Touched};
 use crate::version::{self, AsOf, EditControls, Entity, Life, Span, VersionRecord, Versioned, edit};
 
 impl Versioned for Price {
@@ -30,6 +31,7 @@ impl Versioned for Price {
         "effective_from",
         "effective_to",
     ];
+    const MAY_START_IN_THE_PAST: bool = true;
 
     /// As whoever creates or archives prices of the product: one at a time.
     async fn lock(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<()> {
@@ -116,6 +118,11 @@ impl Versioned for Price {
         self.requires_continuous_coverage
     }
 
+    async fn touched(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<Touched> {
+        let price = super::get(scope, tx.conn(), PriceId(id)).await?;
+        Ok(Touched::Products(vec![price.product_id]))
+    }
+
     fn event_members(&self) -> Vec<(&'static str, Value)> {
         vec![("product_id", json!(self.product_id))]
     }
@@ -143,7 +150,7 @@ pub async fn update(scope: &Scope, tx: &mut Tx, id: PriceId, mut request: Update
     version::check_expected(request.controls.expected_version, price.version)?;
     let controls = request.controls;
     let is_beside = controls.save_as_draft && price.status != PriceStatus::Draft;
-    if request.has_window() && controls.start(scope.now())?.is_none() && !is_beside {
+    if request.has_window() && controls.start_anywhere(scope.now()).is_none() && !is_beside {
         change_window(scope, tx, price, (&request.valid_from, &request.valid_to)).await?;
         if request.is_live_edit {
             return super::get(scope, tx.conn(), id).await;
@@ -218,6 +225,11 @@ async fn change_window(
         .await
         .context("moving the span of a price")?;
     check_duplicate(scope, tx, &price).await?;
+    let earlier = |old: Option<Instant>, new: Option<Instant>| (old != new).then(|| old.into_iter().chain(new).min());
+    let moved = [earlier(before.0, price.valid_from), earlier(before.1, price.valid_to)];
+    if let Some(from) = moved.into_iter().flatten().min() {
+        recount::request(scope, tx, from, Touched::Products(vec![price.product_id])).await?;
+    }
     tx.catalog_changed(scope.workspace_id);
     Ok(())
 }

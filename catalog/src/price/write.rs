@@ -17,8 +17,8 @@ use crate::{formula, rate_table};
 ///
 /// # Errors
 /// `NotFound` for product, plan or customer; `Validation` for tiers and for a `price_key` that does not fit the product;
-/// `Conflict` with `DUPLICATE` when the same price exists in an overlapping window; `Rule` for formulas, archived
-/// products, and a start in the past when the product is in use.
+/// `Conflict` with `DUPLICATE` when the same price exists in an overlapping window; `Rule` for formulas and archived
+/// products.
 pub async fn create(scope: &Scope, tx: &mut Tx, request: CreatePriceRequest) -> Result<Price> {
     // Locked: two calls cannot both find no duplicate.
     let product = product::lock(scope, tx, request.product_id).await?;
@@ -171,17 +171,13 @@ async fn check_references(scope: &Scope, tx: &mut Tx, price: &Price) -> Result<(
     }
 }
 
-/// A further price of a product that subscriptions have begins now or later. In the past it would apply to usage that is
-/// counted by another price, and open windows cannot be rated anew yet (rule B6): the bill would depend on what came first.
+/// A further price of a product that subscriptions have begins now, unless its start is named: in the past it applies to
+/// usage that is counted by another price, whose open windows are counted anew then (rule B6).
 pub(super) async fn begin_from_now(scope: &Scope, tx: &mut Tx, price: &Price, span: &mut Span) -> Result<()> {
     let start = [span.from, price.valid_from].into_iter().flatten().max();
-    if start.is_some_and(|start| start >= span.now) || !is_in_use(scope, tx, price).await? {
-        return Ok(());
+    if start.is_none() && is_in_use(scope, tx, price).await? {
+        span.from = Some(span.now);
     }
-    if start.is_some() {
-        return Err(Error::business_rule("a further price of a product that is in use cannot begin in the past"));
-    }
-    span.from = Some(span.now);
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use store::{StoreError, Tx, on_constraint};
 use uuid::Uuid;
 
 use super::{CreateRateTableRequest, LIST, RateTable, RateTableStatus, UpdateRateTableRequest, uses};
+use crate::recount::Touched;
 use crate::version::{self, ArchiveRequest, AsOf, EditControls, Entity, Life, Span, VersionRecord, Versioned, edit};
 
 /// Creates a table without a version: it is a draft until its first version is published.
@@ -64,6 +65,7 @@ impl Versioned for RateTable {
     const ENTITY: Entity = Entity::RateTable;
     const DEFINITION: &'static [&'static str] =
         &["name", "description", "on_missing_key", "default_value", "requires_continuous_coverage", "entry_set_id"];
+    const MAY_START_IN_THE_PAST: bool = true;
 
     async fn read(scope: &Scope, conn: &mut PgConnection, id: Uuid, as_of: AsOf) -> Result<Self> {
         version::read(scope, conn, Self::ENTITY, &LIST, id, as_of).await
@@ -114,6 +116,11 @@ impl Versioned for RateTable {
 
     fn requires_coverage(&self) -> bool {
         self.requires_continuous_coverage
+    }
+
+    /// Expressions of any price may read it.
+    async fn touched(_scope: &Scope, _tx: &mut Tx, _id: Uuid) -> Result<Touched> {
+        Ok(Touched::Everything)
     }
 
     fn event_members(&self) -> Vec<(&'static str, Value)> {

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::row::{self, AsOf, NewVersion, Place};
 use super::{EditControls, PublishVersionRequest, VersionRecord, VersionRef, VersionWarnDTO, check_expected};
 use super::{Life, Span, Versioned};
+use crate::recount;
 
 /// Writes a new entity: published in `span`, or a draft that shall have it.
 ///
@@ -32,6 +33,10 @@ pub(crate) async fn create<E: Versioned + serde::Serialize>(
     let new = NewVersion { entity: E::ENTITY, entity_id: id, version: 1, place, snapshot: entity.snapshot() };
     let version = row::insert(scope, tx, new).await?;
     entity.check_timeline(scope, tx).await?;
+    if !is_draft {
+        let touched = E::touched(scope, tx, id).await?;
+        recount::request(scope, tx, span.from, touched).await?;
+    }
     finish::<E>(scope, tx, id, scope.now(), ("created", version)).await
 }
 
@@ -41,11 +46,12 @@ pub(crate) async fn create<E: Versioned + serde::Serialize>(
 ///
 /// # Errors
 /// `NotFound`, `VersionConflict`; `Conflict` for an archived entity, and when another version starts at the same instant;
-/// `Rule` for a start in the past and for a gap where none may be; as [`Versioned::merge`] and [`Versioned::check`].
+/// `Rule` for a start in the past where none may be, and for a gap where none may be; as [`Versioned::merge`] and
+/// [`Versioned::check`].
 pub async fn update<E: Versioned>(scope: &Scope, tx: &mut Tx, id: Uuid, update: E::Update) -> Result<E> {
     let controls = E::controls(&update);
     let (now, current) = enter::<E>(scope, tx, id, controls.expected_version).await?;
-    let start = controls.start(now)?;
+    let start = start_of::<E>(&controls, now)?;
     if current.life().1 == Life::Draft || controls.save_as_draft {
         let version = save_draft(scope, tx, id, current, update, start).await?;
         return finish::<E>(scope, tx, id, now, ("draft_saved", version)).await;
@@ -61,7 +67,7 @@ pub async fn update<E: Versioned>(scope: &Scope, tx: &mut Tx, id: Uuid, update: 
     let snapshot = entity.snapshot();
     let new = NewVersion { entity: E::ENTITY, entity_id: id, version: timeline.next_number, place, snapshot };
     let version = row::insert(scope, tx, new).await?;
-    published::<E>(scope, tx, id, &entity, (version, place, now)).await
+    published::<E>(scope, tx, id, &entity, (version, place, now), place.from).await
 }
 
 /// The draft of an entity in the place of the one that it may have. The entity's own draft keeps what was not sent.
@@ -131,7 +137,7 @@ pub async fn amend<E: Versioned>(
     let (now, _) = enter::<E>(scope, tx, id, controls.expected_version).await?;
     let record = super::get(scope, tx.conn(), E::ENTITY, id, version).await?;
     let (own, status) = (record.row.id, record.row.status);
-    let start = controls.start(now)?;
+    let start = start_of::<E>(&controls, now)?;
     let to = E::end(&update).apply(record.planned_to);
     let entity = E::read(scope, tx.conn(), id, AsOf::Version(own)).await?.merge(update)?;
     match status {
@@ -151,7 +157,8 @@ pub async fn amend<E: Versioned>(
             check_publication(scope, tx, id, &entity, &mut span, Some(own)).await?;
             let place = span.place();
             row::rewrite(scope, tx, own, place, Some(entity.snapshot())).await?;
-            published::<E>(scope, tx, id, &entity, (own, place, now)).await?;
+            let touched_from = place.from.min(record.row.effective_from); // `None` is since ever, and the least
+            published::<E>(scope, tx, id, &entity, (own, place, now), touched_from).await?;
         }
         VersionStatus::Active | VersionStatus::Archived => {
             let detail = format!("version {} is {status}: what was in effect stays as it was", record.row.version);
@@ -182,7 +189,7 @@ pub async fn publish<E: Versioned>(
     let from = match (is_first, request.effective_at) {
         // Nothing can have been counted or rated by an entity that had no version: its first one may start in the past.
         (true, sent) => sent.or(record.planned_from),
-        (false, Some(_)) => Some(sent.start(now)?.unwrap_or(now)),
+        (false, Some(_)) => Some(start_of::<E>(&sent, now)?.unwrap_or(now)),
         (false, None) => Some(record.planned_from.filter(|planned| *planned > now).unwrap_or(now)),
     };
     let entity = E::read(scope, tx.conn(), id, AsOf::Version(own)).await?;
@@ -190,7 +197,7 @@ pub async fn publish<E: Versioned>(
     check_publication(scope, tx, id, &entity, &mut span, Some(own)).await?;
     let place = span.place();
     row::rewrite(scope, tx, own, place, None).await?;
-    published::<E>(scope, tx, id, &entity, (own, place, now)).await?;
+    published::<E>(scope, tx, id, &entity, (own, place, now), place.from).await?;
     get::<E>(scope, tx.conn(), id, VersionRef::Id(own)).await
 }
 
@@ -222,7 +229,7 @@ pub async fn unschedule<E: Versioned>(scope: &Scope, tx: &mut Tx, id: Uuid, vers
     refuse_second_draft(scope, tx, id).await?;
     let own = record.row.id;
     row::rewrite(scope, tx, own, Place::draft(None, record.planned_to), None).await?;
-    withdrawn::<E>(scope, tx, id, &entity, ("unscheduled", own, now)).await?;
+    withdrawn::<E>(scope, tx, id, &entity, ("unscheduled", own, now), record.row.effective_from).await?;
     get::<E>(scope, tx.conn(), id, VersionRef::Id(own)).await
 }
 
@@ -241,7 +248,7 @@ pub async fn cancel<E: Versioned>(scope: &Scope, tx: &mut Tx, id: Uuid, version:
         return Err(Error::conflict("CONFLICT", format!("it is the only version of the {kind}: archive the {kind}")));
     }
     row::cancel(scope, tx, own).await?;
-    withdrawn::<E>(scope, tx, id, &entity, ("cancelled", own, now)).await?;
+    withdrawn::<E>(scope, tx, id, &entity, ("cancelled", own, now), record.row.effective_from).await?;
     get::<E>(scope, tx.conn(), id, VersionRef::Id(own)).await
 }
 
@@ -260,13 +267,18 @@ pub async fn copy_as_draft<E: Versioned>(
     let controls = E::controls(&overrides);
     let (now, _) = enter::<E>(scope, tx, id, controls.expected_version).await?;
     let record = super::get(scope, tx.conn(), E::ENTITY, id, version).await?;
-    let start = controls.start(now)?;
+    let start = start_of::<E>(&controls, now)?;
     refuse_second_draft(scope, tx, id).await?;
     let entity = E::read(scope, tx.conn(), id, AsOf::Version(record.row.id)).await?.merge(overrides)?;
     entity.check(scope, tx, None).await?;
     let draft = insert_draft(scope, tx, id, &entity, Place::draft(start, None)).await?;
     finish::<E>(scope, tx, id, now, ("draft_saved", draft)).await?;
     get::<E>(scope, tx.conn(), id, VersionRef::Id(draft)).await
+}
+
+/// The start that is asked for; `None`: now.
+fn start_of<E: Versioned>(controls: &EditControls, now: Instant) -> Result<Option<Instant>> {
+    if E::MAY_START_IN_THE_PAST { Ok(controls.start_anywhere(now)) } else { controls.start(now) }
 }
 
 /// Locks an entity that may be changed, and reads what it is now. The present is taken once, under the lock.
@@ -341,8 +353,11 @@ async fn published<E: Versioned>(
     id: Uuid,
     entity: &E,
     (version, place, now): (VersionId, Place, Instant),
+    touched_from: Option<Instant>,
 ) -> Result<E> {
     row::settle(scope, tx, id, now).await?;
+    let touched = E::touched(scope, tx, id).await?;
+    recount::request(scope, tx, touched_from, touched).await?;
     check_coverage(scope, tx, id, entity).await?;
     entity.check_timeline(scope, tx).await?;
     let from = place.from.unwrap_or(now);
@@ -369,8 +384,12 @@ async fn withdrawn<E: Versioned>(
     id: Uuid,
     entity: &E,
     (event, version, now): (&str, VersionId, Instant),
+    from: Option<Instant>,
 ) -> Result<E> {
     row::settle(scope, tx, id, now).await?;
+    // Usage may lie ahead of the present, and have been judged by what was to hold then.
+    let touched = E::touched(scope, tx, id).await?;
+    recount::request(scope, tx, from, touched).await?;
     check_coverage(scope, tx, id, entity).await?;
     entity.check_timeline(scope, tx).await?;
     finish::<E>(scope, tx, id, now, (event, version)).await

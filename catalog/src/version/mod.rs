@@ -268,6 +268,11 @@ impl EditControls {
         Ok(self.effective_at.filter(|at| *at > now))
     }
 
+    /// The start that is asked for, when it is not now (`None`).
+    pub(crate) fn start_anywhere(&self, now: Instant) -> Option<Instant> {
+        self.effective_at.filter(|at| *at > now || is_past(*at, now))
+    }
+
     /// The rules of entities that can only be changed as of now (products and plans): what they need of others is checked
     /// when they are published, and would have to be checked again when the version starts.
     ///
@@ -314,14 +319,19 @@ pub fn check_effective_now(effective_at: Option<Instant>, now: Instant) -> Resul
     refuse_past(effective_at, now)
 }
 
-/// Refuses a start in the past; within a minute it means now.
+/// Refuses a start in the past.
 fn refuse_past(effective_at: Option<Instant>, now: Instant) -> Result<()> {
     match effective_at {
-        Some(at) if now - at > chrono::TimeDelta::minutes(1) => Err(Error::business_rule(
-            "a change cannot take effect in the past: usage was rated by the version of its time",
+        Some(at) if is_past(at, now) => Err(Error::business_rule(
+            "this change cannot take effect in the past: what was made with the version of its time stays",
         )),
         _ => Ok(()),
     }
+}
+
+/// Within a minute it means now.
+fn is_past(at: Instant, now: Instant) -> bool {
+    now - at > chrono::TimeDelta::minutes(1)
 }
 
 /// An end that does not lie behind its start is refused.

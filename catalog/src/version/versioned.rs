@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::row::{self, AsOf, Place};
 use super::{EditControls, Entity, VersionRecord};
+use crate::recount::Touched;
 
 /// Life of an entity, as far as its versions are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub trait Versioned: Sized + Send {
     const ENTITY: Entity;
     /// Columns of the row that follow the version in effect, beside its number and id.
     const DEFINITION: &'static [&'static str];
+    /// Whether a version may start in the past: usage of windows that are not billed is counted anew then (rule B6).
+    const MAY_START_IN_THE_PAST: bool = false;
 
     /// Takes the lock under which the entity's versions are written.
     fn lock(scope: &Scope, tx: &mut Tx, id: Uuid) -> impl Future<Output = Result<()>> + Send {
@@ -104,6 +107,11 @@ pub trait Versioned: Sized + Send {
     /// Entities of other kinds whose scheduled versions build on this one.
     fn dependents(_scope: &Scope, _tx: &mut Tx, _id: Uuid) -> impl Future<Output = Result<Vec<Uuid>>> + Send {
         std::future::ready(Ok(Vec::new()))
+    }
+
+    /// Usage that its versions have a say in, by the instant of the usage.
+    fn touched(_scope: &Scope, _tx: &mut Tx, _id: Uuid) -> impl Future<Output = Result<Touched>> + Send {
+        std::future::ready(Ok(Touched::Nothing))
     }
 
     /// Members of its events beside its id and version.

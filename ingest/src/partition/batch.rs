@@ -40,7 +40,10 @@ type Copies = Vec<Incoming>;
 impl State {
     /// Takes a batch through all steps; true when it held a control record, which forces a checkpoint (rule C2).
     pub(super) async fn process(&mut self, records: Vec<Decoded>) -> Result<bool, Failure> {
-        let Some(last) = records.last().map(Decoded::position) else { return Ok(false) };
+        let (Some(first), Some(last)) = (records.first(), records.last().map(Decoded::position)) else {
+            return Ok(false);
+        };
+        self.note_revision(first.position());
         self.batches += 1;
         let mut events: Vec<Incoming> = Vec::with_capacity(records.len());
         let mut seen: FastMap<UsageEventId, u64> = FastMap::default();
@@ -59,6 +62,14 @@ impl State {
                     self.count(std::mem::take(&mut events)).await?;
                     seen.clear();
                     controls.push((position, control));
+                    is_forced = true;
+                    None
+                }
+                Decoded::CatalogChange { change, .. } => {
+                    self.count(std::mem::take(&mut events)).await?;
+                    seen.clear();
+                    self.apply_controls(std::mem::take(&mut controls)).await?;
+                    self.recount_changed(position, change).await?;
                     is_forced = true;
                     None
                 }
@@ -103,7 +114,7 @@ impl State {
     }
 
     /// Waits for the catalog that the events were accepted under (rule B6).
-    async fn reach(&self, revision: i64) -> Result<(), Failure> {
+    pub(super) async fn reach(&self, revision: i64) -> Result<(), Failure> {
         let mut patience = Patience::default();
         while let Err(error) = self.shared.snapshots.reach(revision).await {
             patience.wait(&self.given_up, "waiting for a catalog revision", error).await?;
@@ -127,7 +138,7 @@ impl State {
                 Some(counted) if counted.payload_hash == incoming.payload_hash => self.metric_duplicate(),
                 Some(_) => {
                     let message = "the key was accepted earlier with other content; the first event counts";
-                    self.reject_event(&incoming, "IDEMPOTENCY_CONFLICT", message.into());
+                    self.reject_event(&incoming.event, incoming.position, "IDEMPOTENCY_CONFLICT", message.into());
                 }
                 None if first.insert(id, ()).is_some() => copies.entry(id).or_default().push(incoming),
                 None => fresh.push(incoming),
@@ -155,7 +166,8 @@ impl State {
                 }
                 None => {
                     for incoming in groups.remove(&id).unwrap_or_default() {
-                        self.reject_event(&incoming, "NOT_FOUND", format!("subscription {id} was not found"));
+                        let message = format!("subscription {id} was not found");
+                        self.reject_event(&incoming.event, incoming.position, "NOT_FOUND", message);
                     }
                 }
             }
@@ -220,7 +232,7 @@ impl State {
                     }
                     Verdict::Rejected { code, message } => {
                         for refused in std::iter::once(&incoming).chain(&copies) {
-                            self.reject_event(refused, code, message.clone());
+                            self.reject_event(&refused.event, refused.position, code, message.clone());
                         }
                     }
                     Verdict::Dropped { reason } => {
@@ -267,15 +279,14 @@ impl State {
     }
 
     /// Keeps an event with its reason.
-    fn reject_event(&mut self, incoming: &Incoming, code: &'static str, message: String) {
-        let event = &incoming.event;
+    pub(super) fn reject_event(&mut self, event: &UsageEvent, position: Position, code: &'static str, message: String) {
         self.keep_rejection(RejectionWrite {
             event_id: event.id,
             workspace_id: event.workspace_id,
             code,
             message,
             payload: wire::to_json(event),
-            position: incoming.position,
+            position,
             accepted_at: event.accepted_at,
         });
     }
@@ -394,7 +405,7 @@ impl State {
         let ids: Vec<SubscriptionId> = controls.iter().map(|(_, control)| control.subscription_id).collect();
         let terms = self.terms_of(&ids).await?;
         let billed = self.reopen(&controls).await?;
-        self.recount(&controls, &terms).await?;
+        self.recount(&controls, &billed, &terms).await?;
         self.route(&ids).await?;
         let (reply, mut done) = mpsc::unbounded_channel();
         let (mut asked, mut catalogs) = (0, Catalogs::default());
@@ -445,9 +456,13 @@ impl State {
 
     /// Everything before the first of these records is counted, nothing after it is.
     pub(super) async fn checkpoint_before(&mut self, controls: &[(Position, Control)]) -> Result<(), Failure> {
-        if let Some((first, _)) = controls.first() {
-            self.pending.next_offset = first.offset();
-        }
+        let first = controls.first().map_or(self.pending.next_offset, |(first, _)| first.offset());
+        self.checkpoint_up_to(first).await
+    }
+
+    /// Everything before the record at this offset is counted, nothing after it is.
+    pub(super) async fn checkpoint_up_to(&mut self, offset: u64) -> Result<(), Failure> {
+        self.pending.next_offset = offset;
         self.checkpoint().await
     }
 }

@@ -14,7 +14,7 @@ use sqlx::Row;
 use store::{Store, StoreError};
 
 use crate::log::{ForeignHeaders, LogIdentity, LogRecord, Origin};
-use crate::record::{Control, Record, RecordError};
+use crate::record::{CatalogChange, Control, Record, RecordError};
 
 /// A record, as far as it can be read without a query.
 #[derive(Debug)]
@@ -34,6 +34,13 @@ pub enum Decoded {
         position: Position,
         /// What it says.
         control: Control,
+    },
+    /// Usage that is counted already may be judged anew (rule B6).
+    CatalogChange {
+        /// Place.
+        position: Position,
+        /// What it says.
+        change: CatalogChange,
     },
     /// A foreign producer's.
     Foreign {
@@ -64,15 +71,16 @@ impl Decoded {
         match self {
             Self::Usage { position, .. }
             | Self::Control { position, .. }
+            | Self::CatalogChange { position, .. }
             | Self::Foreign { position, .. }
             | Self::Bad { position, .. } => *position,
         }
     }
 
-    /// Whether it ends a window or opens it again.
+    /// Whether it speaks of windows, and not of an event.
     #[must_use]
     pub fn is_control(&self) -> bool {
-        matches!(self, Self::Control { .. })
+        matches!(self, Self::Control { .. } | Self::CatalogChange { .. })
     }
 }
 
@@ -91,6 +99,7 @@ pub fn decode(log: &LogIdentity, record: LogRecord) -> Decoded {
     match Record::decode(&record.payload) {
         Ok(Record::Usage(event)) => Decoded::Usage { position, payload_hash: event.payload_hash(), event },
         Ok(Record::Control(control)) => Decoded::Control { position, control },
+        Ok(Record::CatalogChange(change)) => Decoded::CatalogChange { position, change },
         Err(error) => Decoded::Bad { position, error, payload: record.payload },
     }
 }

@@ -8,6 +8,7 @@
 mod batch;
 mod decode;
 mod durable;
+mod recount;
 mod routing;
 mod twins;
 
@@ -158,6 +159,8 @@ pub struct State {
     /// When the oldest change that waits for a checkpoint was made.
     waiting_since: Option<Moment>,
     batches: u64,
+    /// From which record on events are judged by which revision of the catalog, or a later one (rule B6).
+    revisions: recount::Revisions,
     last_lag: Moment,
     draining: Option<Draining>,
 }
@@ -211,6 +214,7 @@ impl Actor for PartitionActor {
             is_behind: false,
             waiting_since: None,
             batches: 0,
+            revisions: recount::Revisions::default(),
             last_lag: Moment::now(),
             draining: None,
         })

@@ -3,37 +3,38 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use domain::Position;
 use domain::period::Period;
-use domain::{Position, SubscriptionId};
-use tokio::sync::mpsc;
 
 use super::batch::TermsOf;
 use super::{Failure, Patience, State};
-use crate::checkpoint::{RejectionWrite, WindowKey};
-use crate::door::wire;
+use crate::checkpoint::WindowKey;
 use crate::record::{Control, ControlKind};
-use crate::subscription::{Rebuilt, SubscriptionMsg};
 use crate::twins::{Seal, take_back};
 use crate::usage::CountedEvent;
 use crate::void::{self, OpenVoid};
 
-/// Rows of a window that are read at a time when it is counted anew.
-const REPLAY_CHUNK: usize = 10_000;
-
 impl State {
     /// Counts windows anew that lose rows: those that are about to be sealed, whose ids are compared before, and those of
-    /// voids by hand. Rows that other customers have are kept as rejections. Whatever fails here is repeated from the
-    /// checkpoint before the records.
-    pub(super) async fn recount(&mut self, controls: &[(Position, Control)], terms: &TermsOf) -> Result<(), Failure> {
-        let mut windows: HashMap<(SubscriptionId, domain::Instant), (Period, Seal)> = HashMap::new();
-        let mut seals = Vec::new();
+    /// voids by hand; and windows whose seal is taken back, if the catalog has changed since. Rows that other customers have
+    /// are kept as rejections. Whatever fails here is repeated from the checkpoint before the records.
+    pub(super) async fn recount(
+        &mut self,
+        controls: &[(Position, Control)],
+        billed: &[WindowKey],
+        terms: &TermsOf,
+    ) -> Result<(), Failure> {
+        let mut windows: HashMap<WindowKey, (Period, Seal)> = HashMap::new();
+        let (mut seals, mut reopened) = (Vec::new(), Vec::new());
         for (position, control) in controls {
             let Control { kind, subscription_id, window_start, window_end, .. } = *control;
             let seal = Seal { subscription_id, window_start, position: *position };
             match kind {
                 ControlKind::WindowSeal => seals.push(seal),
+                ControlKind::WindowReopen if billed.contains(&(subscription_id, window_start)) => continue,
+                ControlKind::WindowReopen => reopened.push((subscription_id, window_start)),
                 ControlKind::WindowRecount => {}
-                ControlKind::PeriodEnd | ControlKind::WindowReopen => continue,
+                ControlKind::PeriodEnd => continue,
             }
             windows.insert((subscription_id, window_start), (Period { start: window_start, end: window_end }, seal));
         }
@@ -41,7 +42,7 @@ impl State {
             return Ok(());
         }
         self.checkpoint_before(controls).await?;
-        let mut losing: BTreeMap<(SubscriptionId, domain::Instant), Vec<CountedEvent>> = BTreeMap::new();
+        let mut losing: BTreeMap<WindowKey, Vec<CountedEvent>> = BTreeMap::new();
         for row in self.compare(&seals).await? {
             losing.entry((row.event.subscription_id, row.window_start)).or_default().push(row);
         }
@@ -50,12 +51,15 @@ impl State {
             losing.entry(window).or_default();
             self.pending.closed_voids.push(row);
         }
+        for window in self.changed_meanwhile(&reopened).await? {
+            losing.entry(window).or_default();
+        }
         for (window, twins) in losing {
-            let Some((period, seal)) = windows.get(&window) else { continue };
+            let (Some((period, seal)), Some(terms)) = (windows.get(&window), terms.get(&window.0)) else { continue };
             if !twins.is_empty() {
                 tracing::warn!(subscription.id = %window.0, rows = twins.len(), "took usage events back: their keys count for other customers");
             }
-            self.rebuild(*period, seal, terms).await?;
+            self.rebuild(*period, seal.position, terms).await?;
             twins.iter().for_each(|row| self.reject_taken_back(row));
         }
         Ok(())
@@ -84,52 +88,9 @@ impl State {
         }
     }
 
-    /// Counts a window anew, without what is voided, up to its seal (rule C4).
-    async fn rebuild(&mut self, window: Period, seal: &Seal, terms: &TermsOf) -> Result<(), Failure> {
-        let Some(terms) = terms.get(&seal.subscription_id) else { return Ok(()) };
-        let catalog = self.catalog_of(terms.workspace_id).await?;
-        let mut rebuilt = Rebuilt::new(window);
-        let mut after = Position::START;
-        loop {
-            let rows = self.replay(seal, after).await?;
-            let Some(last) = rows.last() else { break };
-            after = last.position;
-            for row in rows {
-                rebuilt.count(&catalog, terms, row)?;
-            }
-        }
-        self.route(&[terms.id]).await?;
-        let (reply, mut done) = mpsc::unbounded_channel();
-        self.dirty.insert(terms.id, terms.workspace_id);
-        self.tell(
-            terms.id,
-            SubscriptionMsg::Replace { catalog, terms: terms.clone(), rebuilt: Box::new(rebuilt), reply },
-        )?;
-        done.recv().await.ok_or(Failure::ActorLost)
-    }
-
-    async fn replay(&self, seal: &Seal, after: Position) -> Result<Vec<CountedEvent>, Failure> {
-        let usage = &self.shared.usage;
-        let mut patience = Patience::default();
-        loop {
-            let rows = usage.replay(seal.subscription_id, seal.window_start, after, seal.position, REPLAY_CHUNK);
-            match rows.await {
-                Ok(rows) => return Ok(rows),
-                Err(error) => patience.wait(&self.given_up, "replaying a usage window", error).await?,
-            }
-        }
-    }
-
     fn reject_taken_back(&mut self, row: &CountedEvent) {
         let event = &row.event;
-        self.keep_rejection(RejectionWrite {
-            event_id: event.id,
-            workspace_id: event.workspace_id,
-            code: "IDEMPOTENCY_CONFLICT",
-            message: "the key was accepted for another customer; only that event counts".to_owned(),
-            payload: wire::to_json(event),
-            position: row.position,
-            accepted_at: event.accepted_at,
-        });
+        let message = "the key was accepted for another customer; only that event counts";
+        self.reject_event(event, row.position, "IDEMPOTENCY_CONFLICT", message.to_owned());
     }
 }

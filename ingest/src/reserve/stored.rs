@@ -43,7 +43,9 @@ fn encoded(event: &UsageEvent) -> bytes::Bytes {
 fn decoded(bytes: &[u8]) -> Result<UsageEvent> {
     match Record::decode(bytes) {
         Ok(Record::Usage(event)) => Ok(*event),
-        Ok(Record::Control(_)) => Err(Error::invariant("a reservation holds a control record")),
+        Ok(Record::Control(_) | Record::CatalogChange(_)) => {
+            Err(Error::invariant("a reservation holds a control record"))
+        }
         Err(error) => Err(Error::internal("reading the usage event of a reservation", error)),
     }
 }

@@ -3,9 +3,9 @@
 
 use catalog::compiled::{SubscriptionTerms, WorkspaceCatalog};
 use domain::period::Period;
-use domain::{Error, Result};
 
 use super::{Incoming, Judge, Rates, Verdict, Windows};
+use crate::checkpoint::DROPPED;
 use crate::usage::CountedEvent;
 
 /// A window on its way: rows are counted by the same code as events that come from the log.
@@ -27,29 +27,24 @@ impl Rebuilt {
     /// Counts a row of the window. Thresholds that it crosses were announced when it came, so they are not told again.
     ///
     /// # Errors
-    /// `Internal` for a row that cannot be counted, although it was: the window is not to be replaced.
+    /// The row, with code and message, when the catalog has changed so that it cannot be billed any more.
     pub fn count(
         &mut self,
         catalog: &WorkspaceCatalog,
         terms: &SubscriptionTerms,
         counted: CountedEvent,
-    ) -> Result<()> {
-        let id = counted.event.id;
-        let refused = |verdict: Verdict| match verdict {
-            Verdict::Counted { .. } => Ok(()),
-            Verdict::Rejected { message, .. } => {
-                Err(Error::invariant(format!("usage event {id} was counted and cannot be counted again: {message}")))
-            }
-            Verdict::Dropped { reason } => {
-                Err(Error::invariant(format!("usage event {id} was counted and cannot be counted again: {reason}")))
-            }
-        };
+    ) -> Result<(), (Incoming, &'static str, String)> {
         let judge = Judge { catalog, terms };
         let CountedEvent { event, late, position, payload_hash, .. } = counted;
         let incoming = Incoming { event, position, payload_hash, is_foreign: false };
-        match judge.resolve(&incoming.event) {
-            Ok(resolved) => refused(self.windows.apply(&judge, &incoming, &resolved, 0, late)),
-            Err(verdict) => refused(verdict),
+        let verdict = match judge.resolve(&incoming.event) {
+            Ok(resolved) => self.windows.apply(&judge, &incoming, &resolved, 0, late),
+            Err(verdict) => verdict,
+        };
+        match verdict {
+            Verdict::Counted { .. } => Ok(()),
+            Verdict::Rejected { code, message } => Err((incoming, code, message)),
+            Verdict::Dropped { reason } => Err((incoming, DROPPED, reason.into_owned())),
         }
     }
 }

@@ -22,6 +22,7 @@ use domain::{
 use serde::Serialize;
 use store::Tx;
 
+use crate::checkpoint::WindowKey;
 use crate::log::Partition;
 
 /// An event that changed a total, with the place that counted it.
@@ -69,6 +70,19 @@ pub struct CountedWindow {
     pub window_start: Instant,
     /// About how many events it has: what is asked at once is bounded by it.
     pub event_count: u64,
+}
+
+/// Usage that a change of the catalog may have a say in (rule B6).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Touching {
+    /// Data space.
+    pub workspace_id: WorkspaceId,
+    /// Of these products; `None`: of every one.
+    pub products: Option<Vec<ProductId>>,
+    /// Timestamp at or after.
+    pub from: Instant,
+    /// Counted before.
+    pub before: Position,
 }
 
 /// What is remembered of a counted id (rule B2).
@@ -234,6 +248,9 @@ pub trait UsageStore: Send + Sync + 'static {
         up_to: Position,
         limit: usize,
     ) -> Result<Vec<CountedEvent>>;
+
+    /// Windows that hold usage of a partition which a change of the catalog may have a say in.
+    async fn touched(&self, partition: Partition, touching: &Touching) -> Result<Vec<WindowKey>>;
 
     /// One event of the scope's workspace; of several rows of its id the one that is not voided.
     async fn get(&self, scope: &Scope, id: UsageEventId) -> Result<Option<StoredEvent>>;

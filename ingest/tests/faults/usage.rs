@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use domain::{Error, Instant, Position, Result, Scope, SubscriptionId, UsageEventId};
 use ingest::usage::{
     AggregateBucket, AggregateQuery, CountedEvent, CountedId, CountedWindow, EventCursor, EventFilter, StoredEvent,
-    UsageStore,
+    Touching, UsageStore,
 };
 use parking_lot::Mutex;
 use store::Tx;
@@ -95,6 +95,9 @@ impl UsageStore for Faulty {
         limit: usize,
     ) -> Result<Vec<(UsageEventId, CountedId)>> {
         self.store.ids_between(partition, after, up_to, limit).await
+    }
+    async fn touched(&self, partition: u32, touching: &Touching) -> Result<Vec<(SubscriptionId, Instant)>> {
+        self.store.touched(partition, touching).await
     }
     async fn replay(
         &self,

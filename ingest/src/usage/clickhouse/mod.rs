@@ -46,8 +46,9 @@ use self::writer::{Append, Writer};
 use super::positions::{self, ByPosition};
 use super::{
     AggregateBucket, AggregateQuery, CountedEvent, CountedId, CountedWindow, EventCursor, EventFilter, StoredEvent,
-    UsageStore, derived,
+    Touching, UsageStore, derived,
 };
+use crate::checkpoint::WindowKey;
 use crate::log::Partition;
 
 /// Longest read; PostgreSQL statements are cut at the same (P13).
@@ -257,6 +258,10 @@ impl UsageStore for ClickHouseUsage {
         voids::mirror(&self.client, &self.store).await?;
         let window = query::Window { workspace_id, subscription_id, window_start };
         query::replay(&self.client, window, after, up_to, limit).await
+    }
+
+    async fn touched(&self, partition: Partition, touching: &Touching) -> Result<Vec<WindowKey>> {
+        query::touched(&self.client, partition, touching).await
     }
 
     async fn get(&self, scope: &Scope, id: UsageEventId) -> Result<Option<StoredEvent>> {

@@ -9,11 +9,12 @@ use domain::{Instant, Position, Quantity, Result, Scope, SubscriptionId, UsageEv
 use uuid::Uuid;
 
 use super::super::{
-    AggregateBucket, AggregateQuery, CountedEvent, CountedId, EventCursor, EventFilter, GroupBy, UsageAggregateMetric,
-    bucket,
+    AggregateBucket, AggregateQuery, CountedEvent, CountedId, EventCursor, EventFilter, GroupBy, Touching,
+    UsageAggregateMetric, bucket,
 };
-use super::row::{BucketRow, EventRow, IdRow, PlaceRow};
+use super::row::{BucketRow, EventRow, IdRow, PlaceRow, WindowRow};
 use super::within;
+use crate::checkpoint::WindowKey;
 use crate::log::Partition;
 
 /// Ids of one query: their text stays below ClickHouse's default limit of 256 KiB.
@@ -104,6 +105,22 @@ pub(super) async fn ids_in(
     );
     let rows = within("listing ids by position", client.query(&sql).fetch_all::<IdRow>()).await?;
     Ok(rows.into_iter().map(Into::into).collect())
+}
+
+/// Windows with usage that a change of the catalog may have a say in.
+pub(super) async fn touched(client: &Client, partition: Partition, touching: &Touching) -> Result<Vec<WindowKey>> {
+    let products =
+        touching.products.as_ref().map(|ids| format!("AND product_id IN ({})", listed(ids.iter().map(|id| id.0))));
+    let sql = format!(
+        "SELECT DISTINCT subscription_id, window_start FROM usage_event
+         WHERE workspace_id = '{}' AND timestamp >= {} AND partition = {partition} AND position < {} {}",
+        touching.workspace_id,
+        micros(touching.from),
+        touching.before.as_i64(),
+        products.unwrap_or_default()
+    );
+    let rows = within("looking for usage to count anew", client.query(&sql).fetch_all::<WindowRow>()).await?;
+    rows.into_iter().map(WindowRow::into_key).collect()
 }
 
 /// A window to replay.

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::super::{CountedEvent, CountedId, vars};
+use crate::checkpoint::WindowKey;
 use crate::log::Partition;
 
 #[derive(Row, Deserialize)]
@@ -109,6 +110,22 @@ impl From<IdRow> for (UsageEventId, CountedId) {
     fn from(row: IdRow) -> Self {
         let counted = CountedId { position: Position::from_i64(row.position), payload_hash: row.payload_hash };
         (UsageEventId(row.id), counted)
+    }
+}
+
+/// The window of a row.
+#[derive(Row, Deserialize)]
+pub(super) struct WindowRow {
+    #[serde(with = "clickhouse::serde::uuid")]
+    subscription_id: Uuid,
+    window_start: i64,
+}
+
+impl WindowRow {
+    pub(super) fn into_key(self) -> Result<WindowKey> {
+        let start = Instant::from_timestamp_micros(self.window_start)
+            .ok_or_else(|| Error::invariant("a usage event is stored with a wrong window_start"))?;
+        Ok((SubscriptionId(self.subscription_id), start))
     }
 }
 

@@ -34,8 +34,9 @@ use self::row::{EventRow, columns, not_voided};
 use super::positions::{self, ByPosition};
 use super::{
     AggregateBucket, AggregateQuery, CountedEvent, CountedId, CountedWindow, EventCursor, EventFilter, StoredEvent,
-    UsageStore, derived,
+    Touching, UsageStore, derived,
 };
+use crate::checkpoint::WindowKey;
 use crate::log::Partition;
 
 /// The usage store in PostgreSQL.
@@ -143,6 +144,22 @@ impl UsageStore for PostgresUsage {
         .await
         .context("replaying a usage window")?;
         rows.into_iter().map(EventRow::into_counted).collect()
+    }
+
+    async fn touched(&self, partition: Partition, touching: &Touching) -> Result<Vec<WindowKey>> {
+        sqlx::query_as(
+            "SELECT DISTINCT subscription_id, window_start FROM usage_event
+             WHERE workspace_id = $1 AND \"timestamp\" >= $2 AND partition = $3 AND position < $4
+               AND ($5::uuid[] IS NULL OR product_id = ANY($5))",
+        )
+        .bind(touching.workspace_id)
+        .bind(touching.from)
+        .bind(partition_column(partition))
+        .bind(touching.before.as_i64())
+        .bind(touching.products.as_deref())
+        .fetch_all(self.store.pool())
+        .await
+        .context("looking for usage to count anew")
     }
 
     async fn get(&self, scope: &Scope, id: UsageEventId) -> Result<Option<StoredEvent>> {
