@@ -475,7 +475,7 @@ fn units(quantity: Quantity) -> u128 {
 /// check is paid for by large events only.
 fn is_safe(magnitude: u128, target: &Target<'_>, rates: &mut Rates) -> bool {
     let Some(price) = target.price else { return true };
-    if price.has_expressions() {
+    if price.has_expressions() || target.binding.component().is_some() {
         return true; // rating evaluates the key of each such event, and refuses amounts that are as large
     }
     if target.binding.meter.value_field.as_deref().is_some_and(|field| field != "quantity") {

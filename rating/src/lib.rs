@@ -11,6 +11,7 @@
 
 pub mod allowance;
 pub mod binding;
+pub mod component;
 pub mod cost;
 pub mod entry;
 pub mod error;
@@ -33,6 +34,7 @@ pub mod window;
 
 pub use allowance::Allowance;
 pub use binding::{BindingDefinition, CompiledBinding};
+pub use component::{Component, MeterFormula, Step};
 pub use cost::{CostRule, CostedLine, LineCost, line_cost};
 pub use entry::{Entry, RatingKey, Variables};
 pub use error::{RatingError, Result};
@@ -47,5 +49,5 @@ pub use rate_table::{RateTable, RateTableDefinition};
 pub use span::Span;
 pub use state::{StateError, Versions, WindowRecord};
 pub use threshold::{Breach, Threshold, ThresholdAction, ThresholdOwner};
-pub use total::{Accrual, Atom, Rated, RatedLine, RatingInput, Terms};
+pub use total::{Accrual, Atom, Finding, Rated, RatedLine, RatingInput, Terms};
 pub use window::{Carry, Counted, Outcome, Target, WindowState};

@@ -84,7 +84,7 @@ impl CompiledMeter {
     /// # Errors
     /// `Definition` for paths and thresholds that break a rule, `Unsupported` for functions and windows to come.
     pub fn compile(definition: MeterDefinition) -> Result<Self> {
-        supported(definition.function, definition.window)?;
+        supported(definition.window)?;
         let mut errors = crate::threshold::check(&definition.thresholds);
         let source = compile_source(&definition, &mut errors);
         let dedup_key = optional_path("dedup_key_path", definition.dedup_key_path.as_deref(), &mut errors);
@@ -155,22 +155,11 @@ fn optional_path(field: &str, text: Option<&str>, errors: &mut Vec<FieldError>) 
     path
 }
 
-/// Whether a function and a window can be evaluated.
+/// Whether a window can be evaluated.
 ///
 /// # Errors
 /// `Unsupported` with the name of what cannot.
-pub fn supported(function: MeterFunction, window: Span) -> Result<()> {
-    match function {
-        MeterFunction::Formula => return Err(RatingError::Unsupported("the meter function FORMULA")),
-        MeterFunction::Count
-        | MeterFunction::Sum
-        | MeterFunction::Max
-        | MeterFunction::Min
-        | MeterFunction::Avg
-        | MeterFunction::Last
-        | MeterFunction::TimeWeighted
-        | MeterFunction::UniqueCount => {}
-    }
+pub fn supported(window: Span) -> Result<()> {
     match window {
         Span::BillingPeriod | Span::Calendar { .. } | Span::Tumbling { .. } => Ok(()),
         Span::Sliding { .. } => Err(RatingError::Unsupported("the window kind SLIDING")),
@@ -184,7 +173,8 @@ fn compile_source(definition: &MeterDefinition, errors: &mut Vec<FieldError>) ->
         None
     };
     match definition.function {
-        MeterFunction::Count => Some(Source::Event),
+        // What a FORMULA meter combines reads the events (`crate::component`).
+        MeterFunction::Count | MeterFunction::Formula => Some(Source::Event),
         MeterFunction::UniqueCount => match definition.unique_by_field.as_deref() {
             None => refuse("unique_by_field", Code::Required, "is required by UNIQUE_COUNT"),
             Some(text) => FieldPath::parse(text)
@@ -258,7 +248,6 @@ impl MeterState {
     /// # Errors
     /// `Unsupported` for FORMULA, which has no state of its own.
     pub fn new(function: MeterFunction) -> Result<Self> {
-        supported(function, Span::BillingPeriod)?;
         Ok(match function {
             MeterFunction::Count => Self::Count(0),
             MeterFunction::Max => Self::Max(None),
@@ -267,8 +256,8 @@ impl MeterState {
             MeterFunction::Last => Self::Last(None),
             MeterFunction::UniqueCount => Self::UniqueCount(0),
             MeterFunction::TimeWeighted => Self::TimeWeighted(Held::default()),
-            // FORMULA was refused above.
-            MeterFunction::Sum | MeterFunction::Formula => Self::Sum(Quantity::ZERO),
+            MeterFunction::Sum => Self::Sum(Quantity::ZERO),
+            MeterFunction::Formula => return Err(RatingError::Unsupported("the state of a FORMULA meter")),
         })
     }
 

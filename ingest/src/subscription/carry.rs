@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use catalog::compiled::{SubscriptionTerms, WindowStatus, WorkspaceCatalog};
 use domain::Instant;
-use rating::{Carry, CompiledBinding, CompiledPrice};
+use rating::{Carry, CompiledBinding, CompiledPrice, Component};
 
 use super::{Judge, WindowSlot, Windows};
 
@@ -71,8 +71,11 @@ fn at_start(judge: &Judge<'_>, carry: Carry, start: Instant) -> Carry {
 
 fn binding_at(catalog: &WorkspaceCatalog, carry: &Carry, start: Instant) -> Option<Arc<CompiledBinding>> {
     let product = catalog.product(carry.binding.product_id)?;
-    let mut bindings = catalog.bindings_of(product, &carry.binding.meter.metric_key, start);
-    bindings.find(|binding| binding.binding_id == carry.binding.binding_id).cloned()
+    let component = |binding: &CompiledBinding| binding.component().map(Component::id);
+    let is_same = |binding: &&Arc<CompiledBinding>| {
+        binding.binding_id == carry.binding.binding_id && component(binding) == component(&carry.binding)
+    };
+    catalog.bindings_of(product, carry.binding.reads(), start).find(is_same).cloned()
 }
 
 fn price_at<'a>(
