@@ -11,7 +11,8 @@ use crate::error::{RatingError, Result};
 use crate::exact::{Exact, Factor};
 use crate::expression::Bindings;
 use crate::filter::FilterTree;
-use crate::meter::{CompiledMeter, MeterState, supported};
+use crate::meter::{CompiledMeter, MeterState};
+use crate::running::supported;
 use crate::span::Span;
 use crate::threshold::{BoundThreshold, Threshold, ThresholdOwner};
 
@@ -74,11 +75,10 @@ impl CompiledBinding {
     /// Checks and compiles a definition.
     ///
     /// # Errors
-    /// `Definition` for a multiplier or thresholds that break a rule, `Unsupported` for windows to come.
+    /// `Definition` for a multiplier or thresholds that break a rule, `Unsupported` for a window that does not go with the meter or the role.
     pub fn compile(definition: BindingDefinition) -> Result<Self> {
-        if let Some(window) = definition.window {
-            supported(window)?;
-        }
+        let window = definition.window.unwrap_or(definition.meter.window);
+        supported(&definition.meter, window, Some(definition.role))?;
         let mut errors = crate::threshold::check(&definition.thresholds);
         let factor = Factor::new(definition.multiplier);
         if factor.is_none() {

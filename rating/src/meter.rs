@@ -11,6 +11,7 @@ use domain::{
 use crate::error::{RatingError, Result};
 use crate::field::{FieldPath, FieldValue};
 use crate::filter::FilterTree;
+use crate::running::supported;
 use crate::span::Span;
 use crate::threshold::Threshold;
 use crate::timeline::Held;
@@ -84,7 +85,7 @@ impl CompiledMeter {
     /// # Errors
     /// `Definition` for paths and thresholds that break a rule, `Unsupported` for functions and windows to come.
     pub fn compile(definition: MeterDefinition) -> Result<Self> {
-        supported(definition.window)?;
+        supported(&definition, definition.window, None)?;
         let mut errors = crate::threshold::check(&definition.thresholds);
         let source = compile_source(&definition, &mut errors);
         let dedup_key = optional_path("dedup_key_path", definition.dedup_key_path.as_deref(), &mut errors);
@@ -153,18 +154,6 @@ fn optional_path(field: &str, text: Option<&str>, errors: &mut Vec<FieldError>) 
         errors.push(FieldError { field: field.into(), code: Code::InvalidFormat, message });
     }
     path
-}
-
-/// Whether a window can be evaluated.
-///
-/// # Errors
-/// `Unsupported` with the name of what cannot.
-pub fn supported(window: Span) -> Result<()> {
-    match window {
-        Span::BillingPeriod | Span::Calendar { .. } | Span::Tumbling { .. } => Ok(()),
-        Span::Sliding { .. } => Err(RatingError::Unsupported("the window kind SLIDING")),
-        Span::Lifetime => Err(RatingError::Unsupported("the window kind LIFETIME")),
-    }
 }
 
 fn compile_source(definition: &MeterDefinition, errors: &mut Vec<FieldError>) -> Option<Source> {
@@ -298,6 +287,28 @@ impl MeterState {
             }
             Self::UniqueCount(count) => *count += u64::from(input.member_is_new),
             Self::TimeWeighted(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Puts the totals of two sets of events together.
+    ///
+    /// # Errors
+    /// `Overflow`; `Unsupported` for UNIQUE_COUNT and TIME_WEIGHTED, whose events know each other.
+    pub(crate) fn merge(&mut self, other: &Self) -> Result<()> {
+        let larger = |a: Option<Quantity>, b: Option<Quantity>| a.max(b);
+        let smaller = |a: Option<Quantity>, b: Option<Quantity>| a.zip(b).map(|(a, b)| a.min(b)).or(a).or(b);
+        match (self, other) {
+            (Self::Count(own), Self::Count(more)) => *own += more,
+            (Self::Sum(own), Self::Sum(more)) => *own = own.checked_add(*more).map_err(|_| SUM_OVERFLOW)?,
+            (Self::Max(own), Self::Max(more)) => *own = larger(*own, *more),
+            (Self::Min(own), Self::Min(more)) => *own = smaller(*own, *more),
+            (Self::Avg { sum, count }, Self::Avg { sum: more, count: further }) => {
+                *sum = sum.checked_add(*more).map_err(|_| SUM_OVERFLOW)?;
+                *count += further;
+            }
+            (Self::Last(own), Self::Last(more)) => *own = (*own).max(*more),
+            _ => return Err(RatingError::Unsupported("a total of this meter in a window that goes on")),
         }
         Ok(())
     }

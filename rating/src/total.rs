@@ -17,6 +17,7 @@ use crate::error::{RatingError, Result};
 use crate::exact::Exact;
 use crate::expression::{Basis, Inputs, PeriodFacts};
 use crate::pricing::{CompiledPrice, Walk, walk_with};
+use crate::running::{CARRIED, is_running, is_within, merged};
 
 /// How the totals of one product and metric are charged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,10 +166,15 @@ fn group_of(entry: &Entry) -> impl Ord + '_ {
     let price = entry.price.as_ref();
     (
         (unbilled, binding.product_id, binding.meter.metric_key.as_str()),
-        (entry.segment_start, price.and_then(|price| price.price_key.as_deref()), entry.wallet_currency),
+        (segment_of(entry), price.and_then(|price| price.price_key.as_deref()), entry.wallet_currency),
         (entry.unit_currency, price.map(|price| price.version_id)),
         entry.variables.as_ref().map(|variables| (variables.values(), variables.hash())),
     )
+}
+
+/// What was carried into a window stands together with its own totals.
+fn segment_of(entry: &Entry) -> Instant {
+    if is_running(entry) { CARRIED } else { entry.segment_start }
 }
 
 fn order_of(entry: &Entry) -> impl Ord + '_ {
@@ -195,11 +201,26 @@ impl From<Option<Instant>> for Reading {
 fn group_quantity(group: &[&Entry], reading: &Reading) -> Result<Exact> {
     if let [entry] = group
         && entry.binding.component().is_none()
+        && !is_running(entry)
     {
         return entry.quantity(reading.until);
     }
-    let mut sub_windows = group.chunk_by(|a, b| a.sub_window == b.sub_window);
-    sub_windows.try_fold(Exact::ZERO, |sum, parts| sum.checked_add(sub_window_quantity(parts, reading)?))
+    if !group.iter().any(|entry| is_running(entry)) {
+        let mut sub_windows = group.chunk_by(|a, b| a.sub_window == b.sub_window);
+        return sub_windows.try_fold(Exact::ZERO, |sum, parts| sum.checked_add(sub_window_quantity(parts, reading)?));
+    }
+    let running = group.iter().copied().filter(|entry| is_running(entry));
+    let running: Run<'_> = running.filter(|entry| reading.until.is_none_or(|end| is_within(entry, end))).collect();
+    let going_on = if running.is_empty() { Exact::ZERO } else { running_quantity(&running)? };
+    // Others are there where a version has changed the kind of window.
+    let rest: Run<'_> = group.iter().copied().filter(|entry| !is_running(entry)).collect();
+    if rest.is_empty() { Ok(going_on) } else { going_on.checked_add(group_quantity(&rest, reading)?) }
+}
+
+/// Quantity of a window that goes on: what was carried and what was counted is one set of events.
+fn running_quantity(entries: &[&Entry]) -> Result<Exact> {
+    let merged = merged(entries)?;
+    part_quantity(&merged.iter().collect::<Run<'_>>(), None)
 }
 
 fn sub_window_quantity(parts: &[&Entry], reading: &Reading) -> Result<Exact> {

@@ -19,6 +19,7 @@ use crate::expression::{Basis, PeriodFacts, RateTables};
 use crate::member::{MemberRow, Members};
 use crate::meter::{LastKey, MeterInput, MeterState};
 use crate::pricing::CompiledPrice;
+use crate::span::Span;
 use crate::state::{EntryRecord, ReportRecord, StateError, encode_report};
 use crate::threshold::{Breach, Evaluation, FiredThreshold, evaluate};
 use crate::timeline::{self, Chain, Held, Neighbours, Point, Timeline};
@@ -84,15 +85,15 @@ pub type Place = (BindingId, Option<Instant>);
 /// The state of one metering window of one subscription.
 #[derive(Clone, Debug, Default)]
 pub struct WindowState {
-    entries: Vec<Entry>,
+    pub(crate) entries: Vec<Entry>,
     /// Fingerprints of the keys of `entries`, side by side: a hundred price keys are searched in a few cache lines.
-    fingerprints: Vec<u64>,
+    pub(crate) fingerprints: Vec<u64>,
     observed: Vec<Observed>,
     members: Vec<(MeterId, Members)>,
     /// Keys with rows of their own that changed since the last checkpoint.
-    changed: Vec<usize>,
+    pub(crate) changed: Vec<usize>,
     /// Rows of a state that this one superseded.
-    gone: Vec<MemberRow>,
+    pub(crate) gone: Vec<MemberRow>,
     /// Reports of TIME_WEIGHTED meters.
     timelines: Vec<(Chain, MeterId, Timeline)>,
 }
@@ -280,7 +281,11 @@ impl WindowState {
         input.member_is_new = distinct.is_some_and(|hash| self.member_count(meter_id, hash) == 0);
         state.apply(&input)?;
         let report = if is_held { Some(self.report(&target, &key, &input, &mut state)?) } else { None };
-        let (members, evaluated) = (distinct.into_iter().chain(dedup).collect(), part.unwrap_or(target.window));
+        let members = distinct.into_iter().chain(dedup).collect();
+        let evaluated = match binding.span() {
+            Span::Sliding { size } => Period { start: event.timestamp - size, end: event.timestamp },
+            _ => part.unwrap_or(target.window),
+        };
         let evaluation = Evaluation::default();
         let mut prepared = Prepared {
             key,
@@ -441,11 +446,12 @@ impl WindowState {
         !self.timelines.is_empty()
     }
 
-    /// Takes over what `old`, another state of the same window, held where it begins.
+    /// Takes over what `old`, another state of the same window, had where it begins.
     ///
     /// # Errors
     /// As [`WindowState::carry_in`].
     pub fn inherit(&mut self, old: &Self, window_start: Instant) -> Result<()> {
+        self.carry_running(old.carried())?;
         let at = timeline::carried_at(window_start);
         for (_, _, timeline) in &old.timelines {
             if let Some(carry) = timeline.get(at).and_then(|point| old.carry_of(&point)) {
@@ -547,6 +553,14 @@ impl WindowState {
 
     /// Evaluates the thresholds of the binding on its value before and after the event (rule C3).
     fn observe(&self, prepared: &mut Prepared<'_>) -> Result<()> {
+        let binding = prepared.target.binding;
+        if matches!(binding.span(), Span::Sliding { .. }) {
+            if let Some((before, after)) = self.slid(binding, prepared.evaluated, &prepared.entry())? {
+                let allowance = prepared.target.allowance;
+                prepared.evaluation = evaluate(binding, prepared.evaluated, before, after, allowance, &[])?;
+            }
+            return Ok(());
+        }
         let known = self.observed_at(prepared.place()).map(|index| &self.observed[index]);
         let after = self.observed_after(prepared, known)?;
         self.judge(prepared, after)
@@ -582,7 +596,8 @@ impl WindowState {
 
     fn observed_after(&self, prepared: &Prepared<'_>, known: Option<&Observed>) -> Result<Exact> {
         let neighbour = prepared.report.as_ref().and_then(|report| report.neighbour);
-        if let Some(known) = known.filter(|known| !known.is_split && neighbour.is_none())
+        let is_sum = |known: &&Observed| !known.is_split && !prepared.target.binding.span().is_running();
+        if let Some(known) = known.filter(is_sum).filter(|_| neighbour.is_none())
             && let Some(slot) = prepared.slot
         {
             let before = self.entries[slot].quantity(None)?;
@@ -625,7 +640,7 @@ impl WindowState {
         Counted { key, breaches: evaluation.breaches }
     }
 
-    fn mark_changed(&mut self, index: usize) {
+    pub(crate) fn mark_changed(&mut self, index: usize) {
         let entry = &mut self.entries[index];
         if entry.is_row() && !entry.is_changed {
             entry.is_changed = true;
@@ -655,13 +670,13 @@ impl WindowState {
         &mut self.observed[index]
     }
 
-    fn push(&mut self, entry: Entry, fingerprint: u64) -> usize {
+    pub(crate) fn push(&mut self, entry: Entry, fingerprint: u64) -> usize {
         self.entries.push(entry);
         self.fingerprints.push(fingerprint);
         self.entries.len() - 1
     }
 
-    fn find(&self, key: &RatingKey) -> Option<usize> {
+    pub(crate) fn find(&self, key: &RatingKey) -> Option<usize> {
         let wanted = key.fingerprint();
         let same = self.fingerprints.iter().enumerate().filter(|(_, fingerprint)| **fingerprint == wanted);
         same.map(|(index, _)| index).find(|index| self.entries[*index].key() == *key)
@@ -705,6 +720,7 @@ impl WindowState {
 
     /// Rows that changed since the last call, with their present counts: what a checkpoint writes (rule C6).
     pub fn take_changed_rows(&mut self) -> Vec<MemberRow> {
+        self.drop_old_steps();
         let mut rows = std::mem::take(&mut self.gone);
         for (meter_id, members) in &mut self.members {
             let meter_id = *meter_id;
@@ -776,8 +792,10 @@ impl WindowState {
         for (place, fired) in fired {
             window.observed_slot(place, false).fired.push(fired);
         }
-        let watched = window.entries.iter().filter(|entry| !entry.binding.bound_thresholds().is_empty());
-        let watched: BTreeSet<Place> = watched.map(place_of).collect();
+        let is_watched = |entry: &&Entry| {
+            !entry.binding.bound_thresholds().is_empty() && !matches!(entry.binding.span(), Span::Sliding { .. })
+        };
+        let watched: BTreeSet<Place> = window.entries.iter().filter(is_watched).map(place_of).collect();
         for place in watched {
             let value = combined(window.entries_at(place))?;
             window.observed_slot(place, true).value = value;
@@ -787,6 +805,25 @@ impl WindowState {
 }
 
 impl WindowState {
+    /// Reads the observed value of a place from the totals again, where it is kept.
+    pub(crate) fn observe_anew(&mut self, place: Place) -> Result<()> {
+        if self.observed_at(place).is_some() {
+            let value = combined(self.entries_at(place))?;
+            self.observed_slot(place, true).value = value;
+        }
+        Ok(())
+    }
+
+    /// Takes over thresholds that have fired.
+    pub(crate) fn take_fired(&mut self, fired: Vec<(Place, FiredThreshold)>) {
+        for (place, fired) in fired {
+            let known = &mut self.observed_slot(place, false).fired;
+            if !known.contains(&fired) {
+                known.push(fired);
+            }
+        }
+    }
+
     fn load_reports(&mut self, reports: impl IntoIterator<Item = ReportRecord>) -> Result<()> {
         let mut keys: HashMap<u128, (RatingKey, MeterId)> = HashMap::new();
         for ReportRecord { chain, key_hash, at, value } in reports {
@@ -817,12 +854,12 @@ fn is_rated_together(a: &Entry, b: &Entry) -> bool {
     RatingKey { binding_version_id, meter_version_id, ..b.key() } == a.key()
 }
 
-fn place_of(entry: &Entry) -> Place {
+pub(crate) fn place_of(entry: &Entry) -> Place {
     (entry.binding.binding_id, entry.sub_window)
 }
 
 /// The row of a key that has one.
-fn row_of(entry: &Entry, count: u64) -> MemberRow {
+pub(crate) fn row_of(entry: &Entry, count: u64) -> MemberRow {
     let (meter_id, hash) = (entry.binding.meter.meter_id, entry.key().row_hash());
     MemberRow { meter_id, hash, count, data: Some(EntryRecord::of(entry).encode()) }
 }

@@ -2,6 +2,7 @@
 
 mod combining;
 mod fixture;
+mod going_on;
 mod pricing;
 mod reserving;
 mod settling;

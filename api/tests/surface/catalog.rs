@@ -265,7 +265,10 @@ async fn meters_are_compiled_when_they_are_made() {
         let fields = meter(more.clone()).await.bad_fields();
         assert_eq!(fields[0].0, field, "{more}: {fields:?}");
     }
-    for unsupported in [json!({"window": {"kind": "SLIDING", "size": "1h"}}), json!({"window": {"kind": "LIFETIME"}})] {
+    for unsupported in [
+        json!({"window": {"kind": "SLIDING", "size": "1h"}, "dedup_key_path": "dimension_vars.id"}),
+        json!({"window": {"kind": "LIFETIME"}, "function": "TIME_WEIGHTED"}),
+    ] {
         meter(unsupported).await.problem(422, "BUSINESS_RULE_VIOLATION");
     }
     let filter = json!({"root": {"field": "dimension_vars.model", "operator": "IN", "value": ["large", "small"]}});
