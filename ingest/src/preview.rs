@@ -14,8 +14,8 @@ use domain::{
     SubscriptionId, UsageEvent, VersionId,
 };
 use rating::{
-    BindingDefinition, Bindings, CompiledBinding, CompiledMeter, Exact, Outcome, PeriodFacts, RatingInput, Target,
-    WindowState,
+    BindingDefinition, Bindings, CompiledBinding, CompiledMeter, Component, Exact, Outcome, PeriodFacts, RatingInput,
+    Target, WindowState,
 };
 use rust_decimal::Decimal;
 use serde::Serialize;
@@ -120,18 +120,19 @@ pub async fn preview(
     id: MeterId,
     request: MeterPreviewRequest,
 ) -> Result<MeterPreview> {
-    let (meter, compiled) = meter::compiled(scope, conn, id, request.draft).await.map_err(of_draft)?;
+    let (meter, readers) = meter::compiled(scope, conn, id, request.draft).await.map_err(of_draft)?;
+    let bindings = readers.into_iter().map(|reader| bind(reader, request.since)).collect::<Result<Vec<_>>>()?;
     let window = Period { start: request.since, end: request.until.unwrap_or_else(|| scope.now()) };
     let filter = EventFilter {
         customer_ids: request.customer_id.map(|id| vec![id]),
         subscription_ids: request.subscription_id.map(|id| vec![id]),
-        metric_keys: vec![meter.metric_key.clone()],
+        metric_keys: bindings.iter().map(|binding| binding.reads().to_owned()).collect(),
         occurred_after: Some(window.start),
         occurred_before: Some(window.end),
         ..EventFilter::default()
     };
     let events = stored(scope, usage, &filter).await?;
-    evaluate(&meter, compiled, window, &events)
+    evaluate(&meter, &bindings, window, &events)
 }
 
 /// In the order in which they were accepted, which decides about dedup keys; without voided ones.
@@ -152,13 +153,14 @@ async fn stored(scope: &Scope, usage: &Arc<dyn UsageStore>, filter: &EventFilter
     }
 }
 
-fn evaluate(meter: &Meter, compiled: CompiledMeter, window: Period, events: &[UsageEvent]) -> Result<MeterPreview> {
-    let binding = Arc::new(CompiledBinding::compile(BindingDefinition {
+/// A binding of its own for what reads the events.
+fn bind((meter, component): (CompiledMeter, Option<Component>), since: Instant) -> Result<Arc<CompiledBinding>> {
+    let definition = BindingDefinition {
         binding_id: BindingId(Uuid::nil()),
         version_id: VersionId(Uuid::nil()),
-        effective_from: window.start,
+        effective_from: since,
         product_id: ProductId(Uuid::nil()),
-        meter: Arc::new(compiled),
+        meter: Arc::new(meter),
         role: BindingRole::Informational,
         filter: None,
         multiplier: Decimal::ONE,
@@ -166,9 +168,21 @@ fn evaluate(meter: &Meter, compiled: CompiledMeter, window: Period, events: &[Us
         window: None,
         variable: None,
         formula_bindings: Bindings::new(),
-    })?);
-    let target = Target {
-        binding: &binding,
+    };
+    Ok(Arc::new(match component {
+        Some(component) => CompiledBinding::compile_component(definition, component)?,
+        None => CompiledBinding::compile(definition)?,
+    }))
+}
+
+fn evaluate(
+    meter: &Meter,
+    bindings: &[Arc<CompiledBinding>],
+    window: Period,
+    events: &[UsageEvent],
+) -> Result<MeterPreview> {
+    let target = |binding| Target {
+        binding,
         price: None,
         segment_start: window.start,
         allowance: None,
@@ -180,13 +194,16 @@ fn evaluate(meter: &Meter, compiled: CompiledMeter, window: Period, events: &[Us
     let (mut whole, mut excluded_count) = (WindowState::new(), 0);
     let mut groups: BTreeMap<(usize, String), WindowState> = BTreeMap::new();
     for event in events {
-        if !matches!(whole.apply(event, target), Ok(Outcome::Counted(_))) {
+        let readers = bindings.iter().filter(|binding| binding.reads() == event.metric_key);
+        let targets: Vec<Target<'_>> = readers.map(target).collect();
+        let outcomes = whole.apply_all(event, &targets).unwrap_or_default();
+        if !outcomes.iter().any(|outcome| matches!(outcome, Outcome::Counted(_))) {
             excluded_count += 1;
             continue;
         }
         for (place, dimension) in meter.dimensions.iter().enumerate() {
             let Some(value) = event.dimension_vars.get(dimension).map(VarValue::to_string) else { continue };
-            groups.entry((place, value)).or_default().apply(event, target)?;
+            groups.entry((place, value)).or_default().apply_all(event, &targets)?;
         }
     }
     let event_count = events.len() as u64 - excluded_count;

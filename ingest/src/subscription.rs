@@ -18,7 +18,7 @@ use domain::{
     VersionId,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use rating::{Breach, CompiledBinding, Outcome, RatingError, RatingInput, Target, WindowState};
+use rating::{Breach, CompiledBinding, Outcome, RatingError, RatingInput, Span, Target, WindowState};
 use smallvec::SmallVec;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -277,6 +277,15 @@ impl Windows {
             Err(verdict) => return verdict,
         };
         let verdict = match self.place(judge.terms, event, &resolved) {
+            Ok((index, late)) if resolved.iter().any(|one| goes_on(one.binding)) => {
+                let start = self.slots[index].window.start;
+                self.carry_over(judge); // its thresholds see what was counted before this window
+                let index = self.slots.iter().position(|slot| slot.window.start == start).unwrap_or(index);
+                let verdict = self.apply(judge, incoming, &resolved, index, late);
+                let verdict = self.once_in_a_life(judge.terms, index, verdict);
+                self.carry_over(judge);
+                verdict
+            }
             Ok((index, late)) => self.apply(judge, incoming, &resolved, index, late),
             Err(verdict) => verdict,
         };
@@ -411,6 +420,29 @@ impl Windows {
         }
     }
 
+    /// A LIFETIME window begins with the subscription. Where several billing windows are open, a threshold that has fired in
+    /// one of them does not fire in another one.
+    fn once_in_a_life(&self, terms: &SubscriptionTerms, index: usize, verdict: Verdict) -> Verdict {
+        let Verdict::Counted { window_start, late, mut breaches } = verdict else { return verdict };
+        let has_fired = |breach: &Breach| {
+            let others =
+                self.slots.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, slot)| &slot.state);
+            let mut fired = others.flat_map(WindowState::fired);
+            fired.any(|((binding_id, _), fired)| {
+                binding_id == breach.binding.binding_id
+                    && (fired.owner, fired.name.as_str()) == (breach.owner, breach.threshold_name.as_str())
+            })
+        };
+        breaches.retain_mut(|breach| {
+            if breach.binding.span() != Span::Lifetime {
+                return true;
+            }
+            breach.window.start = terms.started_at;
+            breach.rearms() || !has_fired(breach)
+        });
+        Verdict::Counted { window_start, late, breaches }
+    }
+
     fn control(&mut self, judge: &Judge<'_>, control: &Control, position: Position) {
         let window = Period { start: control.window_start, end: control.window_end };
         let is_known = self.slots.iter().any(|slot| slot.window.start == window.start);
@@ -463,6 +495,11 @@ impl Windows {
     }
 }
 
+/// Whether its totals go on over billing windows.
+fn goes_on(binding: &CompiledBinding) -> bool {
+    binding.role != BindingRole::Primary && binding.span().is_running()
+}
+
 /// Below this an amount cannot come near the range of money (10²⁰), whatever the tiers do.
 const AMOUNT_SAFE: u128 = 100_000_000_000_000_000;
 
@@ -475,7 +512,7 @@ fn units(quantity: Quantity) -> u128 {
 /// check is paid for by large events only.
 fn is_safe(magnitude: u128, target: &Target<'_>, rates: &mut Rates) -> bool {
     let Some(price) = target.price else { return true };
-    if price.has_expressions() {
+    if price.has_expressions() || target.binding.component().is_some() {
         return true; // rating evaluates the key of each such event, and refuses amounts that are as large
     }
     if target.binding.meter.value_field.as_deref().is_some_and(|field| field != "quantity") {

@@ -2,6 +2,7 @@
 //! code that counts those of the log, from the state that the last checkpoint wrote; nothing is stored. Simulations and
 //! reservations ask it, so both tell the figures of the invoice (promise 5).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use catalog::compiled::{Snapshots, StoredWindow, SubscriptionTerms, WindowStatus, WorkspaceCatalog};
@@ -62,11 +63,16 @@ impl Trial {
         Ok(Self { catalog, terms, windows: initial.into() })
     }
 
-    /// The running totals of one metric in a window, as bytes.
+    /// The running totals that usage of one metric changes in a window, and those that are rated with them, as bytes.
     #[must_use]
     pub fn encode_metric(&self, start: Instant, product_id: ProductId, metric_key: &str) -> Vec<u8> {
         let Some(slot) = self.windows.starting(start) else { return WindowRecord::default().encode() };
-        let is_wanted = |entry: &rating::Entry| entry.product_id() == product_id && entry.metric_key() == metric_key;
+        // Usage of a meter that FORMULA meters name stands on their lines.
+        let product = self.catalog.product(product_id);
+        let timelines = product.iter().flat_map(|product| &product.bindings).filter(|t| t.metric_key == metric_key);
+        let bindings = timelines.flat_map(|timeline| &timeline.versions).map(|(_, _, binding)| binding);
+        let lines: HashSet<&str> = bindings.map(|binding| binding.meter.metric_key.as_str()).collect();
+        let is_wanted = |entry: &rating::Entry| entry.product_id() == product_id && lines.contains(entry.metric_key());
         slot.state.record_of(is_wanted).encode()
     }
 

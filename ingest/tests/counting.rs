@@ -99,6 +99,38 @@ async fn c6_sub_windows_survive_a_kill() {
     assert_eq!(world.totals(period_start()).await.1, 5);
 }
 
+/// meters.md 5, MeterFormula: the totals of the meters that a formula combines are kept apart, and each day has its result.
+#[tokio::test(flavor = "multi_thread")]
+async fn c1_formulas_survive_a_kill() {
+    let variables = json!([{"name": "s", "meter_key": "calls"}, {"name": "n", "meter_key": "seats"}]);
+    let meter = json!({
+        "function": "FORMULA", "formula": {"expression": "s / n", "variables": variables},
+        "window": {"kind": "CALENDAR", "unit": "DAY"},
+    });
+    let mut world = World::idle(meter, json!({})).await;
+    world.meter("calls", "SUM").await;
+    world.meter("seats", "COUNT").await;
+    world.run().await;
+    let (first, second) = (JANUARY, "2026-01-16T00:00:00Z");
+    for (key, metric, quantity, day, result) in [
+        ("a", "calls", "6", first, "0"), // divided by zero
+        ("b", "seats", "1", first, "6"),
+        ("c", "seats", "1", first, "3"),
+        ("d", "calls", "5", second, "3"),
+        ("e", "seats", "1", second, "8"),
+        ("f", "calls", "0.5", first, "8.25"),
+    ] {
+        world.restart(false).await;
+        let mut event = world.event(key, quantity, day);
+        event["metric_key"] = json!(metric);
+        world.accept(&[event]).await;
+        world.settle().await;
+        assert_eq!(world.totals(period_start()).await.0, result, "{key}");
+    }
+    assert_eq!(world.count("SELECT count(*) FROM meter_member WHERE data IS NOT NULL").await, 4);
+    assert_eq!(world.totals(period_start()).await.1, 6);
+}
+
 /// usage.md 5, Meter-level dedup, over a kill: the value counts once, and the repeat is kept without changing a total.
 #[tokio::test(flavor = "multi_thread")]
 async fn c6_dedup_keys_survive_a_kill() {

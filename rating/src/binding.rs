@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use domain::error::FieldErrorCode as Code;
-use domain::{BindingId, BindingRole, FieldError, Instant, ProductId, UsageEvent, VersionId};
+use domain::{BindingId, BindingRole, FieldError, Instant, ProductId, Quantity, UsageEvent, VersionId};
 use rust_decimal::Decimal;
 
+use crate::component::Component;
 use crate::error::{RatingError, Result};
 use crate::exact::{Exact, Factor};
 use crate::expression::Bindings;
 use crate::filter::FilterTree;
-use crate::meter::{CompiledMeter, MeterState, supported};
+use crate::meter::{CompiledMeter, MeterState};
+use crate::running::supported;
 use crate::span::Span;
 use crate::threshold::{BoundThreshold, Threshold, ThresholdOwner};
 
@@ -47,9 +49,19 @@ pub struct BindingDefinition {
 #[derive(Clone, Debug, PartialEq)]
 pub struct CompiledBinding {
     definition: BindingDefinition,
+    /// What the state of the meter is multiplied with.
     factor: Factor,
+    /// Of a FORMULA meter: `meter` then is the FORMULA meter with function, filter and paths of one of those that it names.
+    component: Option<Box<PartOfFormula>>,
     /// The meter's and the binding's, in ascending value.
     thresholds: Vec<BoundThreshold>,
+}
+
+/// A component, and what the result of its formula is multiplied with.
+#[derive(Clone, Debug, PartialEq)]
+struct PartOfFormula {
+    component: Component,
+    factor: Factor,
 }
 
 impl std::ops::Deref for CompiledBinding {
@@ -63,11 +75,10 @@ impl CompiledBinding {
     /// Checks and compiles a definition.
     ///
     /// # Errors
-    /// `Definition` for a multiplier or thresholds that break a rule, `Unsupported` for windows to come.
+    /// `Definition` for a multiplier or thresholds that break a rule, `Unsupported` for a window that does not go with the meter or the role.
     pub fn compile(definition: BindingDefinition) -> Result<Self> {
-        if let Some(window) = definition.window {
-            supported(definition.meter.function, window)?;
-        }
+        let window = definition.window.unwrap_or(definition.meter.window);
+        supported(&definition.meter, window, Some(definition.role))?;
         let mut errors = crate::threshold::check(&definition.thresholds);
         let factor = Factor::new(definition.multiplier);
         if factor.is_none() {
@@ -81,10 +92,47 @@ impl CompiledBinding {
                     definition.meter.thresholds.iter().map(bound(ThresholdOwner::Meter)).collect();
                 thresholds.extend(definition.thresholds.iter().map(bound(ThresholdOwner::Binding)));
                 thresholds.sort_by_key(|bound| bound.threshold.value); // stable: the meter's first
-                Ok(Self { definition, factor, thresholds })
+                Ok(Self { definition, factor, component: None, thresholds })
             }
             _ => Err(RatingError::Definition(errors)),
         }
+    }
+
+    /// The same for one component of a binding of a FORMULA meter: its totals are multiplied after the formula.
+    ///
+    /// # Errors
+    /// As [`CompiledBinding::compile`].
+    pub fn compile_component(definition: BindingDefinition, component: Component) -> Result<Self> {
+        let Self { definition, factor, thresholds, .. } = Self::compile(definition)?;
+        let part = PartOfFormula { component, factor };
+        Ok(Self { definition, factor: Factor::ONE, component: Some(Box::new(part)), thresholds })
+    }
+
+    /// Its part in a FORMULA meter; `None` for a meter that is bound itself.
+    #[must_use]
+    pub fn component(&self) -> Option<&Component> {
+        self.component.as_ref().map(|part| &part.component)
+    }
+
+    /// Metric of the events that it reads. The lines are those of `meter.metric_key`.
+    #[must_use]
+    pub fn reads(&self) -> &str {
+        self.component().map_or(&self.meter.metric_key, Component::metric_key)
+    }
+
+    /// The version of the meter that is bound.
+    #[must_use]
+    pub fn meter_version_id(&self) -> VersionId {
+        let formula = self.component().and_then(|component| component.path().first());
+        formula.map_or(self.meter.version_id, |step| step.formula.version_id())
+    }
+
+    /// Result of the formula × multiplier, exactly.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub(crate) fn multiplied(&self, result: Quantity) -> Result<Exact> {
+        self.component.as_ref().map_or(self.factor, |part| part.factor).apply(result)
     }
 
     /// Whether meter filter and binding filter hold.

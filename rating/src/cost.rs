@@ -3,11 +3,15 @@
 //! A cost is an amount like any other: formed exactly, rounded once at its currency's exponent, half away from zero. One in
 //! another currency than the line is then converted with the rate of the line and rounded there.
 
+use std::sync::Arc;
+
 use domain::{Currency, Money, Quantity};
 use rust_decimal::Decimal;
 
 use crate::error::{RatingError, Result};
 use crate::exact::Exact;
+use crate::formula::{Environment, Formula, Number, Value, Variable};
+use crate::rate_table::RateTable;
 use crate::wide::{U256, div_half_up, power_of_ten, signed};
 
 /// Fraction digits of a margin.
@@ -16,7 +20,7 @@ const MARGIN_SCALE: u32 = 12;
 const COST: RatingError = RatingError::Overflow("the cost");
 
 /// How a cost of a line is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum CostRule {
     /// Amount per line and period.
     Fixed(Decimal, Currency),
@@ -24,6 +28,9 @@ pub enum CostRule {
     PerUnit(Decimal, Currency),
     /// Percentage of the line's revenue: `2.9` is 2.9 %.
     Percentage(Decimal),
+    /// What a formula of [`crate::formula::Place::Cost`] gives: an amount in a currency, or else in that of the line. It may
+    /// be negative, as that of a percentage of a credit.
+    Formula(Arc<Formula>, Option<Currency>),
     /// What the rated events cost elsewhere.
     External,
 }
@@ -53,7 +60,7 @@ pub struct LineCost {
 /// Cost and margin of a line. `rate` gives the price of one unit of another currency in the line's.
 ///
 /// # Errors
-/// `CurrencyMismatch` where a rate is missing; `Overflow`.
+/// `CurrencyMismatch` where a rate is missing; `Formula` where one has no result; `Overflow`.
 pub fn line_cost(
     line: &CostedLine<'_>,
     rules: &[CostRule],
@@ -63,12 +70,13 @@ pub fn line_cost(
     let here = |amount: Money| convert(amount, currency, &rate);
     let mut parts = Vec::with_capacity(rules.len());
     for rule in rules {
-        parts.push(match *rule {
-            CostRule::Fixed(amount, currency) => here(Money::round(amount, currency).map_err(|_| COST)?)?,
-            CostRule::PerUnit(amount, currency) => here(per_unit(amount, currency, line.quantity)?)?,
+        parts.push(match rule {
+            CostRule::Fixed(amount, currency) => here(Money::round(*amount, *currency).map_err(|_| COST)?)?,
+            CostRule::PerUnit(amount, currency) => here(per_unit(*amount, *currency, line.quantity)?)?,
             CostRule::Percentage(percentage) => {
-                product(minor(line.revenue)?, percentage, power_of_ten(2).ok_or(COST)?, currency)?
+                product(minor(line.revenue)?, *percentage, power_of_ten(2).ok_or(COST)?, currency)?
             }
+            CostRule::Formula(formula, of) => here(rounded(&formula.evaluate(line)?, of.unwrap_or(currency))?)?,
             CostRule::External => {
                 let amounts =
                     line.external.iter().map(|(sum, currency)| here(per_unit(Decimal::ONE, *currency, (*sum).into())?));
@@ -78,6 +86,27 @@ pub fn line_cost(
     }
     let cost = sum(currency, parts.iter().copied().map(Ok))?;
     Ok(LineCost { margin: margin(line.revenue, cost)?, parts, cost })
+}
+
+/// What formulas of costs read (costs.md, decided rule 2).
+impl Environment for CostedLine<'_> {
+    fn variable(&self, variable: &Variable) -> Option<Value<'_>> {
+        match variable.name.as_str() {
+            "quantity" => Some(Number::from(self.quantity).into()),
+            "revenue" => Some(Number::from(self.revenue.amount()).into()),
+            _ => None,
+        }
+    }
+
+    fn table(&self, _: &str) -> Option<&RateTable> {
+        None
+    }
+}
+
+/// A result as an amount, half away from zero.
+fn rounded(result: &Number, currency: Currency) -> Result<Money> {
+    let minor = result.rounded(currency.exponent())?.to_units(currency.exponent()).ok_or(COST)?;
+    Money::from_minor(minor, currency).map_err(|_| COST)
 }
 
 fn sum(currency: Currency, amounts: impl Iterator<Item = Result<Money>>) -> Result<Money> {

@@ -297,16 +297,22 @@ pub(crate) fn member_hash(binding: &CompiledBinding, key: &RatingKey, value: Fie
     if let Some(variables) = key.variables {
         bytes.extend_from_slice(&variables.to_le_bytes());
     }
+    if let Some(component) = binding.component() {
+        bytes.extend_from_slice(&component.part_id().to_le_bytes());
+    }
     xxh3_128(&bytes)
 }
 
 /// What a value of `dedup_key_path` is counted once under: per meter, subscription and window (usage.md), whichever the
-/// binding.
-pub(crate) fn dedup_hash(sub_window: Option<Instant>, value: FieldValue<'_>) -> u128 {
+/// binding; for each component of a FORMULA meter apart.
+pub(crate) fn dedup_hash(binding: &CompiledBinding, sub_window: Option<Instant>, value: FieldValue<'_>) -> u128 {
     let mut bytes = SmallVec::<[u8; 128]>::new();
     bytes.extend_from_slice(b"dedup key");
     bytes.extend_from_slice(&sub_window.map_or(i64::MIN, |start| start.timestamp_micros()).to_le_bytes());
     push_value(&mut bytes, value);
+    if let Some(component) = binding.component() {
+        bytes.extend_from_slice(&component.id().to_le_bytes());
+    }
     xxh3_128(&bytes)
 }
 

@@ -198,6 +198,9 @@ pub(crate) struct Factor {
 }
 
 impl Factor {
+    /// Leaves everything as it is.
+    pub(crate) const ONE: Self = Self { mantissa: 1, scale: 0 };
+
     /// `None` when it is not positive or has too many digits.
     pub(crate) fn new(value: Decimal) -> Option<Self> {
         let units = Quantity::try_from_decimal(value).ok()?.units();

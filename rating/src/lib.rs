@@ -11,6 +11,7 @@
 
 pub mod allowance;
 pub mod binding;
+pub mod component;
 pub mod cost;
 pub mod entry;
 pub mod error;
@@ -23,6 +24,7 @@ pub mod member;
 pub mod meter;
 pub mod pricing;
 pub mod rate_table;
+pub mod running;
 pub mod span;
 pub mod state;
 pub mod threshold;
@@ -33,6 +35,7 @@ pub mod window;
 
 pub use allowance::Allowance;
 pub use binding::{BindingDefinition, CompiledBinding};
+pub use component::{Component, MeterFormula, Step};
 pub use cost::{CostRule, CostedLine, LineCost, line_cost};
 pub use entry::{Entry, RatingKey, Variables};
 pub use error::{RatingError, Result};
@@ -44,8 +47,9 @@ pub use member::{MemberRow, Members};
 pub use meter::{CompiledMeter, MeterDefinition, MeterInput, MeterState};
 pub use pricing::{CompiledPrice, PriceDefinition, PriceFormula, Tier, TierContribution, Walk, total, walk, walk_with};
 pub use rate_table::{RateTable, RateTableDefinition};
+pub use running::Running;
 pub use span::Span;
 pub use state::{StateError, Versions, WindowRecord};
 pub use threshold::{Breach, Threshold, ThresholdAction, ThresholdOwner};
-pub use total::{Accrual, Atom, Rated, RatedLine, RatingInput, Terms};
+pub use total::{Accrual, Atom, Finding, Rated, RatedLine, RatingInput, Terms};
 pub use window::{Carry, Counted, Outcome, Target, WindowState};

@@ -11,6 +11,7 @@ use domain::{
 use crate::error::{RatingError, Result};
 use crate::field::{FieldPath, FieldValue};
 use crate::filter::FilterTree;
+use crate::running::supported;
 use crate::span::Span;
 use crate::threshold::Threshold;
 use crate::timeline::Held;
@@ -84,7 +85,7 @@ impl CompiledMeter {
     /// # Errors
     /// `Definition` for paths and thresholds that break a rule, `Unsupported` for functions and windows to come.
     pub fn compile(definition: MeterDefinition) -> Result<Self> {
-        supported(definition.function, definition.window)?;
+        supported(&definition, definition.window, None)?;
         let mut errors = crate::threshold::check(&definition.thresholds);
         let source = compile_source(&definition, &mut errors);
         let dedup_key = optional_path("dedup_key_path", definition.dedup_key_path.as_deref(), &mut errors);
@@ -155,36 +156,14 @@ fn optional_path(field: &str, text: Option<&str>, errors: &mut Vec<FieldError>) 
     path
 }
 
-/// Whether a function and a window can be evaluated.
-///
-/// # Errors
-/// `Unsupported` with the name of what cannot.
-pub fn supported(function: MeterFunction, window: Span) -> Result<()> {
-    match function {
-        MeterFunction::Formula => return Err(RatingError::Unsupported("the meter function FORMULA")),
-        MeterFunction::Count
-        | MeterFunction::Sum
-        | MeterFunction::Max
-        | MeterFunction::Min
-        | MeterFunction::Avg
-        | MeterFunction::Last
-        | MeterFunction::TimeWeighted
-        | MeterFunction::UniqueCount => {}
-    }
-    match window {
-        Span::BillingPeriod | Span::Calendar { .. } | Span::Tumbling { .. } => Ok(()),
-        Span::Sliding { .. } => Err(RatingError::Unsupported("the window kind SLIDING")),
-        Span::Lifetime => Err(RatingError::Unsupported("the window kind LIFETIME")),
-    }
-}
-
 fn compile_source(definition: &MeterDefinition, errors: &mut Vec<FieldError>) -> Option<Source> {
     let mut refuse = |field: &str, code, message: &str| {
         errors.push(FieldError { field: field.into(), code, message: message.into() });
         None
     };
     match definition.function {
-        MeterFunction::Count => Some(Source::Event),
+        // What a FORMULA meter combines reads the events (`crate::component`).
+        MeterFunction::Count | MeterFunction::Formula => Some(Source::Event),
         MeterFunction::UniqueCount => match definition.unique_by_field.as_deref() {
             None => refuse("unique_by_field", Code::Required, "is required by UNIQUE_COUNT"),
             Some(text) => FieldPath::parse(text)
@@ -258,7 +237,6 @@ impl MeterState {
     /// # Errors
     /// `Unsupported` for FORMULA, which has no state of its own.
     pub fn new(function: MeterFunction) -> Result<Self> {
-        supported(function, Span::BillingPeriod)?;
         Ok(match function {
             MeterFunction::Count => Self::Count(0),
             MeterFunction::Max => Self::Max(None),
@@ -267,8 +245,8 @@ impl MeterState {
             MeterFunction::Last => Self::Last(None),
             MeterFunction::UniqueCount => Self::UniqueCount(0),
             MeterFunction::TimeWeighted => Self::TimeWeighted(Held::default()),
-            // FORMULA was refused above.
-            MeterFunction::Sum | MeterFunction::Formula => Self::Sum(Quantity::ZERO),
+            MeterFunction::Sum => Self::Sum(Quantity::ZERO),
+            MeterFunction::Formula => return Err(RatingError::Unsupported("the state of a FORMULA meter")),
         })
     }
 
@@ -309,6 +287,28 @@ impl MeterState {
             }
             Self::UniqueCount(count) => *count += u64::from(input.member_is_new),
             Self::TimeWeighted(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Puts the totals of two sets of events together.
+    ///
+    /// # Errors
+    /// `Overflow`; `Unsupported` for UNIQUE_COUNT and TIME_WEIGHTED, whose events know each other.
+    pub(crate) fn merge(&mut self, other: &Self) -> Result<()> {
+        let larger = |a: Option<Quantity>, b: Option<Quantity>| a.max(b);
+        let smaller = |a: Option<Quantity>, b: Option<Quantity>| a.zip(b).map(|(a, b)| a.min(b)).or(a).or(b);
+        match (self, other) {
+            (Self::Count(own), Self::Count(more)) => *own += more,
+            (Self::Sum(own), Self::Sum(more)) => *own = own.checked_add(*more).map_err(|_| SUM_OVERFLOW)?,
+            (Self::Max(own), Self::Max(more)) => *own = larger(*own, *more),
+            (Self::Min(own), Self::Min(more)) => *own = smaller(*own, *more),
+            (Self::Avg { sum, count }, Self::Avg { sum: more, count: further }) => {
+                *sum = sum.checked_add(*more).map_err(|_| SUM_OVERFLOW)?;
+                *count += further;
+            }
+            (Self::Last(own), Self::Last(more)) => *own = (*own).max(*more),
+            _ => return Err(RatingError::Unsupported("a total of this meter in a window that goes on")),
         }
         Ok(())
     }

@@ -9,6 +9,8 @@ use domain::error::FieldErrorCode as Code;
 use domain::period::{FAR_FUTURE, Period, midnight};
 use domain::{FieldError, Instant, WindowKind, WindowUnit};
 
+use crate::running::step_of;
+
 /// Shortest TUMBLING or SLIDING window: a month has at most 44,640 of them.
 const SIZE_MIN: TimeDelta = TimeDelta::minutes(1);
 /// Longest TUMBLING or SLIDING window.
@@ -79,6 +81,12 @@ impl Span {
         })
     }
 
+    /// Whether it goes on over billing periods.
+    #[must_use]
+    pub fn is_running(self) -> bool {
+        matches!(self, Self::Sliding { .. } | Self::Lifetime)
+    }
+
     /// Whether it cuts a billing period into sub-windows.
     #[must_use]
     pub fn is_cut(self) -> bool {
@@ -86,9 +94,12 @@ impl Span {
     }
 
     /// The sub-window of `window` in which an instant lies; `None` where the window is not cut. An instant outside, of late
-    /// usage, belongs to the first or last one.
+    /// usage, belongs to the first or last one. A SLIDING window has steps instead, which know no billing period.
     #[must_use]
     pub fn part(self, at: Instant, window: Period, subscription_timezone: Tz) -> Option<Period> {
+        if let Self::Sliding { size } = self {
+            return Some(tumbling(at, step_of(size)));
+        }
         // Not `clamp`: a window that a cancellation has left empty has no last instant.
         let at = at.min(window.end - TimeDelta::microseconds(1)).max(window.start);
         let whole = match self {

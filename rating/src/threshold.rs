@@ -2,7 +2,8 @@
 //!
 //! GT and GTE fire when the value is found above the limit, however it came there. LT, LTE and EQ fire when the value
 //! comes to the limit from outside; a window without events has no value for MAX, MIN, AVG and LAST, and 0 for the
-//! other functions. A threshold fires once per window; `rearm` allows it again after the value went back.
+//! other functions. A threshold fires once per window; `rearm` allows it again after the value went back. Every event has a
+//! SLIDING window of its own: there, each comparison fires when the event takes the value of that window to the limit.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::binding::CompiledBinding;
 use crate::error::Result;
 use crate::exact::Exact;
+use crate::span::Span;
 use crate::wide::{U256, power_of_ten};
 
 /// Thresholds of one meter or binding.
@@ -231,6 +233,15 @@ pub struct Breach {
     pub action: ThresholdAction,
 }
 
+impl Breach {
+    /// Whether the threshold may fire again in the same window.
+    #[must_use]
+    pub fn rearms(&self) -> bool {
+        let is_own = |bound: &&BoundThreshold| bound.owner == self.owner && bound.threshold.name == self.threshold_name;
+        self.binding.bound_thresholds().iter().find(is_own).is_some_and(|bound| bound.threshold.rearm)
+    }
+}
+
 /// What one change of an observed value did to the thresholds of a binding.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Evaluation {
@@ -259,7 +270,8 @@ pub(crate) fn evaluate(
             }
             continue;
         }
-        let from_outside = threshold.is_upward() || before.is_none_or(|before| !threshold.holds(before, allowance));
+        let is_kept = threshold.is_upward() && !matches!(binding.span(), Span::Sliding { .. });
+        let from_outside = is_kept || before.is_none_or(|before| !threshold.holds(before, allowance));
         if from_outside && !has_fired() {
             push_breaches(&mut evaluation.breaches, binding, window, bound, after, allowance)?;
             evaluation.fired.push(name());

@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 
-use domain::{BindingId, Currency, Instant, Quantity, UsageEventId};
+use domain::{Currency, Instant, Quantity, UsageEventId};
 use smallvec::SmallVec;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::binding::CompiledBinding;
 use crate::entry::RatingKey;
 use crate::error::{RatingError, Result};
 use crate::meter::LastKey;
@@ -68,19 +69,23 @@ impl Held {
     }
 }
 
-/// Reports that follow each other: those of one binding and of the same price key, wallet, unit and variables.
+/// Reports that follow each other: those of one binding (of one component, where it has some) and of the
+/// same price key, wallet, unit and variables.
 pub(crate) type Chain = u128;
 
 /// The chain of a rating key.
-pub(crate) fn chain_of(binding_id: BindingId, price_key: Option<&str>, key: &RatingKey) -> Chain {
+pub(crate) fn chain_of(binding: &CompiledBinding, price_key: Option<&str>, key: &RatingKey) -> Chain {
     let mut bytes = SmallVec::<[u8; 128]>::new();
     bytes.extend_from_slice(b"chain");
-    bytes.extend_from_slice(binding_id.0.as_bytes());
+    bytes.extend_from_slice(binding.binding_id.0.as_bytes());
     for currency in [&key.wallet_currency, &key.unit_currency] {
         bytes.extend_from_slice(currency.as_ref().map_or("---", Currency::as_str).as_bytes());
     }
     bytes.extend_from_slice(&key.variables.unwrap_or_default().to_le_bytes());
     bytes.extend_from_slice(price_key.unwrap_or_default().as_bytes());
+    if let Some(component) = binding.component() {
+        bytes.extend_from_slice(&component.id().to_le_bytes());
+    }
     xxh3_128(&bytes)
 }
 

@@ -4,17 +4,20 @@
 //! (summed; MAX and LAST: the later part wins), then the allowance is drawn, then the tiers are walked from zero on the
 //! overage. One line per product, metric, price key and wallet pin.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use domain::{BindingId, BindingRole, Currency, Instant, MeterFunction, Money, ProductId, Quantity};
 use smallvec::SmallVec;
 
 use crate::binding::CompiledBinding;
+use crate::component::{Component, Step};
 use crate::entry::{Entry, Variables};
 use crate::error::{RatingError, Result};
 use crate::exact::Exact;
 use crate::expression::{Basis, Inputs, PeriodFacts};
 use crate::pricing::{CompiledPrice, Walk, walk_with};
+use crate::running::{CARRIED, is_running, is_within, merged};
 
 /// How the totals of one product and metric are charged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +53,17 @@ pub struct Rated {
     pub informational: Vec<InformationalLine>,
     /// Sum of the lines per wallet pin, none first.
     pub totals: SmallVec<[Accrual; 2]>,
+    /// What somebody should look at, though nothing is stopped by it.
+    pub findings: Vec<Finding>,
+}
+
+/// A FORMULA meter divided by zero, which counts as 0 (meters.md 5, MeterFormula).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// Its binding.
+    pub binding: Arc<CompiledBinding>,
+    /// Start of the price segment.
+    pub segment_start: Instant,
 }
 
 /// The usage of one product, metric, price key and wallet pin.
@@ -152,10 +166,15 @@ fn group_of(entry: &Entry) -> impl Ord + '_ {
     let price = entry.price.as_ref();
     (
         (unbilled, binding.product_id, binding.meter.metric_key.as_str()),
-        (entry.segment_start, price.and_then(|price| price.price_key.as_deref()), entry.wallet_currency),
+        (segment_of(entry), price.and_then(|price| price.price_key.as_deref()), entry.wallet_currency),
         (entry.unit_currency, price.map(|price| price.version_id)),
         entry.variables.as_ref().map(|variables| (variables.values(), variables.hash())),
     )
+}
+
+/// What was carried into a window stands together with its own totals.
+fn segment_of(entry: &Entry) -> Instant {
+    if is_running(entry) { CARRIED } else { entry.segment_start }
 }
 
 fn order_of(entry: &Entry) -> impl Ord + '_ {
@@ -163,13 +182,82 @@ fn order_of(entry: &Entry) -> impl Ord + '_ {
     (group_of(entry), entry.sub_window, entry.binding.part_start(), ids)
 }
 
-/// Quantity of one group: that of its sub-windows, summed (meters.md 5, Window).
-fn group_quantity(group: &[&Entry], until: Option<Instant>) -> Result<Exact> {
-    if let [entry] = group {
-        return entry.quantity(until);
+/// How a quantity is read from totals.
+#[derive(Default)]
+struct Reading {
+    /// As in [`RatingInput`].
+    until: Option<Instant>,
+    /// Set by a FORMULA meter that divides by zero.
+    has_divided_by_zero: Cell<bool>,
+}
+
+impl From<Option<Instant>> for Reading {
+    fn from(until: Option<Instant>) -> Self {
+        Self { until, ..Self::default() }
     }
-    let mut sub_windows = group.chunk_by(|a, b| a.sub_window == b.sub_window);
-    sub_windows.try_fold(Exact::ZERO, |sum, parts| sum.checked_add(part_quantity(parts, until)?))
+}
+
+/// Quantity of one group: that of its sub-windows, summed (meters.md 5, Window).
+fn group_quantity(group: &[&Entry], reading: &Reading) -> Result<Exact> {
+    if let [entry] = group
+        && entry.binding.component().is_none()
+        && !is_running(entry)
+    {
+        return entry.quantity(reading.until);
+    }
+    if !group.iter().any(|entry| is_running(entry)) {
+        let mut sub_windows = group.chunk_by(|a, b| a.sub_window == b.sub_window);
+        return sub_windows.try_fold(Exact::ZERO, |sum, parts| sum.checked_add(sub_window_quantity(parts, reading)?));
+    }
+    let running = group.iter().copied().filter(|entry| is_running(entry));
+    let running: Run<'_> = running.filter(|entry| reading.until.is_none_or(|end| is_within(entry, end))).collect();
+    let going_on = if running.is_empty() { Exact::ZERO } else { running_quantity(&running)? };
+    // Others are there where a version has changed the kind of window.
+    let rest: Run<'_> = group.iter().copied().filter(|entry| !is_running(entry)).collect();
+    if rest.is_empty() { Ok(going_on) } else { going_on.checked_add(group_quantity(&rest, reading)?) }
+}
+
+/// Quantity of a window that goes on: what was carried and what was counted is one set of events.
+fn running_quantity(entries: &[&Entry]) -> Result<Exact> {
+    let merged = merged(entries)?;
+    part_quantity(&merged.iter().collect::<Run<'_>>(), None)
+}
+
+fn sub_window_quantity(parts: &[&Entry], reading: &Reading) -> Result<Exact> {
+    if parts.iter().any(|entry| entry.binding.component().is_some()) {
+        return formula_quantity(parts, 0, reading);
+    }
+    part_quantity(parts, reading.until)
+}
+
+/// The variables of FORMULA meters by which a total is reached.
+fn path(entry: &Entry) -> &[Step] {
+    entry.binding.component().map_or(&[], Component::path)
+}
+
+/// Quantity of one sub-window of a meter that is, or was, a FORMULA meter. `parts` are the totals under it; the variables of
+/// their paths from `depth` on are its own. Each version of the meter gives a result, and the results are summed.
+fn formula_quantity(parts: &[&Entry], depth: usize, reading: &Reading) -> Result<Exact> {
+    let (mut rest, plain): (Run<'_>, Run<'_>) = parts.iter().copied().partition(|entry| path(entry).len() > depth);
+    let mut sum = if plain.is_empty() { Exact::ZERO } else { part_quantity(&plain, reading.until)? };
+    while let Some(first) = rest.first().copied() {
+        let formula = &path(first)[depth].formula;
+        let is_of_version = |entry: &&Entry| {
+            entry.binding.version_id == first.binding.version_id
+                && path(entry)[depth].formula.version_id() == formula.version_id()
+        };
+        let (own, others): (Run<'_>, Run<'_>) = rest.iter().copied().partition(is_of_version);
+        let value_of = |variable: usize| {
+            let read: Run<'_> = own.iter().copied().filter(|entry| path(entry)[depth].variable == variable).collect();
+            formula_quantity(&read, depth + 1, reading)
+        };
+        let values: SmallVec<[Exact; 4]> = (0..formula.width()).map(value_of).collect::<Result<_>>()?;
+        let result = formula.value(&values, &reading.has_divided_by_zero)?;
+        let result = if depth == 0 { first.binding.multiplied(result)? } else { result.into() };
+        sum = sum.checked_add(result)?;
+        rest = others;
+    }
+    Ok(sum)
 }
 
 /// Quantity of one sub-window: the parts that versions split are summed; of MAX and LAST the later part wins.
@@ -186,7 +274,7 @@ fn part_quantity(parts: &[&Entry], until: Option<Instant>) -> Result<Exact> {
 pub(crate) fn combined<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Exact> {
     let run = sorted(entries);
     let mut groups = run.chunk_by(|a, b| group_of(a) == group_of(b));
-    groups.try_fold(Exact::ZERO, |sum, group| sum.checked_add(group_quantity(group, None)?))
+    groups.try_fold(Exact::ZERO, |sum, group| sum.checked_add(group_quantity(group, &Reading::default())?))
 }
 
 /// One group with its share of the allowance.
@@ -261,7 +349,7 @@ fn for_each_billable<'a>(
         for group in pool.chunk_by(|a, b| group_of(a) == group_of(b)) {
             let latest = group[group.len() - 1]; // a chunk is never empty
             let Some(price) = &latest.price else { return Err(RatingError::Unpriced) };
-            let quantity = group_quantity(group, input.until)?;
+            let quantity = group_quantity(group, &input.until.into())?;
             let drawn = draw(quantity, &mut allowance)?;
             each(Billable {
                 latest,
@@ -302,7 +390,8 @@ impl EntryInputs<'_> {
         };
         let run = sorted(self.entries.iter().filter(mine));
         let mut groups = run.chunk_by(|a, b| group_of(a) == group_of(b));
-        groups.try_fold(Exact::ZERO, |sum, group| sum.checked_add(group_quantity(group, self.until)?)).ok()
+        let reading = self.until.into();
+        groups.try_fold(Exact::ZERO, |sum, group| sum.checked_add(group_quantity(group, &reading)?)).ok()
     }
 }
 
@@ -366,7 +455,8 @@ fn add(a: Money, b: Money) -> Result<Money> {
 /// # Errors
 /// `Overflow`, `CurrencyMismatch`, `Unpriced`.
 pub fn rate(input: &RatingInput<'_>, entries: &[Entry]) -> Result<Rated> {
-    let mut rated = Rated { informational: informational(input, entries)?, ..Rated::default() };
+    let (informational, findings) = (informational(input, entries)?, findings(input, entries)?);
+    let mut rated = Rated { informational, findings, ..Rated::default() };
     for_each_billable(input, entries, &billed(entries), |billable| {
         add_atom(&mut rated.lines, billable.atom()?, billable.latest)
     })?;
@@ -413,11 +503,29 @@ fn add_atom(lines: &mut Vec<RatedLine>, atom: Atom, entry: &Entry) -> Result<()>
     Ok(())
 }
 
+/// Divisions by zero, once for each binding and segment.
+fn findings(input: &RatingInput<'_>, entries: &[Entry]) -> Result<Vec<Finding>> {
+    let run = sorted(entries.iter().filter(|entry| entry.binding.component().is_some()));
+    let mut findings: Vec<Finding> = Vec::new();
+    for group in run.chunk_by(|a, b| group_of(a) == group_of(b)) {
+        let reading = Reading::from(input.until);
+        group_quantity(group, &reading)?;
+        let finding = Finding { binding: Arc::clone(&group[0].binding), segment_start: group[0].segment_start };
+        let is_same = |known: &Finding| {
+            known.binding.binding_id == finding.binding.binding_id && known.segment_start == finding.segment_start
+        };
+        if reading.has_divided_by_zero.get() && !findings.iter().any(is_same) {
+            findings.push(finding);
+        }
+    }
+    Ok(findings)
+}
+
 fn informational(input: &RatingInput<'_>, entries: &[Entry]) -> Result<Vec<InformationalLine>> {
     let run = sorted(entries.iter().filter(|entry| entry.binding.role != BindingRole::Primary));
     let mut lines: Vec<InformationalLine> = Vec::new();
     for group in run.chunk_by(|a, b| group_of(a) == group_of(b)) {
-        let (quantity, entry) = (group_quantity(group, input.until)?, group[group.len() - 1]);
+        let (quantity, entry) = (group_quantity(group, &input.until.into())?, group[group.len() - 1]);
         let event_count: u64 = group.iter().map(|entry| entry.event_count).sum();
         let key = (entry.binding.binding_id, entry.wallet_currency);
         if let Some(line) = lines.iter_mut().find(|line| (line.binding_id, line.wallet_currency) == key) {

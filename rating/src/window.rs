@@ -19,6 +19,7 @@ use crate::expression::{Basis, PeriodFacts, RateTables};
 use crate::member::{MemberRow, Members};
 use crate::meter::{LastKey, MeterInput, MeterState};
 use crate::pricing::CompiledPrice;
+use crate::span::Span;
 use crate::state::{EntryRecord, ReportRecord, StateError, encode_report};
 use crate::threshold::{Breach, Evaluation, FiredThreshold, evaluate};
 use crate::timeline::{self, Chain, Held, Neighbours, Point, Timeline};
@@ -84,15 +85,15 @@ pub type Place = (BindingId, Option<Instant>);
 /// The state of one metering window of one subscription.
 #[derive(Clone, Debug, Default)]
 pub struct WindowState {
-    entries: Vec<Entry>,
+    pub(crate) entries: Vec<Entry>,
     /// Fingerprints of the keys of `entries`, side by side: a hundred price keys are searched in a few cache lines.
-    fingerprints: Vec<u64>,
+    pub(crate) fingerprints: Vec<u64>,
     observed: Vec<Observed>,
     members: Vec<(MeterId, Members)>,
     /// Keys with rows of their own that changed since the last checkpoint.
-    changed: Vec<usize>,
+    pub(crate) changed: Vec<usize>,
     /// Rows of a state that this one superseded.
-    gone: Vec<MemberRow>,
+    pub(crate) gone: Vec<MemberRow>,
     /// Reports of TIME_WEIGHTED meters.
     timelines: Vec<(Chain, MeterId, Timeline)>,
 }
@@ -132,7 +133,7 @@ impl Carry {
 
     fn chain(&self) -> Chain {
         let price_key = self.price.as_ref().and_then(|price| price.price_key.as_deref());
-        timeline::chain_of(self.binding.binding_id, price_key, &self.key())
+        timeline::chain_of(&self.binding, price_key, &self.key())
     }
 }
 
@@ -186,6 +187,10 @@ impl Prepared<'_> {
     fn place(&self) -> Place {
         (self.target.binding.binding_id, self.key.sub_window)
     }
+
+    fn is_component_of(&self, binding_id: BindingId) -> bool {
+        self.target.binding.component().is_some() && self.target.binding.binding_id == binding_id
+    }
 }
 
 impl WindowState {
@@ -200,14 +205,18 @@ impl WindowState {
     /// # Errors
     /// `Value`, `Negative`, `Unpriced`, `Overflow`; nothing has changed then.
     pub fn apply(&mut self, event: &UsageEvent, target: Target<'_>) -> Result<Outcome> {
-        Ok(match self.prepare(event, target)? {
+        let mut prepared = self.prepare(event, target)?;
+        if target.binding.component().is_some() {
+            self.complete(std::slice::from_mut(&mut prepared))?;
+        }
+        Ok(match prepared {
             Some(prepared) => Outcome::Counted(self.commit(prepared)),
             None => Outcome::Filtered,
         })
     }
 
     /// Counts one event at all of its bindings, or at none when one of them refuses it. Outcomes are in the order of the
-    /// targets, which name each binding once.
+    /// targets, which name each binding once, and of a FORMULA meter each component.
     ///
     /// # Errors
     /// As `apply`.
@@ -215,7 +224,8 @@ impl WindowState {
         if let [target] = targets {
             return Ok(SmallVec::from_buf([self.apply(event, *target)?]));
         }
-        let prepared: Vec<_> = targets.iter().map(|target| self.prepare(event, *target)).collect::<Result<_>>()?;
+        let mut prepared: Vec<_> = targets.iter().map(|target| self.prepare(event, *target)).collect::<Result<_>>()?;
+        self.complete(&mut prepared)?;
         let commit = |prepared: Option<Prepared<'_>>| match prepared {
             Some(prepared) => Outcome::Counted(self.commit(prepared)),
             None => Outcome::Filtered,
@@ -228,7 +238,7 @@ impl WindowState {
     /// # Errors
     /// As `apply`.
     pub fn check(&self, event: &UsageEvent, target: Target<'_>) -> Result<()> {
-        self.prepare(event, target).map(drop)
+        self.complete(&mut [self.prepare(event, target)?])
     }
 
     fn prepare<'t>(&self, event: &UsageEvent, mut target: Target<'t>) -> Result<Option<Prepared<'t>>> {
@@ -246,7 +256,7 @@ impl WindowState {
         let part = binding.span().part(event.timestamp, target.window, target.timezone).filter(|_| !is_held);
         let sub_window = part.map(|part| part.start);
         let meter_id = binding.meter.meter_id;
-        let dedup = binding.meter.dedup_key(event).map(|value| dedup_hash(sub_window, value));
+        let dedup = binding.meter.dedup_key(event).map(|value| dedup_hash(binding, sub_window, value));
         if dedup.is_some_and(|hash| self.member_count(meter_id, hash) > 0) {
             return Ok(None);
         }
@@ -271,7 +281,11 @@ impl WindowState {
         input.member_is_new = distinct.is_some_and(|hash| self.member_count(meter_id, hash) == 0);
         state.apply(&input)?;
         let report = if is_held { Some(self.report(&target, &key, &input, &mut state)?) } else { None };
-        let (members, evaluated) = (distinct.into_iter().chain(dedup).collect(), part.unwrap_or(target.window));
+        let members = distinct.into_iter().chain(dedup).collect();
+        let evaluated = match binding.span() {
+            Span::Sliding { size } => Period { start: event.timestamp - size, end: event.timestamp },
+            _ => part.unwrap_or(target.window),
+        };
         let evaluation = Evaluation::default();
         let mut prepared = Prepared {
             key,
@@ -286,6 +300,9 @@ impl WindowState {
             observed: None,
             evaluation,
         };
+        if binding.component().is_some() {
+            return Ok(Some(prepared)); // its formula is evaluated when all of its components are prepared
+        }
         self.check_expressions(&prepared)?;
         if binding.bound_thresholds().is_empty() {
             prepared.quantity()?; // a total that cannot be expressed is refused with the event that causes it
@@ -297,8 +314,13 @@ impl WindowState {
 
     /// An event for which the expressions of its price have no result is refused when it comes, not with the bill.
     fn check_expressions(&self, prepared: &Prepared<'_>) -> Result<()> {
-        let Some(price) = prepared.target.price.filter(|price| price.has_expressions()) else { return Ok(()) };
-        let quantity = prepared.quantity()?.floored();
+        match prepared.target.price.filter(|price| price.has_expressions()) {
+            Some(price) => self.check_amount(prepared, price, prepared.quantity()?.floored()),
+            None => Ok(()),
+        }
+    }
+
+    fn check_amount(&self, prepared: &Prepared<'_>, price: &CompiledPrice, quantity: Exact) -> Result<()> {
         let binding = prepared.target.binding;
         let basis = Basis {
             variables: prepared.variables.as_deref(),
@@ -318,6 +340,59 @@ impl WindowState {
         }
     }
 
+    /// Evaluates the FORMULA meters that an event changes, once for all of their components. A result that cannot be expressed
+    /// or charged is refused with the event that causes it.
+    fn complete(&self, prepared: &mut [Option<Prepared<'_>>]) -> Result<()> {
+        for last in 0..prepared.len() {
+            let Some(binding) = prepared[last].as_ref().map(|prepared| prepared.target.binding) else { continue };
+            let is_part = |other: &Prepared<'_>| other.is_component_of(binding.binding_id);
+            if binding.component().is_none() || prepared[last + 1..].iter().flatten().any(is_part) {
+                continue; // the last component speaks for all
+            }
+            let mut changed = Vec::new();
+            for (index, part) in prepared[..=last].iter_mut().flatten().filter(|other| is_part(other)).enumerate() {
+                part.event_count -= u64::from(index > 0); // the event is one, however many components count it
+                changed.extend(self.changed_by(part));
+            }
+            if let Some(own) = &mut prepared[last] {
+                self.complete_formula(own, &changed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What an event makes of its own running total, and of the one whose report it ends.
+    fn changed_by<'p>(&'p self, prepared: &'p Prepared<'_>) -> impl Iterator<Item = Entry> + 'p {
+        let neighbour = prepared.report.as_ref().and_then(|report| report.neighbour);
+        let ended = neighbour.map(|(slot, state)| Entry { state, ..self.entries[slot].clone() });
+        std::iter::once(prepared.entry()).chain(ended)
+    }
+
+    /// The totals of a place, with those that an event changes.
+    fn with_changed<'c>(&'c self, place: Place, changed: &'c [Entry]) -> impl Iterator<Item = &'c Entry> {
+        let others = self.entries_at(place);
+        others.filter(|entry| changed.iter().all(|changed| changed.key() != entry.key())).chain(changed)
+    }
+
+    fn complete_formula(&self, prepared: &mut Prepared<'_>, changed: &[Entry]) -> Result<()> {
+        let place = prepared.place();
+        if !prepared.target.binding.bound_thresholds().is_empty() {
+            let after = combined(self.with_changed(place, changed))?;
+            self.judge(prepared, after)?;
+        }
+        for (index, entry) in changed.iter().enumerate() {
+            let is_same = |other: &&Entry| is_rated_together(entry, other);
+            if changed[..index].iter().any(|other| is_same(&other)) {
+                continue;
+            }
+            let quantity = combined(self.with_changed(place, changed).filter(is_same))?.floored();
+            if let Some(price) = &entry.price {
+                self.check_amount(prepared, price, quantity)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts a report into `state` and finds what it changes of the report before it.
     fn report(
         &self,
@@ -327,7 +402,7 @@ impl WindowState {
         state: &mut MeterState,
     ) -> Result<Report> {
         let price_key = target.price.and_then(|price| price.price_key.as_deref());
-        let chain = timeline::chain_of(target.binding.binding_id, price_key, key);
+        let chain = timeline::chain_of(target.binding, price_key, key);
         let at = (input.timestamp, input.accepted_at, input.event_id);
         let known = self.timelines.iter().find(|(known, _, _)| *known == chain);
         let Neighbours { before, after } = known.map(|(_, _, timeline)| timeline.neighbours(at)).unwrap_or_default();
@@ -371,11 +446,12 @@ impl WindowState {
         !self.timelines.is_empty()
     }
 
-    /// Takes over what `old`, another state of the same window, held where it begins.
+    /// Takes over what `old`, another state of the same window, had where it begins.
     ///
     /// # Errors
     /// As [`WindowState::carry_in`].
     pub fn inherit(&mut self, old: &Self, window_start: Instant) -> Result<()> {
+        self.carry_running(old.carried())?;
         let at = timeline::carried_at(window_start);
         for (_, _, timeline) in &old.timelines {
             if let Some(carry) = timeline.get(at).and_then(|point| old.carry_of(&point)) {
@@ -477,9 +553,23 @@ impl WindowState {
 
     /// Evaluates the thresholds of the binding on its value before and after the event (rule C3).
     fn observe(&self, prepared: &mut Prepared<'_>) -> Result<()> {
-        let Target { binding, allowance, .. } = prepared.target;
+        let binding = prepared.target.binding;
+        if matches!(binding.span(), Span::Sliding { .. }) {
+            if let Some((before, after)) = self.slid(binding, prepared.evaluated, &prepared.entry())? {
+                let allowance = prepared.target.allowance;
+                prepared.evaluation = evaluate(binding, prepared.evaluated, before, after, allowance, &[])?;
+            }
+            return Ok(());
+        }
         let known = self.observed_at(prepared.place()).map(|index| &self.observed[index]);
         let after = self.observed_after(prepared, known)?;
+        self.judge(prepared, after)
+    }
+
+    /// Compares the value after the event with the one before it.
+    fn judge(&self, prepared: &mut Prepared<'_>, after: Exact) -> Result<()> {
+        let Target { binding, allowance, .. } = prepared.target;
+        let known = self.observed_at(prepared.place()).map(|index| &self.observed[index]);
         let before = match known {
             Some(known) => Some(known.value),
             None => self.observed_before(binding, prepared.place())?,
@@ -496,8 +586,8 @@ impl WindowState {
 
     /// The value of a binding that had no thresholds until now; `None` for functions that have none without events.
     fn observed_before(&self, binding: &CompiledBinding, place: Place) -> Result<Option<Exact>> {
-        let zero_when_empty =
-            matches!(binding.meter.function, MeterFunction::Count | MeterFunction::Sum | MeterFunction::UniqueCount);
+        let zero_when_empty = binding.component().is_some()
+            || matches!(binding.meter.function, MeterFunction::Count | MeterFunction::Sum | MeterFunction::UniqueCount);
         if self.entries_at(place).next().is_none() {
             return Ok(zero_when_empty.then_some(Exact::ZERO));
         }
@@ -506,18 +596,15 @@ impl WindowState {
 
     fn observed_after(&self, prepared: &Prepared<'_>, known: Option<&Observed>) -> Result<Exact> {
         let neighbour = prepared.report.as_ref().and_then(|report| report.neighbour);
-        if let Some(known) = known.filter(|known| !known.is_split && neighbour.is_none())
+        let is_sum = |known: &&Observed| !known.is_split && !prepared.target.binding.span().is_running();
+        if let Some(known) = known.filter(is_sum).filter(|_| neighbour.is_none())
             && let Some(slot) = prepared.slot
         {
             let before = self.entries[slot].quantity(None)?;
             return known.value.checked_sub(before)?.checked_add(prepared.quantity()?);
         }
-        let mut changed = SmallVec::<[Entry; 2]>::new();
-        changed.push(prepared.entry());
-        changed.extend(neighbour.map(|(slot, state)| Entry { state, ..self.entries[slot].clone() }));
-        let others = self.entries_at(prepared.place());
-        let others = others.filter(|entry| changed.iter().all(|changed| changed.key() != entry.key()));
-        combined(others.chain(&changed))
+        let changed: SmallVec<[Entry; 2]> = self.changed_by(prepared).collect();
+        combined(self.with_changed(prepared.place(), &changed))
     }
 
     fn commit(&mut self, prepared: Prepared<'_>) -> Counted {
@@ -553,7 +640,7 @@ impl WindowState {
         Counted { key, breaches: evaluation.breaches }
     }
 
-    fn mark_changed(&mut self, index: usize) {
+    pub(crate) fn mark_changed(&mut self, index: usize) {
         let entry = &mut self.entries[index];
         if entry.is_row() && !entry.is_changed {
             entry.is_changed = true;
@@ -583,13 +670,13 @@ impl WindowState {
         &mut self.observed[index]
     }
 
-    fn push(&mut self, entry: Entry, fingerprint: u64) -> usize {
+    pub(crate) fn push(&mut self, entry: Entry, fingerprint: u64) -> usize {
         self.entries.push(entry);
         self.fingerprints.push(fingerprint);
         self.entries.len() - 1
     }
 
-    fn find(&self, key: &RatingKey) -> Option<usize> {
+    pub(crate) fn find(&self, key: &RatingKey) -> Option<usize> {
         let wanted = key.fingerprint();
         let same = self.fingerprints.iter().enumerate().filter(|(_, fingerprint)| **fingerprint == wanted);
         same.map(|(index, _)| index).find(|index| self.entries[*index].key() == *key)
@@ -633,6 +720,7 @@ impl WindowState {
 
     /// Rows that changed since the last call, with their present counts: what a checkpoint writes (rule C6).
     pub fn take_changed_rows(&mut self) -> Vec<MemberRow> {
+        self.drop_old_steps();
         let mut rows = std::mem::take(&mut self.gone);
         for (meter_id, members) in &mut self.members {
             let meter_id = *meter_id;
@@ -650,7 +738,7 @@ impl WindowState {
         for index in std::mem::take(&mut self.changed) {
             let entry = &mut self.entries[index];
             entry.is_changed = false;
-            rows.push(row_of(entry, entry.event_count));
+            rows.push(row_of(entry, entry.event_count.max(1))); // 0 is a row that is gone
         }
         rows
     }
@@ -704,8 +792,10 @@ impl WindowState {
         for (place, fired) in fired {
             window.observed_slot(place, false).fired.push(fired);
         }
-        let watched = window.entries.iter().filter(|entry| !entry.binding.bound_thresholds().is_empty());
-        let watched: BTreeSet<Place> = watched.map(place_of).collect();
+        let is_watched = |entry: &&Entry| {
+            !entry.binding.bound_thresholds().is_empty() && !matches!(entry.binding.span(), Span::Sliding { .. })
+        };
+        let watched: BTreeSet<Place> = window.entries.iter().filter(is_watched).map(place_of).collect();
         for place in watched {
             let value = combined(window.entries_at(place))?;
             window.observed_slot(place, true).value = value;
@@ -715,6 +805,25 @@ impl WindowState {
 }
 
 impl WindowState {
+    /// Reads the observed value of a place from the totals again, where it is kept.
+    pub(crate) fn observe_anew(&mut self, place: Place) -> Result<()> {
+        if self.observed_at(place).is_some() {
+            let value = combined(self.entries_at(place))?;
+            self.observed_slot(place, true).value = value;
+        }
+        Ok(())
+    }
+
+    /// Takes over thresholds that have fired.
+    pub(crate) fn take_fired(&mut self, fired: Vec<(Place, FiredThreshold)>) {
+        for (place, fired) in fired {
+            let known = &mut self.observed_slot(place, false).fired;
+            if !known.contains(&fired) {
+                known.push(fired);
+            }
+        }
+    }
+
     fn load_reports(&mut self, reports: impl IntoIterator<Item = ReportRecord>) -> Result<()> {
         let mut keys: HashMap<u128, (RatingKey, MeterId)> = HashMap::new();
         for ReportRecord { chain, key_hash, at, value } in reports {
@@ -739,12 +848,18 @@ fn held(state: &mut MeterState) -> Result<&mut Held> {
     }
 }
 
-fn place_of(entry: &Entry) -> Place {
+/// Whether two totals of one binding give one quantity: that of a FORMULA meter, or the parts that versions split.
+fn is_rated_together(a: &Entry, b: &Entry) -> bool {
+    let RatingKey { binding_version_id, meter_version_id, .. } = a.key();
+    RatingKey { binding_version_id, meter_version_id, ..b.key() } == a.key()
+}
+
+pub(crate) fn place_of(entry: &Entry) -> Place {
     (entry.binding.binding_id, entry.sub_window)
 }
 
 /// The row of a key that has one.
-fn row_of(entry: &Entry, count: u64) -> MemberRow {
+pub(crate) fn row_of(entry: &Entry, count: u64) -> MemberRow {
     let (meter_id, hash) = (entry.binding.meter.meter_id, entry.key().row_hash());
     MemberRow { meter_id, hash, count, data: Some(EntryRecord::of(entry).encode()) }
 }

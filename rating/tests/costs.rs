@@ -1,9 +1,12 @@
 //! Costs and margins of lines: the worked number of costs.md, and the same figures computed with big integers.
 
+use std::sync::Arc;
+
 use domain::{Currency, Money, Quantity};
 use num_bigint::BigInt;
 use proptest::prelude::*;
-use rating::{CostRule, CostedLine, Exact, LineCost, RatingError, line_cost};
+use rating::formula::{FormulaFailure, Place};
+use rating::{CostRule, CostedLine, Exact, Formula, LineCost, RatingError, line_cost};
 use rust_decimal::Decimal;
 
 const EUR: Currency = Currency::EUR;
@@ -43,8 +46,40 @@ fn every_rule_is_rounded_once() {
         (CostRule::Percentage(decimal("0.05")), "0.01"),     // of 10.00 = 0.005
         (CostRule::External, "7.00"),
     ] {
-        let found = cost(&line("10", money("10.00", EUR), &external), &[rule]).expect("in range");
+        let found = cost(&line("10", money("10.00", EUR), &external), std::slice::from_ref(&rule)).expect("in range");
         assert_eq!(found.cost, money(expected, EUR), "{rule:?}");
+    }
+}
+
+/// costs.md, decided rule 2: quantity and revenue, in the currency of the cost or else of the line.
+#[test]
+fn formulas_read_quantity_and_revenue() {
+    let usd = Currency::USD;
+    let line = line("5000", money("400.00", EUR), &[]);
+    for (expression, currency, expected) in [
+        ("quantity * 0.02 + revenue * 0.029", None, "111.60"),
+        ("if(quantity > 4999, 12.345, 1)", Some(EUR), "12.35"),
+        ("max(revenue - 500, 0 - 7.005)", None, "-7.01"),
+        ("clamp(quantity ^ 2 % 7, 0, 100)", Some(usd), "2.00"), // 4 dollars at 0.5
+        ("quantity / 7", Some(usd), "357.15"),                  // 714.29 × 0.5 = 357.145
+    ] {
+        let formula = Formula::compile(expression, Place::Cost, &[]).expect(expression);
+        let rules = [CostRule::Formula(Arc::new(formula), currency)];
+        let found = line_cost(&line, &rules, |from| (from == usd).then(|| decimal("0.5"))).expect(expression);
+        assert_eq!(found.cost, money(expected, EUR), "{expression}");
+    }
+    let zero = Formula::compile("revenue / (quantity - 5000)", Place::Cost, &[]).expect("compiles");
+    let failed = cost(&line, &[CostRule::Formula(Arc::new(zero), None)]);
+    assert_eq!(failed, Err(RatingError::Formula(FormulaFailure::DivisionByZero)));
+    for (expression, message) in [
+        ("price * 2", "a cost reads `quantity` and `revenue`"),
+        ("list_price", "a cost reads"),
+        ("dim.country", "a cost reads"),
+        ("cost.amount", "a cost reads"),
+        ("lookup('fees', 'x')", "`lookup` cannot be used in the formula of a cost"),
+    ] {
+        let errors = Formula::compile(expression, Place::Cost, &[]).expect_err(expression);
+        assert!(errors[0].message.contains(message), "{expression}: {errors:?}");
     }
 }
 
@@ -125,10 +160,10 @@ proptest! {
         let quantity = Quantity::from_units(i128::from(quantity) * 1_000_000_000_000);
         let line = CostedLine { quantity: quantity.into(), revenue: money("100.00", EUR), external: &[] };
         let rules: Vec<_> = amounts.iter().map(|amount| CostRule::PerUnit(Decimal::new(*amount, 6), EUR)).collect();
-        let reversed: Vec<_> = rules.iter().rev().copied().collect();
+        let reversed: Vec<_> = rules.iter().rev().cloned().collect();
         let (one, other) = (cost(&line, &rules), cost(&line, &reversed));
         prop_assert_eq!(one.clone().map(|c| c.cost), other.map(|c| c.cost));
-        let alone = rules.iter().map(|rule| cents(cost(&line, &[*rule]).expect("in range").cost)).sum::<BigInt>();
+        let alone = rules.iter().map(|rule| cents(cost(&line, std::slice::from_ref(rule)).expect("in range").cost)).sum::<BigInt>();
         prop_assert_eq!(cents(one.expect("in range").cost), alone);
     }
 }

@@ -276,16 +276,10 @@ fn c6_members_are_rows_that_are_set() {
 
 #[test]
 fn definitions_that_cannot_be_evaluated_are_refused() {
-    let error = CompiledMeter::compile(meter_definition(MeterFunction::Formula)).expect_err("refused");
-    assert!(matches!(error, RatingError::Unsupported(text) if text.contains("FORMULA")));
-    for window in [Span::Sliding { size: chrono::TimeDelta::hours(1) }, Span::Lifetime] {
-        let mut meter = meter_definition(MeterFunction::Sum);
-        meter.window = window;
-        assert!(matches!(CompiledMeter::compile(meter), Err(RatingError::Unsupported(_))));
-        let mut definition = binding_definition(meter_definition(MeterFunction::Sum));
-        definition.window = Some(window);
-        assert!(matches!(CompiledBinding::compile(definition), Err(RatingError::Unsupported(_))));
-    }
+    // A FORMULA meter reads events by its components alone.
+    let price = price(PricingModel::Volume, reference_tiers());
+    let refused = WindowState::new().apply(&event(1, "1"), target(&binding(MeterFunction::Formula), &price));
+    assert!(matches!(refused, Err(RatingError::Unsupported(_))));
     let fields = |error: RatingError| match error {
         RatingError::Definition(fields) => fields.into_iter().map(|f| f.field).collect::<Vec<_>>(),
         other => panic!("{other}"),

@@ -1,7 +1,9 @@
 //! Usage over HTTP with everything behind it: door, log, partitions, books and billing on a test clock.
 
 mod backdating;
+mod combining;
 mod fixture;
+mod going_on;
 mod pricing;
 mod reserving;
 mod settling;

@@ -260,14 +260,14 @@ async fn meters_are_compiled_when_they_are_made() {
         ),
         (json!({"thresholds": [{"name": "a", "value": "1"}, {"name": "a", "value": "2"}]}), "thresholds[1].name"),
         (json!({"thresholds": [{"name": "a", "value": "much"}]}), "thresholds[0].value"),
+        (json!({"function": "FORMULA"}), "formula"),
     ] {
         let fields = meter(more.clone()).await.bad_fields();
         assert_eq!(fields[0].0, field, "{more}: {fields:?}");
     }
     for unsupported in [
-        json!({"function": "FORMULA"}),
-        json!({"window": {"kind": "SLIDING", "size": "1h"}}),
-        json!({"window": {"kind": "LIFETIME"}}),
+        json!({"window": {"kind": "SLIDING", "size": "1h"}, "dedup_key_path": "dimension_vars.id"}),
+        json!({"window": {"kind": "LIFETIME"}, "function": "TIME_WEIGHTED"}),
     ] {
         meter(unsupported).await.problem(422, "BUSINESS_RULE_VIOLATION");
     }

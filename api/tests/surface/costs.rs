@@ -69,7 +69,9 @@ async fn expressions_have_what_their_type_needs_and_nothing_else() {
         (json!({"type": "PERCENTAGE", "percentage": "1", "amount": "1"}), "expression.amount", "NOT_ALLOWED"),
         (json!({"type": "FORMULA"}), "expression.expression", "REQUIRED"),
         (json!({"type": "FORMULA", "expression": ""}), "expression.expression", "OUT_OF_RANGE"),
-        (json!({"type": "FORMULA", "expression": "q".repeat(2_001)}), "expression.expression", "TOO_LONG"),
+        (json!({"type": "FORMULA", "expression": "q".repeat(4_097)}), "expression.expression", "TOO_LONG"),
+        (json!({"type": "FORMULA", "expression": "quantity * price"}), "expression.expression", "INVALID_FORMAT"),
+        (json!({"type": "FORMULA", "expression": "quantity *"}), "expression.expression", "INVALID_FORMAT"),
         (json!({"type": "EXTERNAL", "percentage": "1"}), "expression.percentage", "NOT_ALLOWED"),
         (json!({"type": "EXTERNAL", "factor": "1"}), "expression.factor", "UNKNOWN_FIELD"),
     ] {

@@ -81,6 +81,41 @@ async fn what_cannot_be_evaluated_is_refused_when_it_is_saved() {
     assert_eq!(fields, ["name", "variables[0].type", "more"]);
 }
 
+/// A version of a price shows which version of its formula it has: an edit of the formula changes none.
+#[tokio::test]
+async fn a_version_of_a_price_names_the_version_of_its_formula() {
+    let api = TestApi::start().await;
+    let post = |path: &'static str, body: Value| {
+        let live = api.live.clone();
+        async move { live.post(path, body).await.data(201) }
+    };
+    let product = post("/v1/products", json!({"name": "P", "type": "USAGE", "pricing_model": "VOLUME"})).await;
+    let formula = post("/v1/price-formulas", discount()).await;
+    let price = json!({"product_id": product["id"], "currency": "EUR", "list_price": "2", "formula_id": formula["id"]});
+    let price = format!("/v1/prices/{}", id(&post("/v1/prices", price).await));
+    let formula_path = format!("/v1/price-formulas/{}", id(&formula));
+    let changed = api.live.put(&formula_path, json!({"expression": "base_price"})).await.data(200);
+    assert_ne!(changed["head_version_id"], formula["head_version_id"]);
+    let pinned = |version: u32| {
+        let (live, path) = (api.live.clone(), format!("{price}/versions/{version}"));
+        async move { live.get(&path).await.data(200)["formula_version_id"].clone() }
+    };
+    assert_eq!(pinned(1).await, formula["head_version_id"]);
+    let _ = api.live.put(&price, json!({"list_price": "3"})).await.data(200);
+    assert_eq!(
+        (pinned(1).await, pinned(2).await),
+        (formula["head_version_id"].clone(), changed["head_version_id"].clone())
+    );
+    let _ = api.live.put(&price, json!({"list_price": "4", "save_as_draft": true})).await.data(200);
+    assert_eq!(pinned(3).await, Value::Null, "a draft has chosen none yet");
+    let _ = api
+        .live
+        .put(&price, json!({"formula_id": null, "list_price": "5", "effective_at": "2199-01-01T00:00:00Z"}))
+        .await
+        .data(200);
+    assert_eq!(pinned(4).await, Value::Null, "it has no formula");
+}
+
 #[tokio::test]
 async fn a_formula_stays_while_a_price_refers_to_it() {
     let api = TestApi::start().await;

@@ -7,6 +7,7 @@ mod formulas;
 mod keys;
 mod lists;
 mod mechanisms;
+mod meter_formulas;
 mod rate_tables;
 mod repeats;
 mod tenancy;

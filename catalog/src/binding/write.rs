@@ -186,7 +186,8 @@ impl Versioned for Binding {
         if span.is_some_and(|span| span.is_first) {
             check_product_and_meter(&product::find(scope, tx.conn(), self.product_id).await?, &meter)?;
         }
-        compile(self, meter.compile(start)?)
+        compile(self, meter.compile(start)?)?;
+        meter::formula::check_bound(scope, tx, &meter, self.window.as_ref()).await
     }
 
     /// One live PRIMARY binding per product and metric, at every instant.

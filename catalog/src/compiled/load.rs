@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use domain::{
-    BillingIntervalUnit, BindingId, Currency, Error, Instant, JsonMap, MeterFunction, MeterId, OveragePolicy, PlanId,
-    PriceId, PricingModel, ProductId, Quantity, Result, VersionId, WorkspaceId,
+    BillingIntervalUnit, BindingId, Currency, Error, Instant, JsonMap, MeterFunction, OveragePolicy, PlanId, PriceId,
+    PricingModel, ProductId, Quantity, Result, VersionId, WorkspaceId,
 };
 use rating::{
-    BindingDefinition, CompiledBinding, CompiledMeter, CompiledPrice, FilterTree, MeterDefinition, PriceDefinition,
+    BindingDefinition, CompiledBinding, CompiledMeter, CompiledPrice, Component, FilterTree, PriceDefinition,
     PriceFormula, RatingError, Span, Threshold, Tier,
 };
 use rust_decimal::Decimal;
@@ -20,6 +20,7 @@ use store::{Store, StoreError};
 
 use crate::binding::{self, FormulaBindings};
 use crate::meter::Window;
+use crate::meter::formula::{Leaf, MeterTimeline, MeterVersion, Meters};
 
 use super::SINCE_EVER;
 use super::schema::EventSchema;
@@ -44,29 +45,15 @@ struct Version {
 impl Version {
     /// What failed is the fault of this version; a version that judges nothing may be left out.
     fn tolerate<T>(&self, made: Result<T>) -> Result<Option<T>> {
-        match made {
-            Err(_) if !self.is_on_timeline => Ok(None),
-            made => made.map(Some),
-        }
+        tolerate(self.is_on_timeline, made)
     }
 }
 
-/// The members of a meter's snapshot that counting needs.
-#[derive(Deserialize)]
-struct MeterSnapshot {
-    function: MeterFunction,
-    value_field: Option<String>,
-    unique_by_field: Option<String>,
-    #[serde(default)]
-    negative_allowed: bool,
-    late_event_policy: domain::LateEventPolicy,
-    window: Window,
-    dedup_key_path: Option<String>,
-    unit_currency_field: Option<String>,
-    event_schema: Option<serde_json::Value>,
-    filter: Option<FilterTree>,
-    #[serde(default)]
-    thresholds: Vec<Threshold>,
+fn tolerate<T>(is_on_timeline: bool, made: Result<T>) -> Result<Option<T>> {
+    match made {
+        Err(_) if !is_on_timeline => Ok(None),
+        made => made.map(Some),
+    }
 }
 
 /// The members of a binding's snapshot that counting needs.
@@ -139,8 +126,8 @@ impl WorkspaceCatalog {
             catalog.plan_versions.insert(version.id, compile_plan(version)?);
         }
         load_prices(tx.conn(), &mut catalog, versions.remove("price").unwrap_or_default()).await?;
-        let meters = versions.remove("meter").unwrap_or_default();
-        load_bindings(tx.conn(), &mut catalog, meters, versions.remove("binding").unwrap_or_default()).await?;
+        let meters = Meters::load(tx.conn(), workspace_id).await?;
+        load_bindings(tx.conn(), &mut catalog, &meters, versions.remove("binding").unwrap_or_default()).await?;
         tx.commit().await?;
         Ok(catalog)
     }
@@ -153,7 +140,7 @@ async fn load_versions(conn: &mut PgConnection, workspace_id: WorkspaceId) -> Re
         "SELECT id, entity_type, entity_id, version, effective_from, effective_to, published_at,
                 status <> 'draft' AND cancelled_at IS NULL AS is_on_timeline, snapshot
          FROM entity_version
-         WHERE workspace_id = $1 AND entity_type IN ('plan', 'price', 'meter', 'binding')
+         WHERE workspace_id = $1 AND entity_type IN ('plan', 'price', 'binding')
          ORDER BY entity_id, effective_from NULLS FIRST, version",
     )
     .bind(workspace_id)
@@ -321,22 +308,19 @@ fn price_from_row(row: &PgRow) -> Result<(ProductId, PriceTimeline), sqlx::Error
 struct BindingRow {
     id: BindingId,
     product_id: ProductId,
-    meter_id: MeterId,
     /// Of FORMULA_INPUT.
     variable: Option<String>,
     meter_key: String,
-    metric_key: String,
 }
 
 async fn load_bindings(
     conn: &mut PgConnection,
     catalog: &mut WorkspaceCatalog,
-    meters: VersionsOf,
+    meters: &Meters,
     mut versions: VersionsOf,
 ) -> Result<()> {
     let rows = sqlx::query(
-        "SELECT b.id, b.product_id, b.meter_id, CASE WHEN b.status <> 'draft' THEN b.variable END AS variable,
-                m.key AS meter_key, m.metric_key
+        "SELECT b.id, b.product_id, CASE WHEN b.status <> 'draft' THEN b.variable END AS variable, m.key AS meter_key
          FROM product_meter_binding b JOIN meter m ON m.id = b.meter_id
          WHERE b.workspace_id = $1 ORDER BY b.role = 'PRIMARY' DESC, b.id",
     )
@@ -350,14 +334,12 @@ async fn load_bindings(
         inputs.entry(binding.product_id).or_default().extend(binding.variable.clone());
     }
     for binding in bindings {
-        let Some(meter_versions) = meters.get(&binding.meter_id.0) else { continue };
+        let Some(meter) = meters.get(&binding.meter_key) else { continue };
         let own = versions.remove(&binding.id.0).unwrap_or_default();
         let inputs = inputs.get(&binding.product_id).map(Vec::as_slice).unwrap_or_default();
-        let timeline = compile_binding(catalog, &binding, inputs, meter_versions, &own)?;
-        if let Some(product) = catalog.products.get_mut(&binding.product_id)
-            && !timeline.versions.is_empty()
-        {
-            product.bindings.push(timeline);
+        let timelines = compile_binding(catalog, &binding, inputs, (meters, meter), &own)?;
+        if let Some(product) = catalog.products.get_mut(&binding.product_id) {
+            product.bindings.extend(timelines);
         }
     }
     Ok(())
@@ -367,65 +349,101 @@ fn binding_from_row(row: &PgRow) -> Result<BindingRow, sqlx::Error> {
     Ok(BindingRow {
         id: row.try_get("id")?,
         product_id: row.try_get("product_id")?,
-        meter_id: row.try_get("meter_id")?,
         variable: row.try_get("variable")?,
         meter_key: row.try_get("meter_key")?,
-        metric_key: row.try_get("metric_key")?,
     })
 }
 
-/// Every pair of a binding version and a meter version whose spans overlap is one entry of the timeline. Other pairs are kept for
-/// states that were counted when the timeline was another one.
+/// Every pair of a binding version and a meter version whose spans overlap is one entry of a timeline. A FORMULA meter has a
+/// timeline for each meter that reads events for it. Other pairs are kept for states that were counted when the timeline was
+/// another one.
 fn compile_binding(
     catalog: &mut WorkspaceCatalog,
     binding: &BindingRow,
     inputs: &[String],
-    meters: &[Version],
+    (meters, meter): (&Meters, &MeterTimeline),
     versions: &[Version],
-) -> Result<BindingTimeline> {
-    let mut timeline = BindingTimeline { id: binding.id, metric_key: binding.metric_key.clone(), versions: Vec::new() };
-    for meter_version in meters {
-        let Some(meter) = meter_version.tolerate(load_meter(catalog, binding, meter_version))? else { continue };
+) -> Result<Vec<BindingTimeline>> {
+    let mut timelines: Vec<BindingTimeline> = Vec::new();
+    for meter_version in &meter.versions {
+        if meter_version.snapshot.function == MeterFunction::Formula {
+            combine(catalog, &mut timelines, (binding, inputs, versions), (meters, meter), meter_version)?;
+            continue;
+        }
+        let is_on_timeline = meter_version.is_on_timeline;
+        let made = meter.definition(meter_version).and_then(|definition| {
+            compiled("meter", meter_version.id, CompiledMeter::compile(definition)).map(Arc::new)
+        });
+        let Some(meter) = tolerate(is_on_timeline, made)? else { continue };
+        let _ = tolerate(is_on_timeline, add_schema(catalog, meter_version, meter.version_id))?;
         for version in versions {
-            let made = compile_pair(binding, inputs, &meter, version);
+            let made = define(binding, inputs, version, meter.clone())
+                .and_then(|definition| compiled("binding", version.id, CompiledBinding::compile(definition)));
             let Some(compiled) = version.tolerate(made)? else { continue };
-            catalog.bindings.insert((version.id, meter_version.id), compiled.clone());
-            let from = version.from.max(meter_version.from);
-            let to = [version.to, meter_version.to].into_iter().flatten().min();
-            let overlap = to.is_none_or(|to| from < to);
-            if overlap && version.is_on_timeline && meter_version.is_on_timeline {
-                timeline.versions.push((from, to, compiled));
+            let shared = overlap(version, meter_version.from, meter_version.to).filter(|_| is_on_timeline);
+            add(catalog, &mut timelines, shared, compiled);
+        }
+    }
+    timelines.iter_mut().for_each(|timeline| timeline.versions.sort_by_key(|(from, _, _)| *from));
+    Ok(timelines)
+}
+
+/// The versions of a binding of a FORMULA meter, for each meter that reads events for it.
+fn combine(
+    catalog: &mut WorkspaceCatalog,
+    timelines: &mut Vec<BindingTimeline>,
+    (binding, inputs, versions): (&BindingRow, &[String], &[Version]),
+    (meters, meter): (&Meters, &MeterTimeline),
+    meter_version: &MeterVersion,
+) -> Result<()> {
+    let definition = tolerate(meter_version.is_on_timeline, meter.definition(meter_version))?;
+    let Some(definition) = definition else { return Ok(()) };
+    let pair = |version: &Version, leaf: &Leaf<'_>| {
+        let (meter, component) = leaf.compile(&definition, version.id)?;
+        let definition = define(binding, inputs, version, Arc::new(meter))?;
+        compiled("binding", version.id, CompiledBinding::compile_component(definition, component))
+    };
+    if meter_version.is_on_timeline {
+        for leaf in meters.components(meter, meter_version)? {
+            for version in versions {
+                let Some(shared) = overlap(version, leaf.from, leaf.to) else { continue };
+                let compiled = pair(version, &leaf)?;
+                add_schema(catalog, leaf.version, compiled.meter.version_id)?;
+                add(catalog, timelines, Some(shared), compiled);
             }
         }
     }
-    timeline.versions.sort_by_key(|(from, _, _)| *from);
-    Ok(timeline)
-}
-
-fn load_meter(catalog: &mut WorkspaceCatalog, binding: &BindingRow, version: &Version) -> Result<Arc<CompiledMeter>> {
-    let snapshot: MeterSnapshot = read("meter", version)?;
-    if let Some(schema) = &snapshot.event_schema
-        && !catalog.schemas.contains_key(&version.id)
-    {
-        let schema = EventSchema::compile(schema).map_err(|error| RatingError::Definition(vec![error]));
-        catalog.schemas.insert(version.id, compiled("meter", version.id, schema)?);
+    for leaf in meters.ever(meter, meter_version) {
+        for version in versions {
+            if let Ok(compiled) = pair(version, &leaf)
+                && !catalog.bindings.contains_key(&(compiled.version_id, compiled.meter.version_id))
+            {
+                add(catalog, timelines, None, compiled);
+            }
+        }
     }
-    compile_meter(binding, version, snapshot).map(Arc::new)
+    Ok(())
 }
 
-fn compile_pair(
+/// The part of a span in which a version of a binding holds; a withdrawn one never does.
+fn overlap(version: &Version, from: Instant, to: Option<Instant>) -> Option<(Instant, Option<Instant>)> {
+    let (from, to) = (version.from.max(from), [version.to, to].into_iter().flatten().min());
+    (version.is_on_timeline && to.is_none_or(|to| from < to)).then_some((from, to))
+}
+
+fn define(
     binding: &BindingRow,
     inputs: &[String],
-    meter: &Arc<CompiledMeter>,
     version: &Version,
-) -> Result<Arc<CompiledBinding>> {
+    meter: Arc<CompiledMeter>,
+) -> Result<BindingDefinition> {
     let snapshot: BindingSnapshot = read("binding", version)?;
-    let definition = BindingDefinition {
+    Ok(BindingDefinition {
         binding_id: binding.id,
         version_id: version.id,
         effective_from: version.from,
         product_id: binding.product_id,
-        meter: meter.clone(),
+        meter,
         role: snapshot.role,
         filter: snapshot.filter,
         multiplier: snapshot.multiplier,
@@ -433,8 +451,42 @@ fn compile_pair(
         window: snapshot.window.map(|window| span("binding", version.id, &window)).transpose()?,
         variable: snapshot.variable,
         formula_bindings: formula_bindings(snapshot.formula_bindings.as_ref(), inputs),
+    })
+}
+
+/// Keeps a compiled version, and puts it into the timeline of what reads the same events if it holds at some time.
+fn add(
+    catalog: &mut WorkspaceCatalog,
+    timelines: &mut Vec<BindingTimeline>,
+    span: Option<(Instant, Option<Instant>)>,
+    compiled: CompiledBinding,
+) {
+    let compiled = Arc::new(compiled);
+    catalog.bindings.insert((compiled.version_id, compiled.meter.version_id), compiled.clone());
+    let Some((from, to)) = span else { return };
+    let component = compiled.component().map(Component::id);
+    let found = timelines.iter().position(|timeline| timeline.component == component);
+    let index = found.unwrap_or_else(|| {
+        let (id, metric_key) = (compiled.binding_id, compiled.reads().to_owned());
+        timelines.push(BindingTimeline { id, component, metric_key, versions: Vec::new() });
+        timelines.len() - 1
+    });
+    timelines[index].versions.push((from, to, compiled));
+}
+
+/// The shape of the events of a meter version, under the version that stands in its bindings.
+fn add_schema(catalog: &mut WorkspaceCatalog, version: &MeterVersion, id: VersionId) -> Result<()> {
+    let Some(schema) = &version.snapshot.event_schema else { return Ok(()) };
+    let schema = match catalog.schemas.get(&version.id) {
+        Some(schema) => schema.clone(),
+        None => {
+            let schema = EventSchema::compile(schema).map_err(|error| RatingError::Definition(vec![error]));
+            Arc::new(compiled("meter", version.id, schema)?)
+        }
     };
-    compiled("binding", version.id, CompiledBinding::compile(definition)).map(Arc::new)
+    catalog.schemas.insert(version.id, schema.clone());
+    catalog.schemas.insert(id, schema);
+    Ok(())
 }
 
 /// What is bound by name, and the FORMULA_INPUT bindings of the product.
@@ -446,25 +498,4 @@ fn formula_bindings(bound: Option<&FormulaBindings>, inputs: &[String]) -> ratin
 
 fn span(what: &str, id: VersionId, window: &Window) -> Result<Span> {
     compiled(what, id, window.span().map_err(RatingError::Definition))
-}
-
-fn compile_meter(binding: &BindingRow, version: &Version, snapshot: MeterSnapshot) -> Result<CompiledMeter> {
-    let definition = MeterDefinition {
-        meter_id: binding.meter_id,
-        version_id: version.id,
-        effective_from: version.from,
-        key: binding.meter_key.clone(),
-        metric_key: binding.metric_key.clone(),
-        function: snapshot.function,
-        value_field: snapshot.value_field,
-        unique_by_field: snapshot.unique_by_field,
-        filter: snapshot.filter,
-        negative_allowed: snapshot.negative_allowed,
-        late_event_policy: snapshot.late_event_policy,
-        thresholds: snapshot.thresholds,
-        window: span("meter", version.id, &snapshot.window)?,
-        dedup_key_path: snapshot.dedup_key_path,
-        unit_currency_field: snapshot.unit_currency_field,
-    };
-    compiled("meter", version.id, CompiledMeter::compile(definition))
 }

@@ -59,6 +59,8 @@ impl ProductTerms {
 pub struct BindingTimeline {
     /// The binding.
     pub id: BindingId,
+    /// Which of the meters that a FORMULA meter names it is about.
+    pub component: Option<u128>,
     /// Metric that it reads.
     pub metric_key: String,
     /// Versions with the span in which they hold, by start. A new version of the meter makes a new entry, too.
@@ -218,7 +220,7 @@ pub struct WorkspaceCatalog {
     pub(super) bindings: HashMap<(VersionId, VersionId), Arc<CompiledBinding>>,
     pub(super) prices: HashMap<VersionId, Arc<CompiledPrice>>,
     /// Shape of events by version of the meter, where it asks for one.
-    pub(super) schemas: HashMap<VersionId, EventSchema>,
+    pub(super) schemas: HashMap<VersionId, Arc<EventSchema>>,
     pub(super) tables: Tables,
 }
 

@@ -4,14 +4,13 @@ use chrono::{DateTime, Utc};
 use domain::error::FieldErrorCode as Code;
 use domain::input::{Field, FieldResult};
 use domain::{Input, Patch, ProductId, Result};
+use rating::formula::{EXPRESSION_MAX, Place};
+use rating::{Formula, FormulaError};
 use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{CostExpression, CostExpressionType};
 use crate::version::{CopyAsDraftRequest, EditControls};
-
-/// Characters of a formula.
-const FORMULA_MAX: usize = 2_000;
 
 /// Body of a new cost, also in the body of a new product.
 #[derive(Clone, Debug, PartialEq, ToSchema)]
@@ -186,10 +185,16 @@ fn read_expression(field: Field<'_>) -> FieldResult<CostExpression> {
     })
 }
 
-/// Checks the formula of a cost. Nothing evaluates it yet: its text is there and not too long.
+/// Checks the formula of a cost: it compiles with the names that costs have.
 ///
 /// # Errors
-/// The bad field.
+/// The bad field, with the place of each error in the text.
 pub fn check_formula(field: Field<'_>) -> FieldResult<String> {
-    field.text(1, FORMULA_MAX)
+    let text = field.raw().as_str().unwrap_or_default();
+    let errors = match Formula::compile(text, Place::Cost, &[]) {
+        Err(errors) if (1..=EXPRESSION_MAX).contains(&text.chars().count()) => errors,
+        _ => return field.text(1, EXPRESSION_MAX), // what is no text of that length is refused there
+    };
+    let message = |error: FormulaError| format!("{} (at position {})", error.message, error.position);
+    field.refuse(Code::InvalidFormat, errors.into_iter().map(message).collect::<Vec<_>>().join("; "))
 }

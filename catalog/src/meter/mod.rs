@@ -1,5 +1,6 @@
 //! Meters (meters.md): how usage events become one number.
 
+pub(crate) mod formula;
 mod request;
 mod write;
 
@@ -10,7 +11,7 @@ use domain::{
     Error, FieldError, Instant, LateEventPolicy, MeterFunction, MeterId, OrganizationId, Result, Scope, VersionId,
     WindowKind, WindowUnit, WorkspaceId,
 };
-use rating::{CompiledMeter, FilterTree, MeterDefinition, Span, Threshold};
+use rating::{CompiledMeter, Component, FilterTree, MeterDefinition, Span, Threshold};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::postgres::PgRow;
@@ -22,6 +23,7 @@ use uuid::Uuid;
 use crate::version::{AsOf, VersionWarnDTO, Versioned};
 
 use crate::compiled::EventSchema;
+use crate::formula::field_errors;
 
 pub use request::{CreateMeterRequest, UpdateMeterRequest};
 pub(crate) use write::refuse_unevaluated;
@@ -117,6 +119,21 @@ pub struct MeterFormula {
     pub expression: String,
     /// Where each variable comes from.
     pub variables: Vec<MeterFormulaVariable>,
+}
+
+impl MeterFormula {
+    /// Compiles the expression.
+    ///
+    /// # Errors
+    /// `Validation` with the place of each error, under `formula`.
+    pub(crate) fn compile(&self, version_id: VersionId, negative_allowed: bool) -> Result<rating::MeterFormula> {
+        let names = self.variables.iter().map(|variable| variable.name.clone()).collect();
+        rating::MeterFormula::compile(version_id, &self.expression, names, negative_allowed).map_err(|errors| {
+            let mut fields = field_errors("expression", errors);
+            fields.iter_mut().for_each(|field| field.field = format!("formula.{}", field.field));
+            Error::Validation(fields)
+        })
+    }
 }
 
 /// A variable of a meter formula.
@@ -226,7 +243,7 @@ impl Meter {
     /// # Errors
     /// `Validation` with field paths; `Rule` for what this version of the engine cannot evaluate.
     pub(crate) fn compile(&self, effective_from: Instant) -> Result<CompiledMeter> {
-        self.refuse_unsupported()?;
+        self.check_function()?;
         if let Some(schema) = &self.event_schema {
             EventSchema::compile(schema).map_err(|error| Error::Validation(vec![error]))?;
         }
@@ -249,12 +266,37 @@ impl Meter {
         })?)
     }
 
-    /// Members of the reference that nothing would evaluate: better refused than ignored.
-    fn refuse_unsupported(&self) -> Result<()> {
-        if self.formula.is_some() {
-            return Err(Error::business_rule("formula is not supported yet"));
+    /// A FORMULA meter has a formula in the place of what reads events; better refused than ignored.
+    fn check_function(&self) -> Result<()> {
+        let Some(formula) = self.formula.as_ref().filter(|_| self.function == MeterFunction::Formula) else {
+            return match (self.function, &self.formula) {
+                (MeterFunction::Formula, _) => {
+                    Err(Error::field("formula", Code::Required, "is required by the function FORMULA"))
+                }
+                (_, Some(_)) => Err(Error::field("formula", Code::NotAllowed, "is used by the function FORMULA only")),
+                (_, None) => Ok(()),
+            };
+        };
+        let members = [
+            ("value_field", self.value_field.is_some()),
+            ("unique_by_field", self.unique_by_field.is_some()),
+            ("unit_currency_field", self.unit_currency_field.is_some()),
+            ("dedup_key_path", self.dedup_key_path.is_some()),
+            ("event_schema", self.event_schema.is_some()),
+            ("filter", self.filter.is_some()),
+        ];
+        let message = "is not used by FORMULA: the meters that it names read the events";
+        let refused = |(name, _): (&str, bool)| FieldError {
+            field: name.into(),
+            code: Code::NotAllowed,
+            message: message.into(),
+        };
+        let mut fields: Vec<FieldError> = members.into_iter().filter(|(_, is_set)| *is_set).map(refused).collect();
+        match formula.compile(VersionId(Uuid::nil()), self.negative_allowed) {
+            Err(Error::Validation(errors)) => fields.extend(errors),
+            other => other.map(drop)?,
         }
-        Ok(())
+        if fields.is_empty() { Ok(()) } else { Err(Error::Validation(fields)) }
     }
 }
 
@@ -345,7 +387,8 @@ pub async fn get(scope: &Scope, conn: &mut PgConnection, id: MeterId) -> Result<
     Meter::read(scope, conn, id.0, AsOf::Instant(scope.now())).await
 }
 
-/// A meter as it is now, with changes that are tried on it, compiled.
+/// A meter as it is now, with changes that are tried on it, and what reads events for it: itself, or the meters that a
+/// FORMULA meter names.
 ///
 /// # Errors
 /// `NotFound`; `Validation` and `Rule` where it cannot be evaluated.
@@ -354,13 +397,14 @@ pub async fn compiled(
     conn: &mut PgConnection,
     id: MeterId,
     changes: Option<UpdateMeterRequest>,
-) -> Result<(Meter, CompiledMeter)> {
+) -> Result<(Meter, Vec<(CompiledMeter, Option<Component>)>)> {
     let mut meter = get(scope, conn, id).await?;
     if let Some(changes) = changes {
         meter = Versioned::merge(meter, changes)?;
     }
     let compiled = meter.compile(scope.now())?;
-    Ok((meter, compiled))
+    let readers = formula::readers(scope, conn, &meter, compiled).await?;
+    Ok((meter, readers))
 }
 
 /// One meter, locked.

@@ -4,10 +4,12 @@ use chrono::{DateTime, Utc};
 use domain::error::FieldErrorCode as Code;
 use domain::input::{Field, FieldResult};
 use domain::{Input, JsonMap, LateEventPolicy, MeterFunction, Patch, Result};
+use rating::formula::EXPRESSION_MAX;
 use rating::{FilterTree, Threshold};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::formula::COMPONENTS_MAX;
 use super::{MeterFormula, MeterFormulaVariable, Window};
 use crate::texts::not_null;
 use crate::version::{CopyAsDraftRequest, EditControls};
@@ -204,9 +206,9 @@ fn read_dimensions(field: Field<'_>) -> FieldResult<Vec<String>> {
 
 fn read_formula(field: Field<'_>) -> FieldResult<MeterFormula> {
     field.object(|input| {
-        let expression = input.required("expression", |v| v.text(1, 2_000));
+        let expression = input.required("expression", |v| v.text(1, EXPRESSION_MAX));
         let variables = input.required("variables", |v| {
-            v.list(0, 50, |entry| {
+            v.list(1, COMPONENTS_MAX, |entry| {
                 entry.object(|input| {
                     let name = input.required("name", Field::key);
                     let meter_key = input.required("meter_key", Field::key);

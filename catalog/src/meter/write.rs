@@ -1,15 +1,13 @@
 //! Writes of meters: create, archive, and what their versions need (edit-as-publish).
 
-use domain::{
-    BindingId, Error, Instant, JsonMap, LateEventPolicy, MeterId, Patch, ProductId, Result, Scope, ThresholdActionKind,
-};
+use domain::{Error, Instant, JsonMap, LateEventPolicy, MeterId, Patch, ProductId, Result, Scope, ThresholdActionKind};
 use rating::Threshold;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use store::{StoreError, Tx};
 use uuid::Uuid;
 
-use super::{CreateMeterRequest, LIST, Meter, MeterStatus, MeterVersionSnapshot, UpdateMeterRequest};
+use super::{CreateMeterRequest, LIST, Meter, MeterStatus, MeterVersionSnapshot, UpdateMeterRequest, formula};
 use crate::recount::Touched;
 use crate::version::{self, AsOf, EditControls, Entity, Life, Span, VersionRecord, Versioned, edit};
 
@@ -151,12 +149,14 @@ impl Versioned for Meter {
         Ok(self)
     }
 
-    async fn check(&self, _scope: &Scope, _tx: &mut Tx, _span: Option<&mut Span>) -> Result<()> {
+    async fn check(&self, scope: &Scope, tx: &mut Tx, _span: Option<&mut Span>) -> Result<()> {
         refuse_unevaluated(&self.thresholds)?;
-        self.compile(Instant::UNIX_EPOCH).map(drop)
+        self.compile(Instant::UNIX_EPOCH)?;
+        formula::lock(scope, tx).await?;
+        formula::check_named(scope, tx, self).await
     }
 
-    /// A meter without a published version measures nothing: its bindings must be gone before.
+    /// A meter without a published version measures nothing: its bindings and the formulas that name it must be gone before.
     async fn check_timeline(&self, scope: &Scope, tx: &mut Tx) -> Result<()> {
         let is_published: bool = sqlx::query_scalar(
             "SELECT EXISTS (SELECT FROM entity_version
@@ -167,33 +167,50 @@ impl Versioned for Meter {
         .fetch_one(tx.conn())
         .await
         .context("looking for a published version")?;
-        if is_published { Ok(()) } else { refuse_bound(scope, tx, self.id, scope.now()).await }
+        formula::lock(scope, tx).await?;
+        if is_published {
+            return formula::check_all(scope, tx).await;
+        }
+        refuse_bound(scope, tx, self.id, scope.now()).await?;
+        refuse_named(scope, tx, &self.key, scope.now()).await
     }
 
-    /// That of the products which it is bound to.
+    /// That of the products which it is bound to, or a FORMULA meter that may name it.
     async fn touched(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<Touched> {
-        let products: Vec<ProductId> = sqlx::query_scalar(
-            "SELECT DISTINCT product_id FROM product_meter_binding
-             WHERE workspace_id = $1 AND meter_id = $2 AND status <> 'draft'",
+        let (products, is_named): (Vec<ProductId>, bool) = sqlx::query_as(
+            "SELECT array(SELECT DISTINCT product_id FROM product_meter_binding
+                          WHERE workspace_id = $1 AND meter_id = $2 AND status <> 'draft'),
+                    EXISTS (SELECT FROM meter m JOIN entity_version v ON v.workspace_id = $1 AND v.entity_type = 'meter'
+                            WHERE m.id = $2 AND v.snapshot ->> 'function' = 'FORMULA'
+                              AND v.snapshot -> 'formula' -> 'variables'
+                                  @> jsonb_build_array(jsonb_build_object('meter_key', m.key)))",
+        )
+        .bind(scope.workspace_id)
+        .bind(id)
+        .fetch_one(tx.conn())
+        .await
+        .context("looking for the products of a meter")?;
+        Ok(match products {
+            _ if is_named => Touched::Everything,
+            products if products.is_empty() => Touched::Nothing,
+            products => Touched::Products(products),
+        })
+    }
+
+    /// Bindings of the meter, and FORMULA meters that name it.
+    async fn dependents(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<Vec<Uuid>> {
+        sqlx::query_scalar(
+            "SELECT id FROM product_meter_binding WHERE workspace_id = $1 AND meter_id = $2
+             UNION
+             SELECT v.entity_id FROM meter m JOIN entity_version v ON v.workspace_id = $1 AND v.entity_type = 'meter'
+             WHERE m.id = $2 AND v.snapshot ->> 'function' = 'FORMULA'
+               AND v.snapshot -> 'formula' -> 'variables' @> jsonb_build_array(jsonb_build_object('meter_key', m.key))",
         )
         .bind(scope.workspace_id)
         .bind(id)
         .fetch_all(tx.conn())
         .await
-        .context("looking for the products of a meter")?;
-        Ok(if products.is_empty() { Touched::Nothing } else { Touched::Products(products) })
-    }
-
-    /// Bindings of the meter.
-    async fn dependents(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<Vec<Uuid>> {
-        let bindings: Vec<BindingId> =
-            sqlx::query_scalar("SELECT id FROM product_meter_binding WHERE workspace_id = $1 AND meter_id = $2")
-                .bind(scope.workspace_id)
-                .bind(id)
-                .fetch_all(tx.conn())
-                .await
-                .context("looking for the bindings of a meter")?;
-        Ok(bindings.into_iter().map(|id| id.0).collect())
+        .context("looking for what builds on a meter")
     }
 
     fn event_members(&self) -> Vec<(&'static str, Value)> {
@@ -223,14 +240,16 @@ impl Versioned for Meter {
 /// Withdraws a meter; a repeat does nothing.
 ///
 /// # Errors
-/// `NotFound`, `Conflict` while a live binding exists.
+/// `NotFound`, `Conflict` while a live binding exists or a live formula names it.
 pub async fn archive(scope: &Scope, tx: &mut Tx, id: MeterId) -> Result<()> {
     let meter = super::lock(scope, tx, id).await?;
     if meter.status == MeterStatus::Archived {
         return Ok(());
     }
     let now = scope.now();
+    formula::lock(scope, tx).await?;
     refuse_bound(scope, tx, id, now).await?;
+    refuse_named(scope, tx, &meter.key, now).await?;
     version::end(scope, tx, id.0, now, "archived").await?;
     sqlx::query(
         "UPDATE meter SET status = 'archived', archived_at = $3, updated_at = $3 WHERE workspace_id = $1 AND id = $2",
@@ -263,6 +282,13 @@ async fn refuse_bound(scope: &Scope, tx: &mut Tx, id: MeterId, now: Instant) -> 
     .await
     .context("looking for bindings")?;
     if bound { Err(Error::conflict("CONFLICT", "a live binding uses this meter")) } else { Ok(()) }
+}
+
+async fn refuse_named(scope: &Scope, tx: &mut Tx, key: &str, now: Instant) -> Result<()> {
+    match formula::user_of(scope, tx, key, now).await? {
+        None => Ok(()),
+        Some(user) => Err(Error::conflict("CONFLICT", format!("the FORMULA meter {user} names this meter"))),
+    }
 }
 
 async fn find_by_key(scope: &Scope, tx: &mut Tx, key: &str) -> Result<Option<MeterId>> {

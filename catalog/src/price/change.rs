@@ -133,7 +133,7 @@ impl Versioned for Price {
             price_id: self.id,
             list_price: self.list_price,
             tiers: self.tiers,
-            formula_version_id: None,
+            formula_version_id: self.formula_version_id,
             warnings: record.warnings,
         }
     }

@@ -126,6 +126,10 @@ pub struct Price {
     /// Formula in place of tiers.
     #[schema(required)]
     pub formula_id: Option<Uuid>,
+    /// The version of the formula that the version of the price has; none for a draft, which has not chosen yet.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub(crate) formula_version_id: Option<VersionId>,
     /// Dimension → value, matched in resolution.
     #[sqlx(json)]
     pub custom_dimensions: BTreeMap<String, String>,
@@ -225,11 +229,19 @@ impl From<&Price> for PlanProductPriceSummary {
     }
 }
 
-/// The members of a version are read from the one that is in effect.
+/// The members of a version are read from the one that is in effect. Its formula is pinned as the compiled catalog does it
+/// (`compiled/load.rs`, `formula_of`).
 const LIST: ListSpec = ListSpec {
     name: "prices",
     columns: "t.id, t.organization_id, t.product_id, p.type AS product_type, t.plan_id, t.plan_version, t.customer_id,
         t.country_code, t.currency, t.price_key, t.kind, e.list_price, e.display_name, t.status, e.tiers, e.formula_id,
+        (SELECT f.id FROM entity_version own
+                          CROSS JOIN LATERAL GREATEST(own.effective_from, own.published_at, 'epoch'::timestamptz) pinned_at
+                          JOIN entity_version f ON f.entity_id = e.formula_id AND f.status <> 'draft' AND f.cancelled_at IS NULL
+                           AND COALESCE(f.effective_from, 'epoch') <= pinned_at
+                           AND (f.effective_to IS NULL OR f.effective_to > pinned_at)
+         WHERE own.id = e.head_version_id AND own.status <> 'draft'
+         ORDER BY f.effective_from DESC NULLS LAST LIMIT 1) AS formula_version_id,
         t.custom_dimensions, t.billing_interval_unit, t.billing_interval_count, e.effective_from, e.effective_to,
         t.valid_from, t.valid_to, e.version, e.head_version_id, e.requires_continuous_coverage, e.metadata, t.created_at,
         t.updated_at, t.archived_at, t.deleted_at",

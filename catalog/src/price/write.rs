@@ -70,6 +70,7 @@ fn new_price(scope: &Scope, product: &Product, request: CreatePriceRequest) -> R
         status: PriceStatus::Draft,
         tiers,
         formula_id: request.formula_id,
+        formula_version_id: None,
         custom_dimensions: request.custom_dimensions.unwrap_or_default(),
         billing_interval_unit: request.billing_interval_unit,
         billing_interval_count: count,

@@ -1,10 +1,11 @@
-//! What a TIME_WEIGHTED meter holds at the end of a window is held where the next one begins (meters.md 5).
+//! What a TIME_WEIGHTED meter holds at the end of a window is held where the next one begins (meters.md 5); the totals of
+//! SLIDING and LIFETIME windows go on there.
 
 use std::sync::Arc;
 
 use catalog::compiled::{SubscriptionTerms, WindowStatus, WorkspaceCatalog};
 use domain::Instant;
-use rating::{Carry, CompiledBinding, CompiledPrice};
+use rating::{Carry, CompiledBinding, CompiledPrice, Component};
 
 use super::{Judge, WindowSlot, Windows};
 
@@ -12,7 +13,7 @@ impl Windows {
     /// Carries over what each window holds into the one after it that still counts. Windows are taken in order, so that a
     /// report of the first reaches the last.
     pub(super) fn carry_over(&mut self, judge: &Judge<'_>) {
-        if !self.slots.iter().any(|slot| slot.state.holds()) {
+        if !self.slots.iter().any(|slot| slot.state.holds() || slot.state.goes_on()) {
             return;
         }
         self.slots.sort_by_key(|slot| slot.window.start);
@@ -22,7 +23,7 @@ impl Windows {
             if into.status == WindowStatus::Sealed {
                 continue;
             }
-            match carry(judge, from.state.carries(), into) {
+            match carry(judge, from, into) {
                 Ok(changed) => into.is_dirty |= changed,
                 Err(error) => {
                     tracing::error!(subscription.id = %judge.terms.id, %error, "a held value cannot be carried over");
@@ -34,7 +35,9 @@ impl Windows {
     /// The window after one that ends exists as soon as there is something to carry into it.
     pub(super) fn open_next(&mut self, judge: &Judge<'_>, index: usize) {
         let slot = &self.slots[index];
-        if !slot.state.holds() || judge.terms.ended_at.is_some_and(|ended| ended <= slot.window.end) {
+        if !(slot.state.holds() || slot.state.goes_on())
+            || judge.terms.ended_at.is_some_and(|ended| ended <= slot.window.end)
+        {
             return;
         }
         let (end, position) = (slot.window.end, slot.position);
@@ -46,9 +49,11 @@ impl Windows {
     }
 }
 
-fn carry(judge: &Judge<'_>, carries: Vec<Carry>, into: &mut WindowSlot) -> rating::Result<bool> {
+fn carry(judge: &Judge<'_>, from: &WindowSlot, into: &mut WindowSlot) -> rating::Result<bool> {
     let start = into.window.start;
-    let mut changed = into.state.drop_carries(start, &carries)?;
+    let mut changed = into.state.carry_running(from.state.running(from.window.end)?)?;
+    let carries = from.state.carries();
+    changed |= into.state.drop_carries(start, &carries)?;
     for carry in carries {
         changed |= into.state.carry_in(start, &at_start(judge, carry, start))?;
     }
@@ -71,8 +76,11 @@ fn at_start(judge: &Judge<'_>, carry: Carry, start: Instant) -> Carry {
 
 fn binding_at(catalog: &WorkspaceCatalog, carry: &Carry, start: Instant) -> Option<Arc<CompiledBinding>> {
     let product = catalog.product(carry.binding.product_id)?;
-    let mut bindings = catalog.bindings_of(product, &carry.binding.meter.metric_key, start);
-    bindings.find(|binding| binding.binding_id == carry.binding.binding_id).cloned()
+    let component = |binding: &CompiledBinding| binding.component().map(Component::id);
+    let is_same = |binding: &&Arc<CompiledBinding>| {
+        binding.binding_id == carry.binding.binding_id && component(binding) == component(&carry.binding)
+    };
+    catalog.bindings_of(product, carry.binding.reads(), start).find(is_same).cloned()
 }
 
 fn price_at<'a>(

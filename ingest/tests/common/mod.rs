@@ -241,6 +241,20 @@ impl World {
         .expect("a version");
     }
 
+    /// A further meter of the workspace, bound to nothing.
+    pub async fn meter(&self, key: &str, function: &str) {
+        let (o, w, meter) = (self.scope.organization_id, self.scope.workspace_id, MeterId::generate());
+        self.execute(&format!(
+            "INSERT INTO meter (id, organization_id, workspace_id, key, name, metric_key, function, \"window\", status, version,
+                 created_at, updated_at)
+             VALUES ('{meter}', '{o}', '{w}', '{key}', '{key}', '{key}', '{function}', '{{}}', 'active', 1, now(), now());"
+        ))
+        .await;
+        let window = json!({"kind": "BILLING_PERIOD"});
+        let snapshot = json!({"function": function, "late_event_policy": "NEXT_PERIOD", "window": window});
+        self.version(VersionId::generate(), "meter", meter.0, snapshot).await;
+    }
+
     async fn catalog(&self, meter_members: Value, price_members: Value) {
         let (o, w, product, plan) = (self.scope.organization_id, self.scope.workspace_id, self.product, self.plan);
         let (meter, binding, price) = (MeterId::generate(), BindingId::generate(), PriceId::generate());

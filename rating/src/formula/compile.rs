@@ -134,6 +134,18 @@ impl<'t> Compiler<'t> {
         Ok(self.program.ops.len() - 1)
     }
 
+    pub(super) fn place(&self) -> Place {
+        self.names.place()
+    }
+
+    /// Notes an operator or function that the place does not have.
+    pub(super) fn must_allow(&mut self, at: usize, name: &str) {
+        if !self.place().allows(name) {
+            let place = if self.place() == Place::Meter { "a meter" } else { "a cost" };
+            self.note(at, format!("`{name}` cannot be used in the formula of {place}"));
+        }
+    }
+
     pub(super) fn here(&self) -> usize {
         self.program.ops.len()
     }
@@ -258,12 +270,18 @@ impl<'t> Compiler<'t> {
     fn chain(&mut self, symbols: &[&'static str], operand: fn(&mut Self) -> Result<Kind, Stop>) -> Result<Kind, Stop> {
         let left_at = self.at;
         let mut kind = operand(self)?;
-        while let Some(symbol) = self.take(symbols)? {
+        loop {
+            let symbol_at = self.at;
+            let Some(symbol) = self.take(symbols)? else { break };
+            self.must_allow(symbol_at, symbol);
             self.must_be(left_at, kind, NUMBER);
             let right_at = self.at;
             let right = operand(self)?;
             self.must_be(right_at, right, NUMBER);
-            self.emit(Op::arithmetic(symbol))?;
+            self.emit(match Op::arithmetic(symbol) {
+                Op::Divide if self.place() == Place::Meter => Op::DivideOrZero,
+                op => op,
+            })?;
             kind = NUMBER;
         }
         Ok(kind)
@@ -283,9 +301,11 @@ impl<'t> Compiler<'t> {
     fn power(&mut self) -> Result<Kind, Stop> {
         let at = self.at;
         let base = self.primary()?;
+        let symbol_at = self.at;
         if self.take(&["^"])?.is_none() {
             return Ok(base);
         }
+        self.must_allow(symbol_at, "^");
         self.must_be(at, base, NUMBER);
         let exponent_at = self.at;
         let exponent = self.nested(Self::signed)?;

@@ -27,6 +27,7 @@ const FUNCTIONS: [Function; 7] = [
 
 /// Reads the arguments of a call, whose opening parenthesis is read, and its end.
 pub(super) fn call(compiler: &mut Compiler<'_>, name: &str, at: usize) -> Result<Kind, Stop> {
+    compiler.must_allow(at, name);
     match name {
         "if" => branch(compiler, at),
         "coalesce" => coalesce(compiler),

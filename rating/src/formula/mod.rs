@@ -15,6 +15,8 @@
 //! * An undeclared name of the engine, such as `quantity`, cannot be bound by an event; a declared one can, and its own
 //!   value then comes after the bindings. `base_price` and `list_price` are one.
 //! * A declaration of `dim.<key>`, `cost.amount` or `cost.currency` must have its type; it adds a default.
+//! * A FORMULA meter has `+ - * /`, comparisons, `and`, `or`, `not`, and `min max ceil floor round if` (meters.md 5): the rest
+//!   of the grammar is refused there, and its division by zero is 0. A cost has everything but rate tables.
 
 mod compile;
 mod functions;
@@ -51,6 +53,21 @@ pub enum Place {
     Price,
     /// The `rate_expression` of a tier: a name that is not supplied is a number of `pricing_vars`.
     Tier,
+    /// A FORMULA meter (meters.md 5): every name is declared, and gives the value of a meter.
+    Meter,
+    /// A FORMULA cost (costs.md): `quantity` and `revenue` of the line.
+    Cost,
+}
+
+impl Place {
+    /// Whether a known operator or function can be used there.
+    fn allows(self, name: &str) -> bool {
+        match self {
+            Self::Price | Self::Tier => true,
+            Self::Meter => !matches!(name, "%" | "^" | "abs" | "clamp" | "coalesce" | "lookup" | "bracket"),
+            Self::Cost => !matches!(name, "lookup" | "bracket"),
+        }
+    }
 }
 
 /// What is wrong with an expression.
@@ -126,6 +143,8 @@ pub trait Environment {
     fn variable(&self, variable: &Variable) -> Option<Value<'_>>;
     /// The version of a rate table that is in effect at the rated time.
     fn table(&self, slug: &str) -> Option<&RateTable>;
+    /// Told of a division by zero in a FORMULA meter, which is 0 there and an error everywhere else.
+    fn divided_by_zero(&self) {}
 }
 
 /// A rate table that an expression reads.

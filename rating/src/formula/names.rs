@@ -226,6 +226,10 @@ impl Names {
         Self { place, declared }
     }
 
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
+
     /// What a name means here.
     pub(super) fn resolve(&self, name: &str) -> Result<Variable, String> {
         if let Some(variable) = self.declared.get(name) {
@@ -233,13 +237,18 @@ impl Names {
         }
         let source = match Source::of(name) {
             Some(Source::Named(Some(supplied))) => Some(Source::Supplied(supplied)),
-            Some(Source::Named(None)) if self.place == Place::Price => None,
-            Some(Source::Named(None)) if !is_key(name) => None,
             other => other,
         };
+        let source = source.filter(|source| match (self.place, source) {
+            (Place::Price, Source::Named(_)) | (Place::Meter, _) => false,
+            (Place::Tier, Source::Named(_)) => is_key(name),
+            (Place::Cost, source) => *source == Source::Supplied(Supplied::Quantity) || name == "revenue",
+            _ => true,
+        });
         let source = source.ok_or_else(|| match self.place {
-            Place::Price => format!("the variable `{name}` is not declared"),
+            Place::Price | Place::Meter => format!("the variable `{name}` is not declared"),
             Place::Tier => format!("`{name}` is no supplied variable and no key of pricing_vars"),
+            Place::Cost => format!("`{name}` is not known here: a cost reads `quantity` and `revenue`"),
         })?;
         let var_type = source.fixed_type().unwrap_or(FormulaVarType::Number);
         Ok(Variable { name: name.to_owned(), source, var_type, default: None })

@@ -52,6 +52,8 @@ pub(super) enum Rounding {
     Ceil,
     /// To the nearer one, from the middle away from zero.
     HalfAway,
+    /// To the nearer one, from the middle to the even one.
+    HalfEven,
 }
 
 impl Number {
@@ -207,14 +209,16 @@ impl Number {
             && let Ok(scale) = u32::try_from(digits)
         {
             let (quotient, rest) = (mantissa / power, mantissa % power);
-            let is_up = rest.unsigned_abs() >= power.unsigned_abs() - rest.unsigned_abs();
-            return Ok(Self::small(quotient + i128::from(rounding.step(rest.signum(), is_up)), scale));
+            let half = rest.unsigned_abs().cmp(&(power.unsigned_abs() - rest.unsigned_abs()));
+            let step = rounding.step(rest.signum(), half, quotient % 2 != 0);
+            return Ok(Self::small(quotient + i128::from(step), scale));
         }
         let (mantissa, _) = self.to_big();
         let power = ten(cut);
         let (quotient, rest) = (&mantissa / &power, &mantissa % &power);
-        let is_up = rest.magnitude() * 2_u32 >= *power.magnitude();
-        let rounded = quotient + rounding.step(sign(&rest), is_up);
+        let half = (rest.magnitude() * 2_u32).cmp(power.magnitude());
+        let step = rounding.step(sign(&rest), half, quotient.bit(0));
+        let rounded = quotient + step;
         match u32::try_from(digits) {
             Ok(scale) => Self::settle(rounded, scale),
             Err(_) => Self::settle(rounded * ten(digits.unsigned_abs()), 0),
@@ -227,6 +231,14 @@ impl Number {
     /// `LimitExceeded`.
     pub fn rounded(&self, digits: u32) -> Result<Self> {
         self.round(i32::try_from(digits).unwrap_or(i32::MAX), Rounding::HalfAway)
+    }
+
+    /// As the value of a meter: half-even at 12 fraction digits (meters.md 5, Precision); `None` beyond the range.
+    #[must_use]
+    pub fn to_quantity(&self) -> Option<Quantity> {
+        let scale = domain::quantity::SCALE;
+        let rounded = self.round(i32::try_from(scale).ok()?, Rounding::HalfEven).ok()?;
+        rounded.to_units(scale).map(Quantity::from_units)
     }
 
     /// Whether it is zero.
@@ -298,13 +310,18 @@ impl Number {
 }
 
 impl Rounding {
-    /// What is added to a quotient that was cut towards zero, when `sign` is that of the rest.
-    fn step(self, sign: i128, is_up: bool) -> i8 {
-        match (self, sign) {
-            (Self::Floor, -1) => -1,
-            (Self::Ceil, 1) => 1,
-            (Self::HalfAway, 1) if is_up => 1,
-            (Self::HalfAway, -1) if is_up => -1,
+    /// What is added to a quotient that was cut towards zero, when `sign` is that of the rest, `half` how the rest compares
+    /// with one half, and `is_odd` whether the quotient is.
+    fn step(self, sign: i128, half: Ordering, is_odd: bool) -> i8 {
+        let is_up = match self {
+            Self::Floor => sign < 0,
+            Self::Ceil => sign > 0,
+            Self::HalfAway => half != Ordering::Less,
+            Self::HalfEven => half == Ordering::Greater || (half == Ordering::Equal && is_odd),
+        };
+        match sign {
+            1 if is_up => 1,
+            -1 if is_up => -1,
             _ => 0,
         }
     }

@@ -26,6 +26,8 @@ pub(super) enum Op {
     Subtract,
     Multiply,
     Divide,
+    /// As `Divide`, but 0 where the divisor is.
+    DivideOrZero,
     Remainder,
     Power,
     /// Takes two values; whether they are equal, or not.
@@ -185,6 +187,16 @@ impl Program {
                 let (second, first) = (pop_number(stack)?, pop_number(stack)?);
                 let order = first.cmp(&second);
                 stack.push(Value::Boolean(order == wanted || (or_equal && order == Ordering::Equal)));
+            }
+            Op::DivideOrZero => {
+                let (divisor, dividend) = (pop_number(stack)?, pop_number(stack)?);
+                let quotient = if divisor.is_zero() {
+                    environment.divided_by_zero();
+                    Number::ZERO
+                } else {
+                    dividend.div(&divisor)?
+                };
+                stack.push(Value::Number(quotient));
             }
             Op::Lookup { table, keys } => {
                 let key = pop_key(stack, keys.into())?;

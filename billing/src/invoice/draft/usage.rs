@@ -1,7 +1,7 @@
 //! Usage lines: one per product, metric, price key and wallet pin, from the window's running totals (usage.md 5).
 
 use domain::{BillingTiming, ChargeKind, Error, Instant, Result};
-use rating::{Atom, RatedLine, RatingInput};
+use rating::{Atom, Finding, RatedLine, RatingInput};
 
 use super::{DraftLine, Job, LineTax, no_id, rate_of, tiers_of, unit_rate};
 use crate::invoice::line::InvoiceLineAtom;
@@ -19,6 +19,12 @@ pub(super) fn lines(job: &Job<'_>) -> Result<Vec<DraftLine>> {
     let period_facts = job.terms.period_facts(window.window);
     let input = RatingInput { terms: &terms, until: Some(window.window.end), period: period_facts };
     let rated = window.state.rate(&input)?;
+    for Finding { binding, segment_start } in &rated.findings {
+        tracing::warn!(
+            subscription.id = %job.terms.id, meter.key = binding.meter.key, binding.id = %binding.binding_id,
+            segment.start = %segment_start, "a FORMULA meter divided by zero, which counts as 0"
+        );
+    }
     rated.lines.iter().map(|line| usage_line(job, line, window.window.start, period.end)).collect()
 }
 
@@ -101,7 +107,7 @@ fn usage_atom(atom: &Atom, (start, end): (Instant, Instant), segment_end: Instan
         tax_components: Vec::new(),
         binding_id: Some(atom.binding.binding_id),
         meter_id: Some(atom.binding.meter.meter_id),
-        meter_version_id: Some(atom.binding.meter.version_id),
+        meter_version_id: Some(atom.binding.meter_version_id()),
         window_start: Some(start),
         window_end: Some(end),
         allowance_quantity: Some(atom.allowance_quantity.shown()),
