@@ -11,6 +11,7 @@
 
 pub mod allowance;
 pub mod binding;
+pub mod commitment;
 pub mod cost;
 pub mod entry;
 pub mod error;
@@ -33,6 +34,7 @@ pub mod window;
 
 pub use allowance::Allowance;
 pub use binding::{BindingDefinition, CompiledBinding};
+pub use commitment::{Commitment, CommittedPart, Shortfall};
 pub use cost::{CostRule, CostedLine, LineCost, line_cost};
 pub use entry::{Entry, RatingKey, Variables};
 pub use error::{RatingError, Result};
