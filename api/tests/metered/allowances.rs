@@ -129,7 +129,7 @@ async fn late_usage_draws_the_next_allowance_and_nothing_is_carried_in_the_end()
     site.end().await;
 }
 
-/// Nothing is carried out of a trial; a period that is finalized before an earlier one is refused.
+/// A period that is finalized before an earlier one would lack what that leaves: it is refused.
 #[tokio::test(flavor = "multi_thread")]
 async fn periods_are_finalized_in_order() {
     let site = Site::start().await;
