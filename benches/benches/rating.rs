@@ -196,12 +196,7 @@ fn filters(criterion: &mut Criterion) {
 fn one_event(criterion: &mut Criterion) {
     let (event, price) = (event(), price(PricingModel::Staircase));
     let binding = binding(MeterFunction::Sum, None, &[1_000_000, i64::MAX / 2]);
-    let terms = [Terms {
-        product_id: ProductId(id(5)),
-        metric_key: "tokens".into(),
-        allowance: Quantity::from_int(100_000),
-        tiers_on_total: false,
-    }];
+    let terms = [Terms::new(ProductId(id(5)), "tokens", Quantity::from_int(100_000))];
     let input = RatingInput { terms: &terms, until: None, period: PeriodFacts::default() };
     let mut window = WindowState::new();
     criterion.bench_function("rate one event", |bench| {

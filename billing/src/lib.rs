@@ -1,6 +1,8 @@
 //! Customers, subscriptions, periods, invoice assembly and finalization (DESIGN sections 5 and 6).
 
+pub mod allowance;
 pub mod billing;
+pub mod commitment;
 pub mod control;
 pub mod customer;
 pub mod cycle;

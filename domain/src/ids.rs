@@ -105,6 +105,10 @@ ids! {
     SubscriptionItemId,
     /// Phase of a subscription.
     PhaseId,
+    /// Commitment of a customer to a quantity per period.
+    CommittedUsePlanId,
+    /// Quantity that was granted on top of an allowance.
+    AllowanceGrantId,
     /// Metering window of one subscription.
     WindowId,
     /// Usage event: UUID version 5 of the workspace and the idempotency key.

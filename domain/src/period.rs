@@ -205,6 +205,16 @@ pub fn midnight(date: NaiveDate, timezone: Tz) -> Instant {
     }
 }
 
+/// The same time of day on the same day of the month, `months` later in a time zone; the last day of a shorter month. Where a
+/// clock change removes that time, the first hour after it.
+#[must_use]
+pub fn plus_months(instant: Instant, months: u32, timezone: Tz) -> Instant {
+    let local = instant.with_timezone(&timezone).naive_local();
+    let Some(local) = local.checked_add_months(Months::new(months)) else { return FAR_FUTURE };
+    let at = |hours| timezone.from_local_datetime(&(local + chrono::TimeDelta::hours(hours))).earliest();
+    (0..4).find_map(at).map_or_else(|| local.and_utc(), |instant| instant.to_utc())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -131,6 +131,72 @@ wire_enum! {
 }
 
 wire_enum! {
+    /// Where the included quantity of a product comes from.
+    pub enum IncludedQuantitySource {
+        /// The plan version.
+        Plan = "PLAN",
+        /// The item of the subscription.
+        SubscriptionItem = "SUBSCRIPTION_ITEM",
+        /// The active phase.
+        Phase = "PHASE",
+        /// An add-on.
+        AddOn = "ADD_ON",
+        /// A promotion.
+        Promotion = "PROMOTION",
+        /// There is no allowance.
+        None = "NONE",
+    }
+}
+
+wire_enum! {
+    /// How long a commitment period is.
+    pub enum CommitmentPeriod {
+        /// A month.
+        Month = "month",
+        /// Three months.
+        Quarter = "quarter",
+        /// Twelve months.
+        Year = "year",
+    }
+}
+
+impl CommitmentPeriod {
+    /// Its length.
+    #[must_use]
+    pub fn months(self) -> u32 {
+        match self {
+            Self::Month => 1,
+            Self::Quarter => 3,
+            Self::Year => 12,
+        }
+    }
+}
+
+wire_enum! {
+    /// When what falls short of a commitment is billed.
+    pub enum ShortfallPolicy {
+        /// At the end of each commitment period.
+        BillPeriod = "BILL_PERIOD",
+        /// At the end of the term.
+        BillTermEnd = "BILL_TERM_END",
+    }
+}
+
+wire_enum! {
+    /// Where a committed use plan is in its life; it follows from its dates.
+    pub enum CommittedUsePlanStatus {
+        /// Not begun.
+        Draft = "DRAFT",
+        /// In its term.
+        Active = "ACTIVE",
+        /// The term is over.
+        Completed = "COMPLETED",
+        /// Ended before its term.
+        Cancelled = "CANCELLED",
+    }
+}
+
+wire_enum! {
     /// Who shares an allowance.
     pub enum PoolScope {
         /// The whole subscription.

@@ -5,6 +5,7 @@
 //! writes a fenced checkpoint. The rules that keep it exact are A to C of the project's exactness rules; each is named
 //! where it is kept.
 
+pub mod allowances;
 pub mod checkpoint;
 pub mod control;
 pub mod dedup;

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use catalog::compiled::{SubscriptionTerms, Unpriced, WindowStatus, WorkspaceCatalog};
+use catalog::compiled::{CommittedUse, SubscriptionTerms, Unpriced, WindowStatus, WorkspaceCatalog};
 use domain::period::Period;
 use domain::{
     BindingRole, Instant, LateEventPolicy, MeterFunction, Position, PricingModel, ProductId, Quantity, UsageEvent,
@@ -241,6 +241,32 @@ impl Judge<'_> {
         Ok(resolved)
     }
 
+    /// Total allowance of an event's product and metric.
+    fn allowance(&self, event: &UsageEvent, window: Period) -> domain::Result<Quantity> {
+        let allowance = self.catalog.allowance(self.terms, event.product_id, &event.metric_key, window)?;
+        Ok(allowance.sources.total()?)
+    }
+
+    /// Largest rate of the commitments that an event may fall under, in whole units.
+    fn committed_rate(&self, event: &UsageEvent) -> u128 {
+        if self.terms.carried.commitments.is_empty() {
+            return 0;
+        }
+        let rate = |one: &CommittedUse| {
+            let at = |id| self.catalog.version_of_price(self.terms, event.product_id, id, event.timestamp);
+            let overage = one.overage_price_id.and_then(at).map_or(0, |(_, price)| largest_rate(price));
+            whole(one.committed_rate).max(overage)
+        };
+        self.terms.carried.commitments_of(event.product_id, &event.metric_key).map(rate).max().unwrap_or(0)
+    }
+
+    /// Where the segment of an event's commitment begins, or else its window: late usage counts where its window starts.
+    fn commitment_boundary(&self, event: &UsageEvent, window: Period) -> Instant {
+        let at = event.timestamp.max(window.start);
+        let found = self.terms.commitment_boundary(event.product_id, &event.metric_key, at);
+        found.map_or(window.start, |boundary| boundary.max(window.start))
+    }
+
     fn price(&self, event: &UsageEvent) -> Result<(&Arc<rating::CompiledPrice>, Instant), Verdict> {
         let (key, dimensions) = (event.price_key.as_deref(), &event.dimension_vars);
         match self.catalog.resolve_for(self.terms, event.product_id, key, dimensions, event.timestamp) {
@@ -369,25 +395,26 @@ impl Windows {
         late: bool,
     ) -> Verdict {
         let slot = &mut self.slots[index];
+        let event = &incoming.event;
+        let commitment = judge.commitment_boundary(event, slot.window);
         let mut targets = SmallVec::<[Target<'_>; 2]>::new();
         for one in resolved {
-            if one.price.is_some() && !slot.allowed.contains(&incoming.event.product_id) {
+            if one.price.is_some() && !slot.allowed.contains(&event.product_id) {
                 // An allowance out of range would make the window impossible to bill: found with its first event.
-                if let Err(error) = judge.catalog.allowance(judge.terms, incoming.event.product_id, slot.window) {
+                if let Err(error) = judge.allowance(event, slot.window) {
                     return rejected(error.code(), format!("the allowance cannot be computed: {error}"));
                 }
-                slot.allowed.push(incoming.event.product_id);
+                slot.allowed.push(event.product_id);
             }
             // Thresholds in percent read the allowance; others do not pay for it.
-            let allowance = if one.binding.bound_thresholds().is_empty() {
-                None
-            } else {
-                judge.catalog.allowance(judge.terms, incoming.event.product_id, slot.window).ok()
-            };
+            let allowance =
+                if one.binding.bound_thresholds().is_empty() { None } else { judge.allowance(event, slot.window).ok() };
             targets.push(Target {
                 binding: one.binding,
                 price: one.price.map(|(price, _)| price),
-                segment_start: one.price.map_or(slot.window.start, |(_, from)| from.max(slot.window.start)),
+                segment_start: one
+                    .price
+                    .map_or(slot.window.start, |(_, from)| from.max(slot.window.start).max(commitment)),
                 allowance,
                 window: slot.window,
                 timezone: judge.terms.schedule.timezone,
@@ -396,7 +423,8 @@ impl Windows {
             });
         }
         let magnitude = slot.magnitude.saturating_add(units(incoming.event.quantity));
-        let is_safe = targets.iter().all(|target| is_safe(magnitude, target, &mut self.rates));
+        let committed = judge.committed_rate(event);
+        let is_safe = targets.iter().all(|target| is_safe(magnitude, target, committed, &mut self.rates));
         let outcomes = if is_safe {
             slot.state.apply_all(&incoming.event, &targets)
         } else {
@@ -510,7 +538,7 @@ fn units(quantity: Quantity) -> u128 {
 
 /// Whether no amount of this binding can overflow with a quantity of this magnitude: a quick upper bound, so that the exact
 /// check is paid for by large events only.
-fn is_safe(magnitude: u128, target: &Target<'_>, rates: &mut Rates) -> bool {
+fn is_safe(magnitude: u128, target: &Target<'_>, committed: u128, rates: &mut Rates) -> bool {
     let Some(price) = target.price else { return true };
     if price.has_expressions() || target.binding.component().is_some() {
         return true; // rating evaluates the key of each such event, and refuses amounts that are as large
@@ -527,7 +555,7 @@ fn is_safe(magnitude: u128, target: &Target<'_>, rates: &mut Rates) -> bool {
         }
     };
     let multiplier = whole(target.binding.multiplier);
-    magnitude.saturating_mul(multiplier).saturating_mul(rate) < AMOUNT_SAFE
+    magnitude.saturating_mul(multiplier).saturating_mul(rate.max(committed)) < AMOUNT_SAFE
 }
 
 fn largest_rate(price: &rating::CompiledPrice) -> u128 {

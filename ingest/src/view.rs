@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use catalog::compiled::{Snapshots, StoredWindow, WindowQuery};
+use catalog::compiled::{Snapshots, StoredWindow, SubscriptionTerms, WindowQuery, WindowStatus};
 use chrono::{DateTime, Datelike, DurationRound, TimeDelta, Utc};
 use domain::event::{DimensionVars, PricingVars};
 use domain::{
@@ -12,6 +12,7 @@ use domain::{
 use rating::{Exact, RatedLine, RatingInput};
 use rust_decimal::Decimal;
 use serde::Serialize;
+use sqlx::PgConnection;
 use store::{Store, StoreError};
 
 use crate::door::wire::vars_to_json;
@@ -336,21 +337,16 @@ pub async fn subscription_usage(
 ) -> Result<SubscriptionUsage> {
     let terms = snapshots.terms(scope.workspace_id, id).await?.ok_or_else(|| Error::not_found("subscription", id))?;
     let mut conn = store.pool().acquire().await.context("reading subscription usage")?;
-    let as_of = match (at, terms.test_clock_id) {
-        (Some(at), _) => at,
-        (None, None) => scope.now(),
-        (None, Some(clock)) => sqlx::query_scalar("SELECT frozen_at FROM test_clock WHERE id = $1")
-            .bind(clock)
-            .fetch_one(&mut *conn)
-            .await
-            .context("reading a test clock")?,
-    };
+    let as_of = present_of(scope, &mut conn, &terms, at).await?;
     let mut usage = SubscriptionUsage { subscription_id: id, as_of, metrics: Vec::new() };
     let Some(window) = terms.window_at(as_of) else { return Ok(usage) };
     let stored = StoredWindow::load(&mut conn, snapshots, WindowQuery::Starting(&[(id, window.start)])).await?;
     let Some(stored) = stored.into_iter().next() else { return Ok(usage) };
     let catalog = snapshots.workspace(scope.workspace_id).await?;
-    let rating_terms = catalog.rating_terms(&terms, stored.window, &stored.state)?;
+    let is_sealed = stored.status == WindowStatus::Sealed;
+    let billed = if is_sealed { Some(terms.as_of_billed(&mut conn, stored.window.start).await?) } else { None };
+    let terms = billed.as_ref().unwrap_or(&terms);
+    let rating_terms = catalog.rating_terms(terms, stored.window, &stored.state)?;
     let rated = stored.state.rate(&RatingInput {
         terms: &rating_terms,
         until: Some(as_of.min(stored.window.end)),
@@ -358,6 +354,24 @@ pub async fn subscription_usage(
     })?;
     usage.metrics = rated.lines.into_iter().map(|line| metric(line, &stored)).collect();
     Ok(usage)
+}
+
+/// The instant that is asked for, else the present of the subscription: its test clock's, or the scope's.
+pub(crate) async fn present_of(
+    scope: &Scope,
+    conn: &mut PgConnection,
+    terms: &SubscriptionTerms,
+    at: Option<Instant>,
+) -> Result<Instant> {
+    match (at, terms.test_clock_id) {
+        (Some(at), _) => Ok(at),
+        (None, None) => Ok(scope.now()),
+        (None, Some(clock)) => sqlx::query_scalar("SELECT frozen_at FROM test_clock WHERE id = $1")
+            .bind(clock)
+            .fetch_one(conn)
+            .await
+            .context("reading a test clock"),
+    }
 }
 
 fn metric(line: RatedLine, stored: &StoredWindow) -> SubscriptionUsageMetric {

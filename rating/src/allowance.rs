@@ -4,7 +4,7 @@
 //! is overage and is priced. Several rating keys share one allowance in the order segment start, price key, wallet
 //! currency (none first), never in order of arrival.
 
-use domain::Quantity;
+use domain::{Instant, Quantity};
 
 use crate::error::{RatingError, Result};
 use crate::exact::Exact;
@@ -68,6 +68,91 @@ impl Allowance {
         let remaining = Exact::from(total).checked_sub(used)?.floored();
         Ok(Drawn { total, remaining, overage, from_rolled_over, from_included, from_granted })
     }
+}
+
+/// What was left of an allowance and carried into a period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lot {
+    /// Start of the period that included it.
+    pub source_start: Instant,
+    /// What is left of it.
+    pub quantity: Quantity,
+    /// Periods that it has lived when the one that it was carried into is over, at least 1.
+    pub periods_lived: u32,
+    /// When it lapses; `None`: never.
+    pub expires_at: Option<Instant>,
+}
+
+/// What of an allowance is carried on (rule 4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rollover {
+    /// Most that is carried; `None`: all.
+    pub max_quantity: Option<Quantity>,
+    /// Periods that a carried quantity lives; `None`: for ever.
+    pub expiry_periods: Option<u32>,
+}
+
+/// The sum of lots.
+///
+/// # Errors
+/// `Overflow`.
+pub fn sum_of(lots: &[Lot]) -> Result<Quantity> {
+    lots.iter().try_fold(Quantity::ZERO, |sum, lot| sum.checked_add(lot.quantity)).map_err(|_| OVERFLOW)
+}
+
+impl Rollover {
+    /// What is carried out of a period: of the carried quantity, which is drawn by oldest expiry, what has not lived its
+    /// periods; of the included one, as a lot of this period. Where the cap holds, what would lapse first stays behind.
+    /// Lots come back in the order in which they are drawn; `expiry_of` tells when a lot lapses that may live so many
+    /// periods from the next one on.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub fn carry(
+        &self,
+        period_start: Instant,
+        lots: &[Lot],
+        drawn: &Drawn,
+        included: Quantity,
+        expiry_of: impl Fn(u32) -> Instant,
+    ) -> Result<Vec<Lot>> {
+        let left_of_included = rest(included, drawn.from_included)?;
+        let mut wanted = drawn.from_rolled_over;
+        let mut kept = Vec::with_capacity(lots.len() + 1);
+        for lot in in_draw_order(lots) {
+            let (taken, still) = take(wanted, lot.quantity)?;
+            wanted = still;
+            if self.expiry_periods.is_none_or(|limit| lot.periods_lived < limit) {
+                kept.push(Lot { quantity: rest(lot.quantity, taken)?, periods_lived: lot.periods_lived + 1, ..lot });
+            }
+        }
+        let expiring = |lived: u32| self.expiry_periods.map(|limit| expiry_of(limit.saturating_sub(lived - 1)));
+        kept.push(Lot { source_start: period_start, quantity: left_of_included, periods_lived: 1, expires_at: None });
+        for lot in &mut kept {
+            lot.expires_at = expiring(lot.periods_lived);
+        }
+        let mut room = self.max_quantity.unwrap_or(Quantity::from_units(i128::MAX));
+        for lot in kept.iter_mut().rev() {
+            lot.quantity = lot.quantity.min(room);
+            room = room.checked_sub(lot.quantity).map_err(|_| OVERFLOW)?;
+        }
+        kept.retain(|lot| lot.quantity > Quantity::ZERO);
+        Ok(kept)
+    }
+}
+
+/// By oldest expiry, those without one last; among equals the older one first.
+fn in_draw_order(lots: &[Lot]) -> Vec<Lot> {
+    let mut sorted = lots.to_vec();
+    sorted.sort_by_key(|lot| (lot.expires_at.is_none(), lot.expires_at, lot.source_start));
+    sorted
+}
+
+/// What is left of a quantity; what was drawn of it has no more digits than it.
+fn rest(quantity: Quantity, drawn: Exact) -> Result<Quantity> {
+    let left = Exact::from(quantity).checked_sub(drawn)?.floored();
+    // A meter may count in more digits than an allowance has: less than 10^-12 of a unit is not carried.
+    Ok(left.floor_to_quantity())
 }
 
 /// Takes what is there: (taken, what is still wanted).

@@ -103,6 +103,12 @@ impl Exact {
         (self.scale == SCALE).then(|| Quantity::from_units(self.units))
     }
 
+    /// The largest `Quantity` that is not above it, for a number that is not negative.
+    #[must_use]
+    pub fn floor_to_quantity(self) -> Quantity {
+        Quantity::from_units(self.units / ten(self.scale - SCALE).unwrap_or(i128::MAX))
+    }
+
     /// As a decimal without trailing zeros, for a `numeric` column.
     ///
     /// # Errors

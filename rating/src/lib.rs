@@ -11,6 +11,7 @@
 
 pub mod allowance;
 pub mod binding;
+pub mod commitment;
 pub mod component;
 pub mod cost;
 pub mod entry;
@@ -35,6 +36,7 @@ pub mod window;
 
 pub use allowance::Allowance;
 pub use binding::{BindingDefinition, CompiledBinding};
+pub use commitment::{Commitment, CommittedPart, Shortfall};
 pub use component::{Component, MeterFormula, Step};
 pub use cost::{CostRule, CostedLine, LineCost, line_cost};
 pub use entry::{Entry, RatingKey, Variables};

@@ -7,10 +7,11 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use domain::{BindingId, BindingRole, Currency, Instant, MeterFunction, Money, ProductId, Quantity};
+use domain::{BindingId, BindingRole, Currency, Instant, MeterFunction, Money, PricingModel, ProductId, Quantity};
 use smallvec::SmallVec;
 
 use crate::binding::CompiledBinding;
+use crate::commitment::{Commitment, CommittedPart};
 use crate::component::{Component, Step};
 use crate::entry::{Entry, Variables};
 use crate::error::{RatingError, Result};
@@ -20,7 +21,7 @@ use crate::pricing::{CompiledPrice, Walk, walk_with};
 use crate::running::{CARRIED, is_running, is_within, merged};
 
 /// How the totals of one product and metric are charged.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Terms {
     /// The product.
     pub product_id: ProductId,
@@ -28,8 +29,27 @@ pub struct Terms {
     pub metric_key: String,
     /// Total allowance of the period, all sources together.
     pub allowance: Quantity,
+    /// Own allowances of price keys (`pool_scope` ITEM); usage of another key draws `allowance`.
+    pub of_price_keys: Vec<(String, Quantity)>,
     /// Whether the price is price(used) - price(allowance) instead of price(overage) (products.md).
     pub tiers_on_total: bool,
+    /// Commitment periods that the window meets; they do not overlap.
+    pub commitments: Vec<Commitment>,
+}
+
+impl Terms {
+    /// A shared allowance, walked from zero on the overage, and no commitment.
+    #[must_use]
+    pub fn new(product_id: ProductId, metric_key: impl Into<String>, allowance: Quantity) -> Self {
+        Self {
+            product_id,
+            metric_key: metric_key.into(),
+            allowance,
+            of_price_keys: Vec::new(),
+            tiers_on_total: false,
+            commitments: Vec::new(),
+        }
+    }
 }
 
 /// What rating needs beside the totals. A product and metric without terms has no allowance.
@@ -112,12 +132,29 @@ pub struct Atom {
     pub billable_quantity: Exact,
     /// Events counted.
     pub event_count: u64,
-    /// The tier walk: on the billable quantity, or on the whole quantity with `tiers_on_total`.
+    /// The tier walk, up to the end of the billable quantity.
     pub walk: Walk,
-    /// With `tiers_on_total`: the walk of the allowance, which is taken off.
+    /// Where tiers do not start at zero, the walk up to the start, which is taken off: of the allowance with
+    /// `tiers_on_total`, of what earlier windows of a commitment period used.
     pub covered: Option<Walk>,
+    /// Part of a commitment; one within it is charged at its rate and not by `price`.
+    pub committed: Option<CommittedPart>,
     /// Net amount.
     pub amount: Money,
+}
+
+impl Atom {
+    /// How its tiers were walked.
+    #[must_use]
+    pub fn model(&self) -> PricingModel {
+        if self.is_discounted() { PricingModel::Volume } else { self.price.model }
+    }
+
+    /// Whether it is within a commitment and charged at the rate of that.
+    #[must_use]
+    pub fn is_discounted(&self) -> bool {
+        self.committed.is_some_and(|part| part.is_within)
+    }
 }
 
 /// The quantity of a binding that is not billed.
@@ -277,26 +314,35 @@ pub(crate) fn combined<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Resu
     groups.try_fold(Exact::ZERO, |sum, group| sum.checked_add(group_quantity(group, &Reading::default())?))
 }
 
-/// One group with its share of the allowance.
-struct Billable<'a> {
+/// A piece of a group that one price charges: all that the allowance left of it, or its part within or beyond a commitment.
+struct Billable<'a, 't> {
     /// The latest part, which gives versions and price.
     latest: &'a Entry,
-    price: &'a Arc<CompiledPrice>,
+    /// The price of the rating key, or what stands in for it beyond a commitment.
+    price: &'t Arc<CompiledPrice>,
+    /// What charges it: `price`, or the rate of a commitment.
+    charged_by: &'t Arc<CompiledPrice>,
+    /// Quantity of the whole group.
+    group_quantity: Exact,
+    /// Quantity of the piece, before the allowance.
     quantity: Exact,
     drawn: Exact,
-    overage: Exact,
+    /// Where the tiers start.
+    start: Exact,
+    /// What is charged.
+    billable: Exact,
     event_count: u64,
-    tiers_on_total: bool,
+    committed: Option<CommittedPart>,
     inputs: EntryInputs<'a>,
     period: PeriodFacts,
 }
 
-impl Billable<'_> {
+impl Billable<'_, '_> {
     fn basis(&self) -> Basis<'_> {
         Basis {
-            quantity: self.quantity.floored(),
+            quantity: self.group_quantity.floored(),
             included: self.drawn,
-            billable: self.overage,
+            billable: self.billable,
             variables: self.latest.variables.as_deref(),
             bindings: Some(&self.latest.binding.formula_bindings),
             inputs: &self.inputs,
@@ -304,18 +350,23 @@ impl Billable<'_> {
         }
     }
 
+    /// price(start + billable) - price(start), and nothing where more usage makes the whole cheaper.
     fn amount_minor(&self) -> Result<u128> {
         let basis = self.basis();
-        if self.tiers_on_total {
-            let used = self.price.total_minor(self.quantity.floored(), &basis)?;
-            return Ok(used.saturating_sub(self.price.total_minor(self.drawn, &basis)?));
+        if self.start.is_zero() {
+            return self.charged_by.total_minor(self.billable, &basis);
         }
-        self.price.total_minor(self.overage, &basis)
+        let end = self.charged_by.total_minor(self.start.checked_add(self.billable)?, &basis)?;
+        Ok(end.saturating_sub(self.charged_by.total_minor(self.start, &basis)?))
+    }
+
+    fn amount(&self) -> Result<Money> {
+        self.charged_by.money(self.amount_minor()?)
     }
 
     fn atom(&self) -> Result<Atom> {
         let basis = self.basis();
-        let walked = if self.tiers_on_total { self.quantity.floored() } else { self.overage };
+        let covered = (!self.start.is_zero()).then(|| walk_with(self.charged_by, self.start, &basis)).transpose()?;
         Ok(Atom {
             binding: Arc::clone(&self.latest.binding),
             price: Arc::clone(self.price),
@@ -324,41 +375,84 @@ impl Billable<'_> {
             variables: self.latest.variables.clone(),
             quantity: self.quantity,
             allowance_quantity: self.drawn,
-            billable_quantity: self.overage,
+            billable_quantity: self.billable,
             event_count: self.event_count,
-            walk: walk_with(self.price, walked, &basis)?,
-            covered: if self.tiers_on_total { Some(walk_with(self.price, self.drawn, &basis)?) } else { None },
-            amount: self.price.money(self.amount_minor()?)?,
+            walk: walk_with(self.charged_by, self.start.checked_add(self.billable)?, &basis)?,
+            covered,
+            committed: self.committed,
+            amount: self.amount()?,
         })
     }
 }
 
-/// Calls `each` for every billed group in order, with its share of the allowance.
-fn for_each_billable<'a>(
-    input: &RatingInput<'_>,
+/// What the groups of one product and metric have taken so far of allowances and commitments.
+struct Pool<'t> {
+    terms: Option<&'t Terms>,
+    allowance: Exact,
+    of_price_keys: SmallVec<[(&'t str, Exact); 2]>,
+    /// Used of each commitment of the terms.
+    used: SmallVec<[Exact; 2]>,
+}
+
+impl<'t> Pool<'t> {
+    fn new(terms: Option<&'t Terms>) -> Self {
+        let Some(some) = terms else {
+            return Self { terms, allowance: Exact::ZERO, of_price_keys: SmallVec::new(), used: SmallVec::new() };
+        };
+        let of_price_keys = some.of_price_keys.iter().map(|(key, quantity)| (key.as_str(), (*quantity).into()));
+        Self {
+            terms,
+            allowance: some.allowance.into(),
+            of_price_keys: of_price_keys.collect(),
+            used: some.commitments.iter().map(|commitment| commitment.used.into()).collect(),
+        }
+    }
+
+    /// Takes the group's share of its allowance.
+    fn draw(&mut self, entry: &Entry, quantity: Exact) -> Result<Exact> {
+        let own = entry.price_key().and_then(|key| self.of_price_keys.iter_mut().find(|(known, _)| *known == key));
+        draw(quantity, own.map_or(&mut self.allowance, |(_, own)| own))
+    }
+
+    /// The commitment that the group falls under, with what is used of it.
+    fn commitment(&mut self, entry: &Entry) -> Option<(&'t Commitment, &mut Exact)> {
+        let terms = self.terms?;
+        let index = terms.commitments.iter().position(|one| one.period.contains(entry.segment_start))?;
+        Some((&terms.commitments[index], &mut self.used[index]))
+    }
+}
+
+/// Calls `each` for every billed piece of every group in order, with its share of allowance and commitment.
+fn for_each_billable<'a, 't>(
+    input: &RatingInput<'t>,
     entries: &'a [Entry],
     run: &[&'a Entry],
-    mut each: impl FnMut(Billable<'a>) -> Result<()>,
-) -> Result<()> {
+    mut each: impl FnMut(Billable<'a, '_>) -> Result<()>,
+) -> Result<()>
+where
+    'a: 't,
+{
     let same_pool = |a: &&Entry, b: &&Entry| {
         a.binding.product_id == b.binding.product_id && a.binding.meter.metric_key == b.binding.meter.metric_key
     };
-    for pool in run.chunk_by(same_pool) {
-        let terms = terms_of(input, pool[0]);
-        let mut allowance = terms.map_or(Quantity::ZERO, |terms| terms.allowance).into();
-        for group in pool.chunk_by(|a, b| group_of(a) == group_of(b)) {
+    for entries_of_pool in run.chunk_by(same_pool) {
+        let mut pool = Pool::new(terms_of(input, entries_of_pool[0]));
+        for group in entries_of_pool.chunk_by(|a, b| group_of(a) == group_of(b)) {
             let latest = group[group.len() - 1]; // a chunk is never empty
             let Some(price) = &latest.price else { return Err(RatingError::Unpriced) };
             let quantity = group_quantity(group, &input.until.into())?;
-            let drawn = draw(quantity, &mut allowance)?;
-            each(Billable {
+            let drawn = pool.draw(latest, quantity)?;
+            let whole = Billable {
                 latest,
                 price,
+                charged_by: price,
+                group_quantity: quantity,
                 quantity,
                 drawn,
-                overage: quantity.floored().checked_sub(drawn)?,
+                start: if pool.terms.is_some_and(|terms| terms.tiers_on_total) { drawn } else { Exact::ZERO },
+                billable: quantity.floored().checked_sub(drawn)?,
                 event_count: group.iter().map(|entry| entry.event_count).sum(),
-                tiers_on_total: terms.is_some_and(|terms| terms.tiers_on_total),
+                committed: None,
                 inputs: EntryInputs {
                     entries,
                     binding: &latest.binding,
@@ -366,10 +460,64 @@ fn for_each_billable<'a>(
                     until: input.until,
                 },
                 period: input.period,
-            })?;
+            };
+            match pool.commitment(latest) {
+                None => each(whole)?,
+                Some((commitment, used)) => each_committed(whole, commitment, used, &mut each)?,
+            }
         }
     }
     Ok(())
+}
+
+/// Splits a group at its commitment (rule 8): what is within goes at the discounted rate, what exceeds it at the standard
+/// price; both go on where earlier groups and windows of the commitment period stopped.
+fn each_committed<'a, 't>(
+    whole: Billable<'a, 't>,
+    commitment: &'t Commitment,
+    used: &mut Exact,
+    each: &mut impl FnMut(Billable<'a, 't>) -> Result<()>,
+) -> Result<()> {
+    let before = *used;
+    *used = before.checked_add(whole.billable)?;
+    let within = whole.billable.min(Exact::from(commitment.committed).checked_sub(before)?.floored());
+    let beyond = whole.billable.checked_sub(within)?;
+    let part = |is_within| {
+        let (plan_id, period_start) = (commitment.plan_id, commitment.period.start);
+        Some(CommittedPart { plan_id, period_start, is_within })
+    };
+    let price = commitment.overage.as_ref().unwrap_or(whole.price);
+    let latest = whole.latest;
+    // Keys that variables or units of their own tell apart are walked each by itself.
+    let is_plain = latest.variables.is_none() && latest.unit_currency.is_none() && !price.has_expressions();
+    let earlier = if is_plain { commitment.beyond_of(price.version_id, latest.wallet_currency) } else { Exact::ZERO };
+    let is_split = !beyond.is_zero() && !within.is_zero();
+    if is_split || beyond.is_zero() {
+        each(Billable {
+            charged_by: &commitment.rate,
+            quantity: whole.quantity.checked_sub(beyond)?,
+            start: before,
+            billable: within,
+            committed: part(true),
+            ..whole
+        })?;
+    }
+    if beyond.is_zero() {
+        return Ok(());
+    }
+    // What the first piece has, the second has not again.
+    let (drawn, event_count) = if is_split { (Exact::ZERO, 0) } else { (whole.drawn, whole.event_count) };
+    each(Billable {
+        price,
+        charged_by: price,
+        quantity: if is_split { beyond } else { whole.quantity },
+        drawn,
+        start: whole.start.checked_add(earlier)?,
+        billable: beyond,
+        event_count,
+        committed: part(false),
+        ..whole
+    })
 }
 
 /// Quantities of other meters of the same product and wallet pin, for the formulas of its prices.
@@ -428,8 +576,7 @@ fn billed(entries: &[Entry]) -> Run<'_> {
 pub fn accrue(input: &RatingInput<'_>, entries: &[Entry]) -> Result<SmallVec<[Accrual; 2]>> {
     let mut totals = SmallVec::new();
     for_each_billable(input, entries, &billed(entries), |billable| {
-        let amount = billable.price.money(billable.amount_minor()?)?;
-        add_total(&mut totals, billable.latest.wallet_currency, amount)
+        add_total(&mut totals, billable.latest.wallet_currency, billable.amount()?)
     })?;
     totals.sort_unstable_by_key(|total: &Accrual| total.wallet_currency);
     Ok(totals)

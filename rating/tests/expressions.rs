@@ -124,12 +124,7 @@ fn a_formula_gives_the_amount() {
     let constant = Number::parse("1.5").expect("a number");
     definition.formula_bindings.insert("markup".into(), Bound::Constant(constant.into()));
     let binding = compile(definition);
-    let terms = [Terms {
-        product_id: ProductId(id(10)),
-        metric_key: "calls".into(),
-        allowance: quantity("100"),
-        tiers_on_total: false,
-    }];
+    let terms = [Terms::new(ProductId(id(10)), "calls", quantity("100"))];
     let input = RatingInput { terms: &terms, ..RatingInput::default() };
     for (expression, variables, discount, expected) in [
         ("min(billable_quantity * 0.01, 50)", vec![], None, "9.00 EUR"),

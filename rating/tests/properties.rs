@@ -199,10 +199,8 @@ impl Setting {
             Arc::new(CompiledPrice::compile(definition).expect("a good price"))
         };
         let terms = Terms {
-            product_id: ProductId(id(10)),
-            metric_key: "calls".into(),
-            allowance: Quantity::from_units(allowance),
             tiers_on_total: on_total,
+            ..Terms::new(ProductId(id(10)), "calls", Quantity::from_units(allowance))
         };
         let multiplier = definition.multiplier;
         Self {

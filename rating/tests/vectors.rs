@@ -135,12 +135,7 @@ fn charged(
     let (binding, price) = (binding(MeterFunction::Sum), price(PricingModel::Staircase, model_tiers));
     let mut window = WindowState::new();
     window.apply(&event(1, used), target(&binding, &price)).expect("countable");
-    let terms = [Terms {
-        product_id: ProductId(id(10)),
-        metric_key: "calls".into(),
-        allowance: quantity(allowance),
-        tiers_on_total,
-    }];
+    let terms = [Terms { tiers_on_total, ..Terms::new(ProductId(id(10)), "calls", quantity(allowance)) }];
     let input = RatingInput { terms: &terms, until: None, period: rating::PeriodFacts::default() };
     let rated = window.rate(&input).expect("rates");
     let line = &rated.lines[0];

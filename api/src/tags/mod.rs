@@ -6,6 +6,7 @@ use crate::App;
 
 pub mod api_keys;
 pub mod bindings;
+pub mod committed_use_plans;
 pub mod costs;
 pub mod customers;
 pub mod invoices;
@@ -26,6 +27,7 @@ pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::default()
         .merge(api_keys::routes())
         .merge(bindings::routes())
+        .merge(committed_use_plans::routes())
         .merge(costs::routes())
         .merge(customers::routes())
         .merge(invoices::routes())

@@ -5,8 +5,10 @@ use billing::subscription::{
     ResumeSubscriptionRequest, SubscriptionDTO,
 };
 use domain::SubscriptionId;
+use ingest::allowances::{AllowanceStateResponse, allowance_state};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::usage::instant_of;
 use crate::{Answer, App, Ctx, Data, PageOf, answer};
 
 const TAG: &str = "Subscriptions";
@@ -21,6 +23,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(resume_subscription))
         .routes(routes!(reactivate_subscription))
         .routes(routes!(list_subscription_billing_periods))
+        .routes(routes!(get_subscription_allowances))
 }
 
 /// List subscriptions with their items, newest first
@@ -182,4 +185,21 @@ async fn list_subscription_billing_periods(ctx: Ctx) -> Answer {
     ctx.require("subscriptions:read")?;
     let mut conn = ctx.conn().await?;
     answer::page(subscription::periods::list(&ctx.scope, &mut conn, ctx.path_id("id")?, ctx.query()).await?)
+}
+
+/// State of every allowance
+#[utoipa::path(
+    get, path = "/v1/subscriptions/{id}/allowances", operation_id = "get_subscription_allowances", tag = TAG,
+    params(
+        ("id" = SubscriptionId, Path, description = "Subscription"),
+        ("at" = Option<DateTime<Utc>>, Query, description = "Shows the period that contains it; default now"),
+    ),
+    responses((status = 200, description = "The allowances", body = Data<AllowanceStateResponse>))
+)]
+async fn get_subscription_allowances(ctx: Ctx) -> Answer {
+    ctx.require("subscriptions:read")?;
+    let id = ctx.path_id("id")?;
+    let at = instant_of(ctx.query(), "at")?;
+    let snapshots = &ctx.app.engine()?.snapshots;
+    answer::ok(Data(allowance_state(&ctx.app.store, snapshots, &ctx.scope, id, at).await?))
 }

@@ -407,7 +407,7 @@ async fn discard_usage_event_rejection(ctx: Ctx) -> Answer {
 async fn get_subscription_usage(ctx: Ctx) -> Answer {
     ctx.require("usage:read")?;
     let id = ctx.path_id("id")?;
-    let at = Parameters::instant_of(ctx.query(), "at")?;
+    let at = instant_of(ctx.query(), "at")?;
     let engine = ctx.app.engine()?;
     let usage = view::subscription_usage(&ctx.app.store, &engine.snapshots, &ctx.scope, id, at).await?;
     answer::ok(Data(usage))
@@ -476,12 +476,6 @@ impl<'a> Parameters<'a> {
         self.pairs.iter().rev().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
-    fn instant_of(pairs: &[(String, String)], name: &str) -> Result<Option<Instant>> {
-        let found = pairs.iter().rev().find(|(found, _)| found == name);
-        let read = |value: &String| instant(value).map_err(|(code, message)| Error::field(name, code, message));
-        found.map(|(_, value)| read(value)).transpose()
-    }
-
     /// What a cursor is bound to (conventions.md, Pagination 3).
     fn fingerprint(&self) -> String {
         let mut parts: Vec<String> = self
@@ -534,8 +528,8 @@ impl<'a> Parameters<'a> {
             Some(Ok(top)) => top,
             Some(Err(_)) => return Err(Error::field("top", Code::OutOfRange, "must be a whole number, 0 keeps all")),
         };
-        let until = Self::instant_of(self.pairs, "until")?.unwrap_or(now);
-        let since = Self::instant_of(self.pairs, "since")?;
+        let until = instant_of(self.pairs, "until")?.unwrap_or(now);
+        let since = instant_of(self.pairs, "since")?;
         if since.is_some_and(|since| since >= until) {
             return Err(Error::field("since", Code::OutOfRange, "must be before `until`"));
         }
@@ -584,6 +578,13 @@ fn next(instant: Instant) -> Instant {
 
 fn id(value: &str) -> Result<uuid::Uuid, (Code, String)> {
     uuid::Uuid::parse_str(value).map_err(|_| (Code::InvalidFormat, "must be a UUID".into()))
+}
+
+/// A timestamp among query parameters.
+pub(super) fn instant_of(pairs: &[(String, String)], name: &str) -> Result<Option<Instant>> {
+    let found = pairs.iter().rev().find(|(found, _)| found == name);
+    let read = |value: &String| instant(value).map_err(|(code, message)| Error::field(name, code, message));
+    found.map(|(_, value)| read(value)).transpose()
 }
 
 fn instant(value: &str) -> Result<Instant, (Code, String)> {

@@ -183,11 +183,17 @@ impl Site {
 /// What is sold.
 pub struct Offer<'a> {
     pub included: &'a str,
+    /// Further allowance members of the plan's product.
+    pub allowance: Value,
     pub tiers: Value,
     pub model: &'a str,
     pub function: &'a str,
     pub product: Value,
     pub price: Value,
+    /// Price keys of further prices like it.
+    pub siblings: &'a [&'a str],
+    /// Members of the items, beside their product.
+    pub items: Value,
     pub customer: Value,
 }
 
@@ -195,11 +201,14 @@ impl Default for Offer<'_> {
     fn default() -> Self {
         Self {
             included: "0",
+            allowance: json!({}),
             tiers: json!([{"tier_order": 1, "up_to": null, "unit_amount": "0.10", "flat_amount": "0"}]),
             model: "STAIRCASE",
             function: "SUM",
             product: json!({}),
             price: json!({}),
+            siblings: &[],
+            items: json!([{}]),
             customer: json!({"billing_model": "PREPAID"}),
         }
     }
@@ -239,19 +248,26 @@ impl Shop {
         let meter = json!({"key": format!("m{}", product.replace('-', "")), "name": "Units", "metric_key": "units", "function": offer.function});
         let meter = id(&post("/v1/meters".into(), meter).await);
         let _ = post(format!("/v1/products/{product}/meter-bindings"), json!({"meter_id": meter})).await;
-        let plan = json!({"name": "Units", "products": [{"product_id": product, "included_quantity": offer.included}]});
+        let attached = merged(json!({"product_id": product, "included_quantity": offer.included}), offer.allowance);
+        let plan = json!({"name": "Units", "products": [attached]});
         let plan = id(&post("/v1/plans".into(), plan).await);
         let price = json!({"product_id": product, "currency": "EUR", "tiers": offer.tiers});
-        let _ = post("/v1/prices".into(), merged(price, offer.price)).await;
+        let price = merged(price, offer.price);
+        for key in offer.siblings {
+            let _ = post("/v1/prices".into(), merged(price.clone(), json!({"price_key": key}))).await;
+        }
+        let _ = post("/v1/prices".into(), price).await;
         let _ = client.post(&format!("/v1/plans/{plan}/publish"), json!({})).await.data(200);
         site.engine().snapshots.refresh().await.unwrap();
         let body =
             json!({"name": "Acme", "email": "a@acme.example", "preferred_currency": "EUR", "test_clock_id": clock});
         let customer = post("/v1/customers".into(), merged(body, offer.customer)).await;
         let wallet = id(&client.get(&format!("/v1/customers/{}/wallets", id(&customer))).await.expect(200)["data"][0]);
+        let item = |item: &Value| merged(item.clone(), json!({"product_id": product}));
+        let items: Vec<Value> = offer.items.as_array().into_iter().flatten().map(item).collect();
         let subscription = json!({
             "customer_id": id(&customer), "plan_id": plan, "billing_interval_unit": "monthly",
-            "billing_interval_count": 1, "currency": "EUR", "billing_timing": "IN_ARREARS", "items": [{"product_id": product}]
+            "billing_interval_count": 1, "currency": "EUR", "billing_timing": "IN_ARREARS", "items": items
         });
         let subscription = id(&post("/v1/subscriptions".into(), subscription).await);
         Self { client, clock, customer: id(&customer), subscription, product, wallet }
@@ -306,7 +322,13 @@ impl Shop {
 
     /// Sends an event that must be accepted; its id.
     pub async fn send(&self, key: &str, quantity: &str) -> String {
-        let sent = self.client.post("/v1/usage-events", self.event(key, quantity, json!({}))).await.data(202);
+        self.send_at(key, quantity, START).await
+    }
+
+    /// The same at another instant.
+    pub async fn send_at(&self, key: &str, quantity: &str, timestamp: &str) -> String {
+        let event = self.event(key, quantity, json!({"timestamp": timestamp}));
+        let sent = self.client.post("/v1/usage-events", event).await.data(202);
         assert_eq!(sent["accepted"], json!(1), "{sent}");
         sent["results"][0]["id"].as_str().unwrap().to_owned()
     }

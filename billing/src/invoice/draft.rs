@@ -1,13 +1,14 @@
 //! Invoice assembly: a pipeline of pure steps over a typed draft (DESIGN section 6, invoices.md 4 "Order of computation").
 //!
-//! recurring → usage → proration → promotions → tax → totals. Promotions and tax rules are not built yet: no step reduces
+//! recurring → proration → usage → commitments → promotions → tax → totals. Promotions and tax rules are not built yet: no step reduces
 //! a line, and [`tax`] gives every line what the reference says of an organization without rules, category O at 0 %.
 //! Wallet money is applied when the invoice is finalized, never here (rule D4).
 
+pub(crate) mod commitment;
 mod recurring;
 mod tax;
 mod totals;
-mod usage;
+pub(crate) mod usage;
 
 use catalog::compiled::{StoredWindow, SubscriptionTerms, WorkspaceCatalog};
 use domain::period::Period;
@@ -79,10 +80,10 @@ pub struct DraftLine {
     pub billing_timing: BillingTiming,
     /// Product.
     pub product_id: ProductId,
-    /// Price.
-    pub price_id: PriceId,
+    /// Price; what falls short of a commitment has its rate from that.
+    pub price_id: Option<PriceId>,
     /// Its version.
-    pub price_version_id: VersionId,
+    pub price_version_id: Option<VersionId>,
     /// Item of the subscription.
     pub subscription_item_id: Option<SubscriptionItemId>,
     /// Metric, of usage.
@@ -136,7 +137,9 @@ impl LineTax {
 pub fn assemble(job: &Job<'_>) -> Result<Vec<Draft>> {
     let mut lines = recurring::lines(job)?;
     recurring::prorate(job, &mut lines)?;
-    lines.append(&mut usage::lines(job)?);
+    let rated = usage::rated(job)?;
+    lines.append(&mut usage::lines(job, &rated)?);
+    lines.append(&mut commitment::lines(job, &rated)?);
     let mut drafts: Vec<Draft> = Vec::new();
     for line in lines {
         match drafts.iter_mut().find(|draft| draft.wallet_currency == line.wallet_currency) {
@@ -173,6 +176,15 @@ fn tiers_of(walk: &Walk) -> Result<Vec<InvoiceLineAtomTier>> {
         })
     };
     walk.tiers.iter().map(tier).collect()
+}
+
+/// The tiers of a walk that is taken off again, so that the tiers of an atom still add up to it.
+fn taken_off(walk: &Walk) -> Result<impl Iterator<Item = InvoiceLineAtomTier>> {
+    Ok(tiers_of(walk)?.into_iter().map(|mut tier| {
+        tier.quantity = -tier.quantity;
+        tier.amount = tier.amount.negate();
+        tier
+    }))
 }
 
 /// Fraction digits of a rate that was divided out of an amount.

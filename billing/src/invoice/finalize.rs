@@ -23,6 +23,7 @@ use uuid::Uuid;
 use super::captured::{self, Captured};
 use super::draft::assemble;
 use super::follow::{follow, unfollow};
+use super::leave;
 use super::load::Loaded;
 use super::run::{Run, RunKey};
 use super::save::{Computed, Saved, save};
@@ -105,6 +106,7 @@ impl Billing {
         for run in runs {
             assemble(&loaded.job(run)?)?;
         }
+        leave::refuse_before_earlier(&mut conn, &loaded, &windows).await?;
         drop(conn);
         windows::wait_for_usage(&self.store, &windows, self.window_wait).await?;
         let seals = self.control.seal(&windows).await?;
@@ -136,6 +138,7 @@ impl Billing {
         loaded.add_windows(tx.conn(), &self.snapshots, &runs).await?;
         let computed = compute(&loaded, &runs)?;
         let saved = save(tx.conn(), scope.workspace_id, scope.now(), &computed).await?;
+        leave::to_later_windows(scope, tx, &loaded, &runs).await?;
         close_accruals(tx.conn(), &windows).await?;
         let captured = captured::take(tx.conn(), scope, &windows).await?;
         finalize_saved(scope, tx, &saved, captured, options).await?;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use catalog::compiled::{Snapshots, StoredWindow, SubscriptionTerms, WindowQuery, WorkspaceCatalog};
+use catalog::compiled::{Carried, Snapshots, StoredWindow, SubscriptionTerms, WindowQuery, WorkspaceCatalog};
 use domain::{Error, Instant, ProductType, Result, SubscriptionId, WorkspaceId};
 use sqlx::PgConnection;
 
@@ -55,6 +55,13 @@ impl Loaded {
     /// A subscription of the batch.
     pub(crate) fn subscription(&self, id: SubscriptionId) -> Result<&Subscription> {
         self.subscriptions.get(&id).ok_or_else(|| Error::not_found("subscription", id))
+    }
+
+    /// Whether what earlier windows leave changes the bills of later ones: they must be finalized in order then.
+    pub(crate) fn depends_on_earlier(&self, id: SubscriptionId) -> bool {
+        self.terms
+            .get(&id)
+            .is_some_and(|terms| terms.carried != Carried::default() || self.catalog.rollovers(terms).next().is_some())
     }
 
     /// Whether the subscription meters anything: only then has it windows and control records.

@@ -4,6 +4,7 @@ pub(crate) mod captured;
 pub mod draft;
 pub mod finalize;
 pub(crate) mod follow;
+pub(crate) mod leave;
 pub mod line;
 pub(crate) mod load;
 pub mod manual;

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use domain::{
-    BillingIntervalUnit, BindingId, Currency, Error, Instant, JsonMap, MeterFunction, OveragePolicy, PlanId, PriceId,
-    PricingModel, ProductId, Quantity, Result, VersionId, WorkspaceId,
+    BillingIntervalUnit, BindingId, Currency, Error, Instant, JsonMap, MeterFunction, OveragePolicy, PlanId, PoolScope,
+    PriceId, PricingModel, ProductId, Quantity, Result, VersionId, WorkspaceId,
 };
+use rating::allowance::Rollover;
 use rating::{
     BindingDefinition, CompiledBinding, CompiledMeter, CompiledPrice, Component, FilterTree, PriceDefinition,
     PriceFormula, RatingError, Span, Threshold, Tier,
@@ -91,6 +92,11 @@ struct PlanSnapshotProduct {
     #[serde(default)]
     included_quantity_per_unit: bool,
     overage_policy: OveragePolicy,
+    #[serde(default)]
+    rollover_enabled: bool,
+    rollover_max_quantity: Option<Quantity>,
+    rollover_expiry_periods: Option<u32>,
+    pool_scope: Option<PoolScope>,
 }
 
 #[derive(Default, Deserialize)]
@@ -219,6 +225,11 @@ fn compile_plan(version: Version) -> Result<PlanVersionTerms> {
         included_quantity: product.included_quantity,
         included_quantity_per_unit: product.included_quantity_per_unit,
         overage_policy: product.overage_policy,
+        rollover: product.rollover_enabled.then_some(Rollover {
+            max_quantity: product.rollover_max_quantity,
+            expiry_periods: product.rollover_expiry_periods,
+        }),
+        pool_scope: product.pool_scope.unwrap_or(PoolScope::Subscription),
     });
     Ok(PlanVersionTerms { version: version.number, products: products.collect(), price_pins: snapshot.pins.prices })
 }

@@ -4,6 +4,8 @@
 //! what a subscription adds to it. Both are read through [`Snapshots`], which keeps them as fresh as the catalog revision
 //! says (rule B6).
 
+mod allowance;
+mod carried;
 mod load;
 mod schema;
 mod snapshots;
@@ -12,6 +14,8 @@ mod terms;
 mod window;
 mod workspace;
 
+pub use allowance::{IncludedQuantity, MetricAllowance};
+pub use carried::{Carried, CarriedLot, CommittedUse, CommittedUseRow, Grant};
 pub use schema::{EventSchema, EventShape};
 pub use snapshots::Snapshots;
 pub use terms::{ItemTerms, SubscriptionTerms};

@@ -11,6 +11,8 @@ use sqlx::{PgConnection, Row};
 use std::collections::HashMap;
 use store::StoreError;
 
+use super::carried::Carried;
+
 /// An item of a subscription, as rating needs it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ItemTerms {
@@ -65,6 +67,8 @@ pub struct SubscriptionTerms {
     pub test_clock_id: Option<TestClockId>,
     /// Items, also removed ones.
     pub items: Vec<ItemTerms>,
+    /// What earlier windows left, and what is granted and committed.
+    pub carried: Carried,
 }
 
 impl SubscriptionTerms {
@@ -101,7 +105,27 @@ impl SubscriptionTerms {
         })
     }
 
-    /// Loads the terms of many subscriptions in two statements (P5). Unknown ids are absent. No workspace is asked for:
+    /// Where the commitment period begins, or a commitment has ended, that an instant of usage falls into: a segment of its own
+    /// in the price context (rule C1).
+    #[must_use]
+    pub fn commitment_boundary(&self, product_id: ProductId, metric_key: &str, at: Instant) -> Option<Instant> {
+        if self.carried.commitments.is_empty() {
+            return None;
+        }
+        let commitments = self.carried.commitments_of(product_id, metric_key);
+        commitments.filter_map(|one| one.boundary_before(at, self.schedule.timezone)).max()
+    }
+
+    /// The same terms with what the billed window that starts there had at its disposal.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn as_of_billed(&self, conn: &mut PgConnection, window_start: Instant) -> Result<Self> {
+        let carried = Carried::load(conn, &[self.id.0], Some(window_start)).await?.remove(&self.id).unwrap_or_default();
+        Ok(Self { carried, ..self.clone() })
+    }
+
+    /// Loads the terms of many subscriptions in a few statements (P5). Unknown ids are absent. No workspace is asked for:
     /// the caller compares `workspace_id` with its scope.
     ///
     /// # Errors
@@ -130,13 +154,18 @@ impl SubscriptionTerms {
              FROM subscription_item WHERE subscription_id = ANY($1) ORDER BY id",
         )
         .bind(&ids)
-        .fetch_all(conn)
+        .fetch_all(&mut *conn)
         .await
         .context("reading subscription items")?;
         for row in items {
             let subscription_id: SubscriptionId = row.try_get("subscription_id").context("reading an item")?;
             if let Some(owner) = terms.get_mut(&subscription_id) {
                 owner.items.push(item_from_row(&row).context("reading an item")?);
+            }
+        }
+        for (subscription_id, carried) in Carried::load(conn, &ids, None).await? {
+            if let Some(owner) = terms.get_mut(&subscription_id) {
+                owner.carried = carried;
             }
         }
         Ok(terms)
@@ -170,6 +199,7 @@ impl SubscriptionTerms {
                 country: row.try_get("country")?,
                 test_clock_id: row.try_get("test_clock_id")?,
                 items: Vec::new(),
+                carried: Carried::default(),
             };
             Ok((terms, row.try_get("timezone")?))
         };

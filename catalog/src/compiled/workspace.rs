@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use domain::period::Period;
 use domain::{
-    BillingIntervalUnit, BindingId, BindingRole, Currency, CustomerId, Error, FieldError, Instant, OveragePolicy,
-    PlanId, PriceId, PricingModel, ProductId, ProductTaxCategory, ProductType, Quantity, Result, SupplyType,
+    BillingIntervalUnit, BindingId, Currency, CustomerId, Error, FieldError, Instant, OveragePolicy, PlanId, PoolScope,
+    PriceId, PricingModel, ProductId, ProductTaxCategory, ProductType, Quantity, Result, SupplyType,
     UnmatchedPriceKeyPolicy, VersionId, WorkspaceId,
 };
-use rating::allowance::{AllowancePart, included_quantity, prorated};
-use rating::{CompiledBinding, CompiledPrice, RateTable, RateTables, Terms, Variables, WindowState};
+use rating::allowance::Rollover;
+use rating::{CompiledBinding, CompiledPrice, RateTable, RateTables, Variables};
 
 use super::tables::Tables;
 use super::{EventSchema, EventShape, SubscriptionTerms};
@@ -130,6 +129,10 @@ pub struct PlanProductTerms {
     pub included_quantity_per_unit: bool,
     /// What happens beyond.
     pub overage_policy: OveragePolicy,
+    /// What is carried into the next period, if anything.
+    pub rollover: Option<Rollover>,
+    /// Who shares it.
+    pub pool_scope: PoolScope,
 }
 
 /// For whom and when a price is wanted (prices.md, Resolution).
@@ -373,54 +376,6 @@ impl WorkspaceCatalog {
     ) -> Option<(Instant, &Arc<CompiledPrice>)> {
         let price = self.products.get(&product_id)?.prices.iter().find(|price| price.id == price_id)?;
         price.version(at, self.plan_versions.get(&terms.plan_version_id))
-    }
-
-    /// Total allowance of a product in a window of a subscription: the item's own quantity, else the plan's; a partial
-    /// first or last period has its share (allowances.md rule 3).
-    ///
-    /// # Errors
-    /// 422 when a product of quantities leaves the range.
-    pub fn allowance(&self, terms: &SubscriptionTerms, product_id: ProductId, window: Period) -> Result<Quantity> {
-        let item = terms.item_of(product_id, window.start).or_else(|| terms.item_of(product_id, window.end));
-        let planned = self
-            .plan_versions
-            .get(&terms.plan_version_id)
-            .and_then(|plan| plan.products.iter().find(|product| product.product_id == product_id));
-        let (included, per_unit) = match (item.and_then(|item| item.included_quantity), planned) {
-            (Some(own), _) => (own, false),
-            (None, Some(planned)) => (planned.included_quantity, planned.included_quantity_per_unit),
-            (None, None) => return Ok(Quantity::ZERO),
-        };
-        let seats = item.map_or(Quantity::ONE, |item| item.quantity);
-        let total = included_quantity(included, per_unit, seats)?;
-        // A window that a cancellation has cut short is a part of the one that was scheduled.
-        let full = terms.schedule.whole(terms.window_at(window.start).unwrap_or(window));
-        if terms.is_trial(window.start) || window.seconds() >= full.seconds() || total.is_zero() {
-            return Ok(total);
-        }
-        let seconds = |period: Period| u64::try_from(period.seconds()).unwrap_or(0);
-        Ok(prorated(&[AllowancePart { quantity: total, seconds: seconds(window) }], seconds(full))?)
-    }
-
-    /// What rating needs beside the totals: the allowance of every product and metric that the window has counted.
-    ///
-    /// # Errors
-    /// As [`WorkspaceCatalog::allowance`].
-    pub fn rating_terms(&self, terms: &SubscriptionTerms, window: Period, state: &WindowState) -> Result<Vec<Terms>> {
-        let mut found: Vec<Terms> = Vec::new();
-        for entry in state.entries().iter().filter(|entry| entry.binding().role == BindingRole::Primary) {
-            let (product_id, metric_key) = (entry.product_id(), entry.metric_key());
-            if found.iter().any(|terms| terms.product_id == product_id && terms.metric_key == metric_key) {
-                continue;
-            }
-            found.push(Terms {
-                product_id,
-                metric_key: metric_key.to_owned(),
-                allowance: self.allowance(terms, product_id, window)?,
-                tiers_on_total: self.products.get(&product_id).is_some_and(|product| product.tiers_on_total),
-            });
-        }
-        Ok(found)
     }
 }
 

@@ -53,6 +53,7 @@ pub(super) async fn attach(
         updated_at: now,
     };
     apply(&mut attachment, request.allowance);
+    refuse_rollover_of_items(&attachment)?;
     insert(scope, tx, &attachment).await?;
     tx.catalog_changed(scope.workspace_id);
     Ok(attachment)
@@ -75,6 +76,7 @@ pub async fn update_product(
     let mut attachment = found.ok_or_else(|| Error::not_found("plan_product", product))?;
     request.allowance.refuse_unevaluated()?;
     apply(&mut attachment, request.allowance);
+    refuse_rollover_of_items(&attachment)?;
     attachment.updated_at = scope.now();
     save(scope, tx, &attachment).await?;
     tx.catalog_changed(scope.workspace_id);
@@ -108,6 +110,14 @@ async fn editable(scope: &Scope, tx: &mut Tx, id: PlanId) -> Result<Plan> {
         PlanStatus::Archived => Err(Error::conflict("CONFLICT", "an archived plan cannot be changed")),
         PlanStatus::Draft | PlanStatus::Published | PlanStatus::Deprecated => Ok(plan),
     }
+}
+
+/// What is carried on is carried for the subscription: it would have to be kept by item.
+fn refuse_rollover_of_items(attachment: &PlanProduct) -> Result<()> {
+    if attachment.rollover_enabled && attachment.pool_scope == PoolScope::Item {
+        return Err(Error::business_rule("rollover_enabled with pool_scope ITEM is not evaluated yet"));
+    }
+    Ok(())
 }
 
 fn apply(attachment: &mut PlanProduct, edit: AllowanceEdit) {

@@ -1,18 +1,18 @@
 //! Usage lines: one per product, metric, price key and wallet pin, from the window's running totals (usage.md 5).
 
 use domain::{BillingTiming, ChargeKind, Error, Instant, Result};
-use rating::{Atom, Finding, RatedLine, RatingInput};
+use rating::{Atom, Finding, Rated, RatedLine, RatingInput};
 
-use super::{DraftLine, Job, LineTax, no_id, rate_of, tiers_of, unit_rate};
+use super::{DraftLine, Job, LineTax, no_id, rate_of, taken_off, tiers_of, unit_rate};
 use crate::invoice::line::InvoiceLineAtom;
 use crate::invoice::run::RunReason;
 use crate::invoice::words::{AppliesAt, InvoiceLineType};
 
 /// Rates the window by the one function that also made its accruals, so that both are one figure (promise 5).
-pub(super) fn lines(job: &Job<'_>) -> Result<Vec<DraftLine>> {
-    let (Some(period), Some(window)) = (job.run.usage, job.window) else { return Ok(Vec::new()) };
+pub(crate) fn rated(job: &Job<'_>) -> Result<Rated> {
+    let (Some(period), Some(window)) = (job.run.usage, job.window) else { return Ok(Rated::default()) };
     if job.terms.is_trial(period.start) {
-        return Ok(Vec::new()); // counted, never charged (subscriptions.md 3.1)
+        return Ok(Rated::default()); // counted, never charged (subscriptions.md 3.1)
     }
     // The window as the schedule has it, also where a cancellation cut the billed period.
     let terms = job.catalog.rating_terms(job.terms, window.window, &window.state)?;
@@ -25,6 +25,12 @@ pub(super) fn lines(job: &Job<'_>) -> Result<Vec<DraftLine>> {
             segment.start = %segment_start, "a FORMULA meter divided by zero, which counts as 0"
         );
     }
+    Ok(rated)
+}
+
+/// One line for each rated one.
+pub(super) fn lines(job: &Job<'_>, rated: &Rated) -> Result<Vec<DraftLine>> {
+    let (Some(period), Some(window)) = (job.run.usage, job.window) else { return Ok(Vec::new()) };
     rated.lines.iter().map(|line| usage_line(job, line, window.window.start, period.end)).collect()
 }
 
@@ -36,7 +42,7 @@ fn usage_line(job: &Job<'_>, rated: &RatedLine, start: Instant, end: Instant) ->
     let latest = rated.atoms.last().ok_or_else(|| Error::invariant("a rated line has an atom"))?;
     let quantity = rated.quantity.shown();
     let unit_amount = match rated.atoms.as_slice() {
-        [only] => unit_rate(only.price.model, &only.walk, only.amount, only.billable_quantity.shown()),
+        [only] => unit_rate(only.model(), &only.walk, only.amount, only.billable_quantity.shown()),
         _ => rate_of(rated.amount, rated.billable_quantity.shown()),
     };
     let starts: Vec<_> = rated.atoms.iter().map(|atom| atom.segment_start).collect();
@@ -48,15 +54,11 @@ fn usage_line(job: &Job<'_>, rated: &RatedLine, start: Instant, end: Instant) ->
     Ok(DraftLine {
         line_type: InvoiceLineType::Usage,
         charge_kind: ChargeKind::Usage,
-        applies_at: if job.run.key.reason == RunReason::Closing {
-            AppliesAt::Cancellation
-        } else {
-            AppliesAt::PeriodEnd
-        },
+        applies_at: applies_at(job),
         billing_timing: BillingTiming::InArrears,
         product_id: rated.product_id,
-        price_id: latest.price.price_id,
-        price_version_id: latest.price.version_id,
+        price_id: Some(latest.price.price_id),
+        price_version_id: Some(latest.price.version_id),
         subscription_item_id: item.map(|item| item.id),
         metric_key: Some(rated.metric_key.clone()),
         price_key: rated.price_key.clone(),
@@ -72,6 +74,14 @@ fn usage_line(job: &Job<'_>, rated: &RatedLine, start: Instant, end: Instant) ->
     })
 }
 
+/// In arrears, at the end of what was used.
+pub(super) fn applies_at(job: &Job<'_>) -> AppliesAt {
+    match job.run.key.reason {
+        RunReason::Closing => AppliesAt::Cancellation,
+        _ => AppliesAt::PeriodEnd,
+    }
+}
+
 fn description(product: &str, rated: &RatedLine) -> String {
     match &rated.price_key {
         Some(key) => format!("{product}: {} ({key})", rated.metric_key),
@@ -81,14 +91,8 @@ fn description(product: &str, rated: &RatedLine) -> String {
 
 fn usage_atom(atom: &Atom, (start, end): (Instant, Instant), segment_end: Instant) -> Result<InvoiceLineAtom> {
     let mut tiers = tiers_of(&atom.walk)?;
-    // With `tiers_on_total` the walk is over everything and the allowance's own walk is taken off again, so that the
-    // tiers still add up to the atom.
     if let Some(covered) = &atom.covered {
-        tiers.extend(tiers_of(covered)?.into_iter().map(|mut tier| {
-            tier.quantity = -tier.quantity;
-            tier.amount = tier.amount.negate();
-            tier
-        }));
+        tiers.extend(taken_off(covered)?);
     }
     let billable = atom.billable_quantity.shown();
     Ok(InvoiceLineAtom {
@@ -97,11 +101,12 @@ fn usage_atom(atom: &Atom, (start, end): (Instant, Instant), segment_end: Instan
         segment_start: atom.segment_start.max(start),
         segment_end,
         quantity: atom.quantity.shown(),
-        unit_amount: unit_rate(atom.price.model, &atom.walk, atom.amount, billable),
+        unit_amount: unit_rate(atom.model(), &atom.walk, atom.amount, billable),
         net_amount: atom.amount,
         proration_numerator: None,
         proration_denominator: None,
-        price_version_id: Some(atom.price.version_id),
+        // What is within a commitment is charged at the rate of that.
+        price_version_id: (!atom.is_discounted()).then_some(atom.price.version_id),
         fx_rate: None,
         tiers,
         tax_components: Vec::new(),
