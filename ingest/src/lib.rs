@@ -5,10 +5,12 @@
 //! writes a fenced checkpoint. The rules that keep it exact are A to C of the project's exactness rules; each is named
 //! where it is kept.
 
+pub mod caps;
 pub mod checkpoint;
 pub mod control;
 pub mod dedup;
 pub mod door;
+pub mod limits;
 pub mod log;
 pub mod metrics;
 pub mod outbox;

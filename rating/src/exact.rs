@@ -103,6 +103,17 @@ impl Exact {
         (self.scale == SCALE).then(|| Quantity::from_units(self.units))
     }
 
+    /// A decimal with at most 24 fraction digits, such as an amount.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub(crate) fn from_decimal(value: Decimal) -> Result<Self> {
+        let value = value.normalize();
+        let missing = SCALE.saturating_sub(value.scale());
+        let units = ten(missing).and_then(|power| value.mantissa().checked_mul(power)).ok_or(OVERFLOW)?;
+        Ok(Self::canonical(units, value.scale() + missing))
+    }
+
     /// As a decimal without trailing zeros, for a `numeric` column.
     ///
     /// # Errors

@@ -346,6 +346,59 @@ pub fn accrue(input: &RatingInput<'_>, entries: &[Entry]) -> Result<SmallVec<[Ac
     Ok(totals)
 }
 
+/// The running total of one product and metric: all price keys, wallet pins and price segments together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pool {
+    /// The binding of its latest part.
+    pub binding: Arc<CompiledBinding>,
+    /// Quantity, before the allowance; may be negative where the meter allows it.
+    pub quantity: Exact,
+    /// Total allowance.
+    pub allowance: Quantity,
+    /// Net amount, where it was asked for.
+    pub amount: Option<Money>,
+}
+
+impl Pool {
+    /// Product and metric.
+    #[must_use]
+    pub fn pair(&self) -> (ProductId, &str) {
+        (self.binding.product_id, &self.binding.meter.metric_key)
+    }
+}
+
+/// What is used of each product and metric, and its amount where it is wanted.
+///
+/// # Errors
+/// `Overflow`, `CurrencyMismatch`, `Unpriced`.
+pub(crate) fn pools(
+    input: &RatingInput<'_>,
+    entries: &[Entry],
+    wants_amount: impl Fn(&CompiledBinding) -> bool,
+) -> Result<Vec<Pool>> {
+    let mut pools: Vec<Pool> = Vec::new();
+    for_each_billable(input, entries, &billed(entries), |billable| {
+        let binding = Arc::clone(&billable.latest.binding);
+        let wanted = wants_amount(&binding);
+        let amount = if wanted { Some(billable.price.money(billable.amount_minor()?)?) } else { None };
+        match pools.last_mut().filter(|pool| pool.pair() == (binding.product_id, &binding.meter.metric_key)) {
+            Some(pool) => {
+                pool.binding = binding;
+                pool.quantity = pool.quantity.checked_add(billable.quantity)?;
+                pool.amount = pool.amount.zip(amount).map(|(sum, more)| add(sum, more)).transpose()?;
+            }
+            None => pools.push(Pool {
+                binding,
+                quantity: billable.quantity,
+                allowance: terms_of(input, billable.latest).map_or(Quantity::ZERO, |terms| terms.allowance),
+                amount,
+            }),
+        }
+        Ok(())
+    })?;
+    Ok(pools)
+}
+
 fn add_total(totals: &mut SmallVec<[Accrual; 2]>, wallet_currency: Option<Currency>, amount: Money) -> Result<()> {
     match totals.iter_mut().find(|total| total.wallet_currency == wallet_currency) {
         Some(total) => total.amount = add(total.amount, amount)?,

@@ -184,6 +184,9 @@ pub struct Offer<'a> {
     pub product: Value,
     pub price: Value,
     pub customer: Value,
+    /// Further members of the meter, and of the product in its plan.
+    pub meter: Value,
+    pub attachment: Value,
 }
 
 impl Default for Offer<'_> {
@@ -196,6 +199,8 @@ impl Default for Offer<'_> {
             product: json!({}),
             price: json!({}),
             customer: json!({"billing_model": "PREPAID"}),
+            meter: json!({}),
+            attachment: json!({}),
         }
     }
 }
@@ -207,6 +212,7 @@ pub struct Shop {
     pub customer: String,
     pub subscription: String,
     pub product: String,
+    pub meter: String,
     pub wallet: String,
 }
 
@@ -232,9 +238,10 @@ impl Shop {
         let product = json!({"name": "Units", "type": "USAGE", "pricing_model": offer.model});
         let product = id(&post("/v1/products".into(), merged(product, offer.product)).await);
         let meter = json!({"key": format!("m{}", product.replace('-', "")), "name": "Units", "metric_key": "units", "function": offer.function});
-        let meter = id(&post("/v1/meters".into(), meter).await);
+        let meter = id(&post("/v1/meters".into(), merged(meter, offer.meter)).await);
         let _ = post(format!("/v1/products/{product}/meter-bindings"), json!({"meter_id": meter})).await;
-        let plan = json!({"name": "Units", "products": [{"product_id": product, "included_quantity": offer.included}]});
+        let attachment = merged(json!({"product_id": product, "included_quantity": offer.included}), offer.attachment);
+        let plan = json!({"name": "Units", "products": [attachment]});
         let plan = id(&post("/v1/plans".into(), plan).await);
         let price = json!({"product_id": product, "currency": "EUR", "tiers": offer.tiers});
         let _ = post("/v1/prices".into(), merged(price, offer.price)).await;
@@ -249,7 +256,7 @@ impl Shop {
             "billing_interval_count": 1, "currency": "EUR", "billing_timing": "IN_ARREARS", "items": [{"product_id": product}]
         });
         let subscription = id(&post("/v1/subscriptions".into(), subscription).await);
-        Self { client, clock, customer: id(&customer), subscription, product, wallet }
+        Self { client, clock, customer: id(&customer), subscription, product, meter, wallet }
     }
 
     pub async fn credit(&self, euros: &str) {

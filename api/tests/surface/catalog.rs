@@ -397,7 +397,6 @@ async fn terms_that_are_not_evaluated_are_refused() {
         json!({"rollover_enabled": true}),
         json!({"rollover_max_quantity": "1"}),
         json!({"rollover_expiry_periods": 2}),
-        json!({"overage_policy": "BLOCK"}),
         json!({"pool_scope": "ITEM"}),
     ] {
         api.live.put(&format!("{path}/{}", id(&seats)), term.clone()).await.problem(422, "BUSINESS_RULE_VIOLATION");
@@ -410,11 +409,9 @@ async fn terms_that_are_not_evaluated_are_refused() {
         let threshold = json!({"name": "cap", "value": "5", "actions": [{"kind": kind}]});
         json!({"key": "m", "name": "M", "metric_key": "m", "function": "COUNT", "thresholds": [threshold]})
     };
-    for kind in ["BLOCK", "INVOICE", "NOTIFY"] {
-        api.live.post("/v1/meters", meter(kind)).await.problem(422, "BUSINESS_RULE_VIOLATION");
-    }
+    api.live.post("/v1/meters", meter("INVOICE")).await.problem(422, "BUSINESS_RULE_VIOLATION");
     let made = id(&api.live.post("/v1/meters", meter("WEBHOOK")).await.data(201));
-    let change = json!({"thresholds": meter("BLOCK")["thresholds"]});
+    let change = json!({"thresholds": meter("INVOICE")["thresholds"]});
     api.live.put(&format!("/v1/meters/{made}"), change.clone()).await.problem(422, "BUSINESS_RULE_VIOLATION");
     let units = usage_product(&api.live, "VOLUME").await;
     let binding = json!({"meter_id": made, "thresholds": change["thresholds"]});

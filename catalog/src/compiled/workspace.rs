@@ -400,6 +400,13 @@ impl WorkspaceCatalog {
         Ok(prorated(&[AllowancePart { quantity: total, seconds: seconds(window) }], seconds(full))?)
     }
 
+    /// Products of which the plan of a subscription sells nothing beyond the allowance.
+    pub fn products_ending_at_allowance(&self, terms: &SubscriptionTerms) -> impl Iterator<Item = ProductId> + '_ {
+        let plan = self.plan_versions.get(&terms.plan_version_id);
+        let ending = plan.into_iter().flat_map(|plan| &plan.products);
+        ending.filter(|product| product.overage_policy == OveragePolicy::Block).map(|product| product.product_id)
+    }
+
     /// What rating needs beside the totals: the allowance of every product and metric that the window has counted.
     ///
     /// # Errors

@@ -48,14 +48,13 @@ impl AllowanceEdit {
 }
 
 impl AllowanceEdit {
-    /// What no bill would follow yet is refused, not kept in silence (allowances.md 5.1 rules 4 and 7).
+    /// What no bill would follow yet is refused, not kept in silence (allowances.md 5.1 rule 4, A9).
     pub(super) fn refuse_unevaluated(&self) -> Result<()> {
         let rollover = self.rollover_enabled == Some(true)
             || matches!(self.rollover_max_quantity, Patch::Set(_))
             || matches!(self.rollover_expiry_periods, Patch::Set(_));
         let terms = [
             ("rollover of unused quantities", rollover),
-            ("overage_policy BLOCK", self.overage_policy == Some(OveragePolicy::Block)),
             ("pool_scope ITEM", self.pool_scope == Some(PoolScope::Item)),
         ];
         match terms.iter().find(|(_, is_asked)| *is_asked) {

@@ -33,7 +33,7 @@ impl State {
             match kind {
                 ControlKind::WindowSeal => seals.push(seal),
                 ControlKind::WindowRecount => {}
-                ControlKind::PeriodEnd | ControlKind::WindowReopen => continue,
+                ControlKind::PeriodEnd | ControlKind::WindowReopen | ControlKind::LimitsChanged => continue,
             }
             windows.insert((subscription_id, window_start), (Period { start: window_start, end: window_end }, seal));
         }
