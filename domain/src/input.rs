@@ -243,6 +243,16 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// A mail address of 3 to 320 characters: something, `@`, a host.
+    pub fn email(self) -> FieldResult<String> {
+        let refused = self.refuse(Code::InvalidFormat, "must be an e-mail address such as billing@acme.example");
+        let text = self.text(3, 320)?;
+        let good = text.rsplit_once('@').is_some_and(|(local, host)| {
+            !local.is_empty() && !host.is_empty() && !host.contains('@') && !text.contains(char::is_whitespace)
+        });
+        if good { Ok(text) } else { refused }
+    }
+
     /// An ISO 4217 code in upper case.
     pub fn currency(self) -> FieldResult<Currency> {
         match Currency::parse(self.str()?) {

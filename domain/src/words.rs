@@ -131,6 +131,26 @@ wire_enum! {
 }
 
 wire_enum! {
+    /// What a usage cap does when it is reached.
+    pub enum UsageCapAction {
+        /// Refuses further usage of the period.
+        Block = "BLOCK",
+        /// Sends a mail.
+        Notify = "NOTIFY",
+    }
+}
+
+wire_enum! {
+    /// Why further usage is refused: the code of the refusal.
+    pub enum BlockCode {
+        /// A threshold with BLOCK, or a usage cap.
+        UsageCapReached = "USAGE_CAP_REACHED",
+        /// The allowance is used up, and the plan sells nothing beyond it.
+        AllowanceExhausted = "ALLOWANCE_EXHAUSTED",
+    }
+}
+
+wire_enum! {
     /// Where the included quantity of a product comes from.
     pub enum IncludedQuantitySource {
         /// The plan version.

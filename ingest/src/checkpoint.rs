@@ -16,6 +16,7 @@ use sqlx::Row;
 use store::{Store, StoreError, Tx};
 use uuid::Uuid;
 
+use crate::limits::{LimitsWrite, announce_allowances, write_blocks};
 use crate::log::{LogIdentity, Partition};
 use crate::reserve::captures;
 use crate::usage::{CountedEvent, RowKey, UsageStore};
@@ -62,6 +63,8 @@ pub struct WindowWrite {
     pub accruals: Vec<AccrualWrite>,
     /// Whether the window was counted anew: pins that are not in `accruals` have no amount any more.
     pub is_rebuilt: bool,
+    /// What the limits of the subscription found in it.
+    pub limits: LimitsWrite,
 }
 
 /// Running amount of a window for one wallet pin (rule D3).
@@ -78,7 +81,7 @@ pub struct AccrualWrite {
 /// A crossed threshold.
 #[derive(Clone, Debug)]
 pub struct BreachWrite {
-    /// UUIDv5 of the event and the threshold's action: a replay writes it once.
+    /// UUIDv5 of the event and the threshold's action, or of the window's position and the cap: a replay writes it once.
     pub id: BreachId,
     /// Tenant.
     pub organization_id: OrganizationId,
@@ -88,8 +91,8 @@ pub struct BreachWrite {
     pub breach: rating::Breach,
     /// Subscription in which it happened.
     pub subscription_id: SubscriptionId,
-    /// When the event that crossed was accepted.
-    pub occurred_at: Instant,
+    /// When the event that crossed was accepted; of a cap, which no single event crosses: with the checkpoint.
+    pub occurred_at: Option<Instant>,
 }
 
 /// A refused event, kept with its reason.
@@ -228,7 +231,10 @@ impl Ownership {
         write_members(&mut tx, &checkpoint.windows).await?;
         clear_accruals(&mut tx, &checkpoint.windows).await?;
         write_accruals(&mut tx, &checkpoint.windows).await?;
-        write_breaches(&mut tx, &checkpoint.breaches, now).await?;
+        write_blocks(&mut tx, &checkpoint.windows, now).await?;
+        let breaches = checkpoint.breaches.iter().chain(checkpoint.windows.iter().flat_map(|w| &w.limits.breaches));
+        write_breaches(&mut tx, &breaches.collect::<Vec<_>>(), now).await?;
+        announce_allowances(&mut tx, &checkpoint.windows, now).await?;
         write_rejections(&mut tx, self.partition, &checkpoint.rejections, now).await?;
         announce_dropped(&mut tx, &checkpoint.dropped, now).await?;
         write_unattributed(&mut tx, self, &checkpoint.unattributed, now).await?;
@@ -438,8 +444,9 @@ async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
     Ok(())
 }
 
-/// Breaches with the events that announce them; a replay writes neither again.
-async fn write_breaches(tx: &mut Tx, breaches: &[BreachWrite], now: Instant) -> Result<()> {
+/// Breaches with the events and mails that announce them; a replay writes none of them again. A BLOCK is delivered with the row:
+/// from here on it holds.
+async fn write_breaches(tx: &mut Tx, breaches: &[&BreachWrite], now: Instant) -> Result<()> {
     if breaches.is_empty() {
         return Ok(());
     }
@@ -447,12 +454,22 @@ async fn write_breaches(tx: &mut Tx, breaches: &[BreachWrite], now: Instant) -> 
         "WITH crossed AS (
              INSERT INTO meter_breach (id, organization_id, workspace_id, meter_id, product_id, subscription_id, meter_key,
                                        threshold_name, threshold_value, comparator, observed_value, window_start, window_end,
-                                       occurred_at, action_kind, action_target, action_event_type)
-             SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::text[], $8::text[],
+                                       occurred_at, action_kind, action_target, action_event_type, delivered_at)
+             SELECT *, CASE kind WHEN 'BLOCK' THEN $18::timestamptz END FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::text[], $8::text[],
                                   $9::numeric[], $10::text[], $11::numeric[], $12::timestamptz[], $13::timestamptz[],
                                   $14::timestamptz[], $15::text[], $16::text[], $17::text[])
+                  AS t (id, o, w, m, p, s, mk, name, value, cmp, seen, ws, we, at, kind, target, event_type)
              ON CONFLICT (id) DO NOTHING
-             RETURNING *)
+             RETURNING *),
+              mailed AS (
+             INSERT INTO mail_outbox (id, workspace_id, template, recipient, entity_type, entity_id, payload, created_at)
+             SELECT b.id, b.workspace_id, 'meter_breach', COALESCE(b.action_target, c.email), 'meter_breach', b.id,
+                    jsonb_build_object('subscription_id', b.subscription_id, 'product_id', b.product_id, 'meter_key', b.meter_key,
+                                       'threshold_name', b.threshold_name, 'threshold_value', b.threshold_value::text,
+                                       'observed_value', b.observed_value::text, 'window_start', b.window_start,
+                                       'window_end', b.window_end), $18
+             FROM crossed b JOIN subscription s ON s.id = b.subscription_id JOIN customer c ON c.id = s.customer_id
+             WHERE b.action_kind = 'NOTIFY')
          INSERT INTO outbox (id, workspace_id, event_type, entity_type, entity_id, payload, created_at)
          SELECT gen_random_uuid(), workspace_id, COALESCE(action_event_type, 'meter.threshold_breached'), 'meter_breach', id,
                 jsonb_build_object('breach_id', id, 'meter_id', meter_id, 'subscription_id', subscription_id, 'threshold_name',
@@ -473,7 +490,7 @@ async fn write_breaches(tx: &mut Tx, breaches: &[BreachWrite], now: Instant) -> 
     .bind(breaches.iter().map(|write| write.breach.observed_value.shown()).collect::<Vec<_>>())
     .bind(breaches.iter().map(|write| write.breach.window.start).collect::<Vec<_>>())
     .bind(breaches.iter().map(|write| write.breach.window.end).collect::<Vec<_>>())
-    .bind(breaches.iter().map(|write| write.occurred_at).collect::<Vec<_>>())
+    .bind(breaches.iter().map(|write| write.occurred_at.unwrap_or(now)).collect::<Vec<_>>())
     .bind(breaches.iter().map(|write| write.breach.action.kind.as_str()).collect::<Vec<_>>())
     .bind(breaches.iter().map(|write| write.breach.action.target.clone()).collect::<Vec<_>>())
     .bind(breaches.iter().map(|write| write.breach.action.event_type.clone()).collect::<Vec<_>>())

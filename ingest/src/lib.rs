@@ -6,10 +6,12 @@
 //! where it is kept.
 
 pub mod allowances;
+pub mod caps;
 pub mod checkpoint;
 pub mod control;
 pub mod dedup;
 pub mod door;
+pub mod limits;
 pub mod log;
 pub mod metrics;
 pub mod outbox;

@@ -45,6 +45,8 @@ pub enum ControlKind {
     WindowReopen,
     /// Counts the window anew without the events that were voided (rule C5).
     WindowRecount,
+    /// Usage caps of the subscription were set: its windows are compared with them. It names no window.
+    LimitsChanged,
 }
 
 /// What happens to a window, as a record of the window's home partition.
@@ -106,7 +108,7 @@ impl Record {
         }
         let record = match reader.u8()? {
             0 => Self::Usage(Box::new(decode_usage(&mut reader)?)),
-            kind @ 1..=4 => Self::Control(decode_control(&mut reader, kind)?),
+            kind @ 1..=5 => Self::Control(decode_control(&mut reader, kind)?),
             CATALOG_CHANGE => Self::CatalogChange(CatalogChange {
                 workspace_id: WorkspaceId(reader.uuid()?),
                 catalog_revision: reader.i64()?,
@@ -205,7 +207,7 @@ fn decode_usage(reader: &mut Reader<'_>) -> Result<UsageEvent, RecordError> {
 }
 
 /// Kind byte, behind those of the control records.
-const CATALOG_CHANGE: u8 = 5;
+const CATALOG_CHANGE: u8 = 6;
 
 fn encode_catalog_change(change: CatalogChange) -> Bytes {
     let mut out = Vec::with_capacity(26);
@@ -222,6 +224,7 @@ fn encode_control(control: &Control) -> Bytes {
         ControlKind::WindowSeal => 2,
         ControlKind::WindowReopen => 3,
         ControlKind::WindowRecount => 4,
+        ControlKind::LimitsChanged => 5,
     };
     out.extend_from_slice(&[VERSION, kind]);
     for id in [control.workspace_id.0, control.subscription_id.0, control.customer_id.0] {
@@ -241,7 +244,8 @@ fn decode_control(reader: &mut Reader<'_>, kind: u8) -> Result<Control, RecordEr
             1 => ControlKind::PeriodEnd,
             2 => ControlKind::WindowSeal,
             3 => ControlKind::WindowReopen,
-            _ => ControlKind::WindowRecount,
+            4 => ControlKind::WindowRecount,
+            _ => ControlKind::LimitsChanged,
         },
         workspace_id: WorkspaceId(reader.uuid()?),
         subscription_id: SubscriptionId(reader.uuid()?),
@@ -424,9 +428,13 @@ pub(crate) mod tests {
 
     #[test]
     fn control_round_trips() {
-        let kinds =
-            [ControlKind::PeriodEnd, ControlKind::WindowSeal, ControlKind::WindowReopen, ControlKind::WindowRecount];
-        for kind in kinds {
+        for kind in [
+            ControlKind::PeriodEnd,
+            ControlKind::WindowSeal,
+            ControlKind::WindowReopen,
+            ControlKind::WindowRecount,
+            ControlKind::LimitsChanged,
+        ] {
             let control = Control {
                 kind,
                 workspace_id: WorkspaceId::generate(),

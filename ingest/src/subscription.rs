@@ -5,6 +5,7 @@
 
 mod carry;
 mod initial;
+mod limits;
 mod rebuild;
 
 use std::borrow::Cow;
@@ -145,6 +146,15 @@ pub struct WindowSlot {
     pub is_dirty: bool,
     /// Whether it was counted anew since the last checkpoint, so that amounts may be gone.
     pub is_rebuilt: bool,
+    /// Whether the last checkpoint has written usage of it that is refused.
+    pub is_blocking: bool,
+}
+
+impl WindowSlot {
+    /// Up to when held values count: the actor has no clock (rule B6), so until the window has ended, up to the last report.
+    fn counts_until(&self) -> Option<Instant> {
+        (self.status != WindowStatus::Open).then_some(self.window.end)
+    }
 }
 
 /// Counts the events of one subscription.
@@ -382,6 +392,7 @@ impl Windows {
             allowed: SmallVec::new(),
             is_dirty: false,
             is_rebuilt: false,
+            is_blocking: false,
         });
         self.slots.len() - 1
     }
@@ -472,6 +483,11 @@ impl Windows {
     }
 
     fn control(&mut self, judge: &Judge<'_>, control: &Control, position: Position) {
+        if control.kind == ControlKind::LimitsChanged {
+            // The checkpoint that the record forces compares what it writes.
+            self.slots.iter_mut().for_each(|slot| slot.is_dirty = true);
+            return;
+        }
         let window = Period { start: control.window_start, end: control.window_end };
         let is_known = self.slots.iter().any(|slot| slot.window.start == window.start);
         // Published again after the window was sealed and checkpointed: it stays as it is.
@@ -484,7 +500,7 @@ impl Windows {
         slot.status = match (control.kind, slot.status) {
             (ControlKind::WindowSeal, _) => WindowStatus::Sealed,
             (ControlKind::PeriodEnd, WindowStatus::Open) | (ControlKind::WindowReopen, _) => WindowStatus::Ended,
-            (ControlKind::PeriodEnd | ControlKind::WindowRecount, other) => other,
+            (ControlKind::PeriodEnd | ControlKind::WindowRecount | ControlKind::LimitsChanged, other) => other,
         };
         slot.window.end = window.end;
         slot.position = position;
@@ -503,6 +519,8 @@ impl Windows {
     fn snapshot(&mut self, catalog: &WorkspaceCatalog, terms: &SubscriptionTerms) -> Vec<WindowWrite> {
         let mut writes = Vec::new();
         for slot in self.slots.iter_mut().filter(|slot| slot.is_dirty) {
+            let rating_terms = catalog.rating_terms(terms, slot.window, &slot.state);
+            let limits = limits::review(catalog, terms, &rating_terms, slot);
             writes.push(WindowWrite {
                 subscription_id: terms.id,
                 workspace_id: terms.workspace_id,
@@ -513,8 +531,9 @@ impl Windows {
                 event_count: slot.event_count,
                 state: slot.state.encode(),
                 rows: slot.state.take_changed_rows(),
-                accruals: accruals(catalog, terms, slot),
+                accruals: accruals(terms, &rating_terms, slot),
                 is_rebuilt: slot.is_rebuilt,
+                limits,
             });
             (slot.is_dirty, slot.is_rebuilt) = (false, false);
         }
@@ -595,17 +614,18 @@ fn apply_large(
 
 /// What the window would cost now. A window that cannot be rated (an item was changed so that its allowance leaves the
 /// range) keeps the accrual that it had: its billing says why, and the partition goes on (rule A4).
-fn accruals(catalog: &WorkspaceCatalog, terms: &SubscriptionTerms, slot: &WindowSlot) -> Vec<AccrualWrite> {
+fn accruals(
+    terms: &SubscriptionTerms,
+    rating_terms: &domain::Result<Vec<rating::Terms>>,
+    slot: &WindowSlot,
+) -> Vec<AccrualWrite> {
     if terms.is_trial(slot.window.start) {
         return Vec::new();
     }
-    // The actor has no clock (rule B6): until the window has ended, what is held counts up to the last report.
-    let until = (slot.status != WindowStatus::Open).then_some(slot.window.end);
-    let period = terms.period_facts(slot.window);
-    let rated =
-        catalog.rating_terms(terms, slot.window, &slot.state).map_err(|error| error.to_string()).and_then(|found| {
-            slot.state.accrue(&RatingInput { terms: &found, until, period }).map_err(|error| error.to_string())
-        });
+    let (until, period) = (slot.counts_until(), terms.period_facts(slot.window));
+    let rated = rating_terms.as_ref().map_err(ToString::to_string).and_then(|found| {
+        slot.state.accrue(&RatingInput { terms: found, until, period }).map_err(|error| error.to_string())
+    });
     let totals = rated.unwrap_or_else(|error| {
         tracing::error!(subscription.id = %terms.id, window.start = %slot.window.start, error, "a window cannot be rated");
         SmallVec::new()

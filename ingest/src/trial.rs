@@ -8,7 +8,7 @@ use std::sync::Arc;
 use catalog::compiled::{Snapshots, StoredWindow, SubscriptionTerms, WindowStatus, WorkspaceCatalog};
 use domain::period::Period;
 use domain::{Error, Instant, Money, Position, ProductId, Result, UsageEvent};
-use rating::{RatedLine, RatingInput, WindowRecord};
+use rating::{Breach, Exact, RatedLine, RatingInput, WindowRecord};
 use sqlx::PgConnection;
 
 use crate::subscription::{Incoming, Initial, Judge, Verdict, WindowSlot, Windows};
@@ -82,6 +82,11 @@ impl Trial {
     /// # Errors
     /// 422 with the code under which the partition would keep it.
     pub fn count(&mut self, event: &UsageEvent) -> Result<Option<Instant>> {
+        Ok(self.judge(event)?.map(|(window_start, _)| window_start))
+    }
+
+    /// The same, with the thresholds that the event crosses.
+    fn judge(&mut self, event: &UsageEvent) -> Result<Option<(Instant, Vec<Breach>)>> {
         let judge = Judge { catalog: &self.catalog, terms: &self.terms };
         let incoming = Incoming {
             event: Box::new(event.clone()),
@@ -90,7 +95,7 @@ impl Trial {
             is_foreign: false,
         };
         match self.windows.count(&judge, &incoming) {
-            Verdict::Counted { window_start, .. } => Ok(Some(window_start)),
+            Verdict::Counted { window_start, breaches, .. } => Ok(Some((window_start, breaches))),
             Verdict::Dropped { .. } => Ok(None),
             Verdict::Rejected { code, message } => Err(Error::rule(code, message)),
         }
@@ -118,9 +123,11 @@ impl Trial {
     /// # Errors
     /// 422 when an amount leaves its range.
     pub fn lines(&self, start: Instant) -> Result<Vec<RatedLine>> {
-        let Some(slot) = self.windows.starting(start).filter(|_| !self.terms.is_trial(start)) else {
-            return Ok(Vec::new());
-        };
+        if self.terms.is_trial(start) { Ok(Vec::new()) } else { self.rated(start) }
+    }
+
+    fn rated(&self, start: Instant) -> Result<Vec<RatedLine>> {
+        let Some(slot) = self.windows.starting(start) else { return Ok(Vec::new()) };
         let terms = self.catalog.rating_terms(&self.terms, slot.window, &slot.state)?;
         let (until, period) = (Some(slot.window.end), self.terms.period_facts(slot.window));
         Ok(slot.state.rate(&RatingInput { terms: &terms, until, period })?.lines)
@@ -135,17 +142,62 @@ impl Trial {
         Ok(lines.iter().try_fold(Money::zero(self.terms.currency), |sum, line| sum.add(line.amount))?)
     }
 
+    /// What is used of a product and metric in a window, all price keys and wallet pins together.
+    ///
+    /// # Errors
+    /// 422 when a sum leaves its range.
+    pub fn used(&self, start: Instant, product_id: ProductId, metric_key: &str) -> Result<Used> {
+        let none = Used { quantity: Exact::ZERO, overage: Exact::ZERO, amount: Money::zero(self.terms.currency) };
+        let is_of = |line: &&RatedLine| line.product_id == product_id && line.metric_key == metric_key;
+        self.rated(start)?.iter().filter(is_of).try_fold(none, |used, line| {
+            Ok(Used {
+                quantity: used.quantity.checked_add(line.quantity)?,
+                overage: used.overage.checked_add(line.billable_quantity)?,
+                amount: if self.terms.is_trial(start) { used.amount } else { used.amount.add(line.amount)? },
+            })
+        })
+    }
+
+    /// Whether a threshold of the window refuses further usage of a product and metric at an instant.
+    #[must_use]
+    pub fn is_blocked(&self, start: Instant, event: &UsageEvent) -> bool {
+        let Some(slot) = self.windows.starting(start) else { return false };
+        let mut blocks = slot.state.blocks_of_thresholds(slot.window, self.terms.schedule.timezone);
+        blocks.any(|block| block.refuses(event.product_id, &event.metric_key, event.timestamp))
+    }
+
     /// What one more event costs in a window, on top of everything that is counted in it: f(used + q) - f(used), and nothing
     /// where more usage makes the whole cheaper. The event is counted afterwards.
     ///
     /// # Errors
     /// 422 when the event cannot be billed, is not of this window, or an amount leaves its range.
-    pub fn price(&mut self, start: Instant, event: &UsageEvent) -> Result<Money> {
+    pub fn price(&mut self, start: Instant, event: &UsageEvent) -> Result<Marginal> {
         let before = self.amount(start)?;
-        if self.count(event)? != Some(start) {
+        let Some((_, breaches)) = self.judge(event)?.filter(|(window_start, _)| *window_start == start) else {
             return Err(Error::rule("LATE_EVENT", "the window of the usage is billed"));
-        }
+        };
         let costs = self.amount(start)?.sub(before)?;
-        Ok(if costs.is_negative() { Money::zero(costs.currency()) } else { costs })
+        let net = if costs.is_negative() { Money::zero(costs.currency()) } else { costs };
+        Ok(Marginal { net, is_refused: breaches.iter().any(Breach::refuses) })
     }
+}
+
+/// What one more event changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marginal {
+    /// What it costs.
+    pub net: Money,
+    /// Whether it goes past a threshold with BLOCK.
+    pub is_refused: bool,
+}
+
+/// What is used of a product and metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// Before the allowance.
+    pub quantity: Exact,
+    /// Beyond the allowance.
+    pub overage: Exact,
+    /// Net amount; nothing in a trial.
+    pub amount: Money,
 }

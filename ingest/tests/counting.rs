@@ -669,3 +669,45 @@ async fn what_events_name_is_compared_for_each() {
     ];
     assert_eq!(found, expected);
 }
+
+/// Rule C3 and thresholds-and-alerts.md 4: what a window has told is part of its state, so that whoever goes on after a kill
+/// refuses what was refused, and tells nothing again.
+#[tokio::test(flavor = "multi_thread")]
+async fn c3_blocks_and_alerts_survive_a_kill() {
+    let meter = json!({"thresholds": [
+        {"name": "cap", "comparator": "GTE", "value": "90", "basis": "ABSOLUTE", "rearm": false,
+         "actions": [{"kind": "BLOCK"}, {"kind": "NOTIFY"}]},
+    ]});
+    let mut world = World::idle(meter, json!({})).await;
+    let cap = json!([{"product_id": world.product, "metric_key": "tokens", "limit_quantity": "95", "action": "BLOCK"}]);
+    world.execute(&format!("UPDATE subscription SET usage_caps = '{cap}' WHERE id = '{}'", world.subscription)).await;
+    world.run().await;
+    let first: Vec<Value> = (0..20).map(|i| world.event(&format!("a{i}"), "6", JANUARY)).collect();
+    // All of it passes the door before the first checkpoint; behind the door nothing is refused (rule B6).
+    world.accept(&first).await;
+    for _ in 0..4 {
+        world.restart(false).await; // no waiting: the kill meets every stage
+    }
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.0, "120");
+    for _ in 0..2 {
+        let refused = world.send(&[world.event("more", "1", JANUARY)]).await;
+        let Entry::Rejected(error) = &refused[0] else { panic!("must be refused: {refused:?}") };
+        assert_eq!(error.code(), "USAGE_CAP_REACHED");
+        // Another month is another window.
+        world.accept(&[world.event("next", "1", FEBRUARY)]).await;
+        world.settle().await;
+        world.restart(false).await;
+    }
+    assert_eq!(world.count("SELECT count(*) FROM usage_block").await, 1);
+    assert_eq!(world.count("SELECT count(*) FROM usage_event").await, 21);
+    assert_eq!(world.count("SELECT count(*) FROM usage_rejection").await, 0);
+    // The cap, and both actions of the threshold.
+    assert_eq!(world.count("SELECT count(*) FROM meter_breach").await, 3);
+    assert_eq!(world.count("SELECT count(*) FROM mail_outbox").await, 1);
+    assert_eq!(world.count("SELECT count(*) FROM outbox WHERE event_type LIKE 'allowance.%'").await, 3);
+    // A seal ends it all.
+    world.control(ControlKind::WindowSeal, "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z").await;
+    world.settle().await;
+    assert_eq!(world.count("SELECT count(*) FROM usage_block").await, 0);
+}

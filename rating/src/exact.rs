@@ -109,6 +109,17 @@ impl Exact {
         Quantity::from_units(self.units / ten(self.scale - SCALE).unwrap_or(i128::MAX))
     }
 
+    /// A decimal with at most 24 fraction digits, such as an amount.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub(crate) fn from_decimal(value: Decimal) -> Result<Self> {
+        let value = value.normalize();
+        let missing = SCALE.saturating_sub(value.scale());
+        let units = ten(missing).and_then(|power| value.mantissa().checked_mul(power)).ok_or(OVERFLOW)?;
+        Ok(Self::canonical(units, value.scale() + missing))
+    }
+
     /// As a decimal without trailing zeros, for a `numeric` column.
     ///
     /// # Errors

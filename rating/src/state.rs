@@ -1,6 +1,7 @@
 //! The state of a window as bytes: one `bytea` per (subscription, window) (PERFORMANCE P6).
 //!
-//! Version 1: a version byte; the number of entries and each entry; the number of fired thresholds and each of them.
+//! A version byte; since version 2 a byte of flags; the number of entries and each entry; the number of fired thresholds and each
+//! of them; where the flags say so the products and metrics whose limits were reached.
 //! Integers are LEB128, signed ones zigzag; ids are 16 bytes, left out where an entry shares those of the entry before.
 //! Set members and the running totals of sub-windows and event variables are rows of their own (rule C6). Reading is in two steps, because the versions that a state names may
 //! have to be loaded first: [`WindowRecord::decode`], then [`WindowRecord::attach`].
@@ -8,12 +9,14 @@
 use std::sync::Arc;
 
 use domain::event::VarValue;
-use domain::{BindingId, Currency, Instant, Quantity, UsageEventId, VersionId};
+use domain::{BindingId, Currency, Instant, Money, ProductId, Quantity, UsageCapAction, UsageEventId, VersionId};
+use smallvec::SmallVec;
 use uuid::Uuid;
 
 use crate::binding::CompiledBinding;
 use crate::entry::{Entry, RatingKey, Variables};
 use crate::error::{RatingError, Result};
+use crate::limit::{CapLimit, Limit, ReachedLimits};
 use crate::member::MemberRow;
 use crate::meter::{LastKey, MeterState};
 use crate::pricing::CompiledPrice;
@@ -168,6 +171,8 @@ pub struct WindowRecord {
     pub fired: Vec<(Place, FiredThreshold)>,
     /// Whether parts of the state are rows, which must be loaded before it is attached.
     pub has_rows: bool,
+    /// Usage caps and parts of allowances that are reached, or were told.
+    pub reached: Vec<ReachedLimits>,
 }
 
 impl WindowState {
@@ -192,6 +197,7 @@ impl WindowState {
             entries: self.entries().iter().filter(|entry| !entry.is_row()).map(EntryRecord::of).collect(),
             fired: self.fired().map(|(place, fired)| (place, fired.clone())).collect(),
             has_rows: self.has_rows(),
+            reached: self.reached.clone(),
         }
     }
 }
@@ -202,7 +208,8 @@ impl WindowRecord {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer(Vec::with_capacity(16 + 72 * self.entries.len()));
         out.byte(VERSION);
-        out.byte(u8::from(self.has_rows));
+        let rows = if self.has_rows { head::ROWS } else { 0 };
+        out.byte(rows | if self.reached.is_empty() { 0 } else { head::REACHED });
         out.unsigned(self.entries.len() as u128);
         let mut previous = None;
         for entry in &self.entries {
@@ -215,11 +222,15 @@ impl WindowRecord {
                 ThresholdOwner::Meter => 0,
                 ThresholdOwner::Binding => 1,
             };
-            out.byte(owner | if sub_window.is_some() { FIRED_SUB_WINDOW } else { 0 });
+            let blocks = if fired.blocks { FIRED_BLOCKS } else { 0 };
+            out.byte(owner | blocks | if sub_window.is_some() { FIRED_SUB_WINDOW } else { 0 });
             if let Some(start) = sub_window {
                 out.signed(start.timestamp_micros().into());
             }
             out.text(&fired.name);
+        }
+        if !self.reached.is_empty() {
+            out.reached(&self.reached);
         }
         out.0
     }
@@ -230,13 +241,20 @@ impl WindowRecord {
     /// `UnknownVersion`, `Truncated`, `Damaged`.
     pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         let mut input = Reader::new(bytes)?;
-        let mut record = Self { has_rows: input.version > 1 && input.byte()? != 0, ..Self::default() };
+        let head = if input.version > 1 { input.byte()? } else { 0 };
+        if head & !head::ALL != 0 {
+            return Err(StateError::Damaged("unknown flags"));
+        }
+        let mut record = Self { has_rows: head & head::ROWS != 0, ..Self::default() };
         for _ in 0..input.unsigned64()? {
             let previous = record.entries.last().map(|entry| entry.key);
             record.entries.push(input.entry(previous)?);
         }
         for _ in 0..input.unsigned64()? {
             record.fired.push(input.fired()?);
+        }
+        if head & head::REACHED != 0 {
+            record.reached = input.reached()?;
         }
         input.end()?;
         if input.version == 1 {
@@ -262,7 +280,9 @@ impl WindowRecord {
             }
         }
         let entries = entries.into_iter().map(|record| attach_entry(record, versions)).collect::<Result<Vec<_>>>()?;
-        WindowState::assemble(entries, members, reports, self.fired)
+        let mut window = WindowState::assemble(entries, members, reports, self.fired)?;
+        window.reached = self.reached;
+        Ok(window)
     }
 }
 
@@ -293,6 +313,28 @@ fn attach_entry(record: EntryRecord, versions: &impl Versions) -> Result<Entry> 
 
 /// Bit of the byte of a fired threshold: the start of a sub-window follows.
 const FIRED_SUB_WINDOW: u8 = 0x80;
+/// Bit of the byte of a fired threshold: further usage is refused.
+const FIRED_BLOCKS: u8 = 0x40;
+
+/// Bits of the byte behind the version.
+mod head {
+    /// Parts of the state are rows.
+    pub(super) const ROWS: u8 = 0x01;
+    /// Limits that were reached follow at the end.
+    pub(super) const REACHED: u8 = 0x02;
+    pub(super) const ALL: u8 = 0x03;
+}
+
+/// Tags of limits; numbers are never used again for another one.
+mod limit {
+    pub(super) const ALLOWANCE_PERCENT: u8 = 0;
+    pub(super) const ALLOWANCE_EXHAUSTED: u8 = 1;
+    pub(super) const ALLOWANCE_END: u8 = 2;
+    pub(super) const QUANTITY: u8 = 3;
+    pub(super) const AMOUNT: u8 = 4;
+    /// Bit of a cap that blocks.
+    pub(super) const BLOCKS: u8 = 0x80;
+}
 
 /// Bits of the flags byte of an entry; the tag of the function is in the low four.
 mod flag {
@@ -399,6 +441,41 @@ impl Writer {
         self.state(&entry.state);
     }
 
+    fn reached(&mut self, pools: &[ReachedLimits]) {
+        self.unsigned(pools.len() as u128);
+        for ReachedLimits { product_id, metric_key, limits } in pools {
+            self.id(product_id.0);
+            self.text(metric_key);
+            self.unsigned(limits.len() as u128);
+            limits.iter().for_each(|limit| self.limit(*limit));
+        }
+    }
+
+    fn limit(&mut self, limit: Limit) {
+        match limit {
+            Limit::AllowancePercent(percent) => {
+                self.byte(limit::ALLOWANCE_PERCENT);
+                self.byte(percent);
+            }
+            Limit::AllowanceExhausted => self.byte(limit::ALLOWANCE_EXHAUSTED),
+            Limit::AllowanceEnd => self.byte(limit::ALLOWANCE_END),
+            Limit::Cap(cap, action) => {
+                let blocks = if action == UsageCapAction::Block { limit::BLOCKS } else { 0 };
+                match cap {
+                    CapLimit::Quantity(quantity) => {
+                        self.byte(limit::QUANTITY | blocks);
+                        self.signed(quantity.units());
+                    }
+                    CapLimit::Amount(amount) => {
+                        self.byte(limit::AMOUNT | blocks);
+                        self.0.extend_from_slice(amount.currency().as_str().as_bytes());
+                        self.signed(amount.amount().mantissa()); // minor units: an amount is at its currency's exponent
+                    }
+                }
+            }
+        }
+    }
+
     fn text(&mut self, text: &str) {
         self.unsigned(text.len() as u128);
         self.0.extend_from_slice(text.as_bytes());
@@ -494,13 +571,44 @@ impl<'a> Reader<'a> {
     fn fired(&mut self) -> Result<(Place, FiredThreshold), StateError> {
         let binding_id = BindingId(self.id()?);
         let bits = self.byte()?;
-        let owner = match bits & !FIRED_SUB_WINDOW {
+        let owner = match bits & !(FIRED_SUB_WINDOW | FIRED_BLOCKS) {
             0 => ThresholdOwner::Meter,
             1 => ThresholdOwner::Binding,
             _ => return Err(StateError::Damaged("an unknown threshold owner")),
         };
         let sub_window = if bits & FIRED_SUB_WINDOW == 0 { None } else { Some(self.instant(0)?) };
-        Ok(((binding_id, sub_window), FiredThreshold { owner, name: self.text()? }))
+        let blocks = bits & FIRED_BLOCKS != 0;
+        Ok(((binding_id, sub_window), FiredThreshold { owner, name: self.text()?, blocks }))
+    }
+
+    fn reached(&mut self) -> Result<Vec<ReachedLimits>, StateError> {
+        let mut pools = Vec::new();
+        for _ in 0..self.unsigned64()? {
+            let (product_id, metric_key) = (ProductId(self.id()?), self.text()?);
+            let mut limits = SmallVec::new();
+            for _ in 0..self.unsigned64()? {
+                limits.push(self.limit()?);
+            }
+            pools.push(ReachedLimits { product_id, metric_key, limits });
+        }
+        Ok(pools)
+    }
+
+    fn limit(&mut self) -> Result<Limit, StateError> {
+        let bits = self.byte()?;
+        let action = if bits & limit::BLOCKS == 0 { UsageCapAction::Notify } else { UsageCapAction::Block };
+        Ok(match bits & !limit::BLOCKS {
+            limit::ALLOWANCE_PERCENT => Limit::AllowancePercent(self.byte()?),
+            limit::ALLOWANCE_EXHAUSTED => Limit::AllowanceExhausted,
+            limit::ALLOWANCE_END => Limit::AllowanceEnd,
+            limit::QUANTITY => Limit::Cap(CapLimit::Quantity(self.quantity()?), action),
+            limit::AMOUNT => {
+                let currency = self.currency()?;
+                let amount = Money::from_minor(self.signed()?, currency);
+                Limit::Cap(CapLimit::Amount(amount.map_err(|_| StateError::Damaged("an amount out of range"))?), action)
+            }
+            _ => return Err(StateError::Damaged("an unknown limit")),
+        })
     }
 
     fn variables(&mut self) -> Result<VariablesRecord, StateError> {

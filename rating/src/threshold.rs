@@ -135,7 +135,7 @@ impl Threshold {
 }
 
 /// Compares `observed ÷ total × 100` with `percent`, without dividing; `total` is positive.
-fn compare_percent(observed: Exact, percent: Quantity, total: Quantity) -> Ordering {
+pub(crate) fn compare_percent(observed: Exact, percent: Quantity, total: Quantity) -> Ordering {
     let (units, scale) = observed.parts();
     let (left_sign, right_sign) = (units.signum(), percent.units().signum());
     if left_sign != right_sign {
@@ -158,7 +158,9 @@ impl ThresholdAction {
     fn read(field: Field<'_>) -> FieldResult<Self> {
         field.object(|input| {
             let kind = input.required("kind", Field::word);
-            let target = input.optional("target", |v| v.text(0, 255)).filter(|text| !text.is_empty());
+            let is_address = |v: &Field<'_>| kind == Some(ThresholdActionKind::Notify) && v.raw() != "";
+            let target = input.optional("target", |v| if is_address(&v) { v.email() } else { v.text(0, 255) });
+            let target = target.filter(|text| !text.is_empty());
             let event_type = input.optional("event_type", |v| v.text(0, 120)).filter(|text| !text.is_empty());
             Some(Self { kind: kind?, target, event_type })
         })
@@ -208,6 +210,8 @@ pub struct FiredThreshold {
     pub owner: ThresholdOwner,
     /// Its name.
     pub name: String,
+    /// Whether one of its actions was BLOCK: further usage is refused as long as it stands here.
+    pub blocks: bool,
 }
 
 /// One crossing and one of its actions: a row of `meter_breach`.
@@ -233,12 +237,30 @@ pub struct Breach {
     pub action: ThresholdAction,
 }
 
+impl FiredThreshold {
+    /// Whether it is this threshold that has fired.
+    pub(crate) fn is(&self, bound: &BoundThreshold) -> bool {
+        self.owner == bound.owner && self.name == bound.threshold.name
+    }
+}
+
 impl Breach {
     /// Whether the threshold may fire again in the same window.
     #[must_use]
     pub fn rearms(&self) -> bool {
         let is_own = |bound: &&BoundThreshold| bound.owner == self.owner && bound.threshold.name == self.threshold_name;
         self.binding.bound_thresholds().iter().find(is_own).is_some_and(|bound| bound.threshold.rearm)
+    }
+
+    /// Whether usage that makes this breach is refused where it is authorized before it is delivered: the action is BLOCK, and
+    /// the value goes past the limit. What comes exactly up to an upper limit is the last that may be used.
+    #[must_use]
+    pub fn refuses(&self) -> bool {
+        let is_past = match self.comparator {
+            ThresholdComparator::Gt | ThresholdComparator::Gte => self.observed_value > self.threshold_value.into(),
+            ThresholdComparator::Lt | ThresholdComparator::Lte | ThresholdComparator::Eq => true,
+        };
+        self.action.kind == ThresholdActionKind::Block && is_past
     }
 }
 
@@ -262,19 +284,19 @@ pub(crate) fn evaluate(
     let mut evaluation = Evaluation::default();
     for bound in binding.bound_thresholds() {
         let BoundThreshold { owner, threshold } = bound;
-        let has_fired = || fired.iter().any(|f| f.owner == *owner && f.name == threshold.name);
-        let name = || FiredThreshold { owner: *owner, name: threshold.name.clone() };
+        let known = || fired.iter().find(|fired| fired.is(bound));
         if !threshold.holds(after, allowance) {
-            if threshold.rearm && has_fired() {
-                evaluation.rearmed.push(name());
+            if threshold.rearm {
+                evaluation.rearmed.extend(known().cloned());
             }
             continue;
         }
         let is_kept = threshold.is_upward() && !matches!(binding.span(), Span::Sliding { .. });
         let from_outside = is_kept || before.is_none_or(|before| !threshold.holds(before, allowance));
-        if from_outside && !has_fired() {
+        if from_outside && known().is_none() {
             push_breaches(&mut evaluation.breaches, binding, window, bound, after, allowance)?;
-            evaluation.fired.push(name());
+            let blocks = threshold.actions.iter().any(|action| action.kind == ThresholdActionKind::Block);
+            evaluation.fired.push(FiredThreshold { owner: *owner, name: threshold.name.clone(), blocks });
         }
     }
     Ok(evaluation)

@@ -582,6 +582,67 @@ pub fn accrue(input: &RatingInput<'_>, entries: &[Entry]) -> Result<SmallVec<[Ac
     Ok(totals)
 }
 
+/// The running total of one product and metric: all price keys, wallet pins and price segments together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairTotal {
+    /// The binding of its latest part.
+    pub binding: Arc<CompiledBinding>,
+    /// Quantity, before the allowance; may be negative where the meter allows it.
+    pub quantity: Exact,
+    /// Total allowance.
+    pub allowance: Quantity,
+    /// Net amount, where it was asked for.
+    pub amount: Option<Money>,
+}
+
+impl PairTotal {
+    /// Product and metric.
+    #[must_use]
+    pub fn pair(&self) -> (ProductId, &str) {
+        (self.binding.product_id, &self.binding.meter.metric_key)
+    }
+}
+
+/// What is used of each product and metric, and its amount where it is wanted.
+///
+/// # Errors
+/// `Overflow`, `CurrencyMismatch`, `Unpriced`.
+pub(crate) fn pair_totals(
+    input: &RatingInput<'_>,
+    entries: &[Entry],
+    wants_amount: impl Fn(&CompiledBinding) -> bool,
+) -> Result<Vec<PairTotal>> {
+    let mut pair_totals: Vec<PairTotal> = Vec::new();
+    for_each_billable(input, entries, &billed(entries), |billable| {
+        let binding = Arc::clone(&billable.latest.binding);
+        let wanted = wants_amount(&binding);
+        let amount = if wanted { Some(billable.amount()?) } else { None };
+        match pair_totals.last_mut().filter(|total| total.pair() == (binding.product_id, &binding.meter.metric_key)) {
+            Some(total) => {
+                total.binding = binding;
+                total.quantity = total.quantity.checked_add(billable.quantity)?;
+                total.amount = total.amount.zip(amount).map(|(sum, more)| add(sum, more)).transpose()?;
+            }
+            None => pair_totals.push(PairTotal {
+                binding,
+                quantity: billable.quantity,
+                allowance: allowance_of(terms_of(input, billable.latest))?,
+                amount,
+            }),
+        }
+        Ok(())
+    })?;
+    Ok(pair_totals)
+}
+
+/// All allowances of a product and metric together.
+fn allowance_of(terms: Option<&Terms>) -> Result<Quantity> {
+    let Some(terms) = terms else { return Ok(Quantity::ZERO) };
+    let own = terms.of_price_keys.iter().map(|(_, quantity)| *quantity);
+    own.into_iter()
+        .try_fold(terms.allowance, |sum, own| sum.checked_add(own).map_err(|_| RatingError::Overflow("the allowance")))
+}
+
 fn add_total(totals: &mut SmallVec<[Accrual; 2]>, wallet_currency: Option<Currency>, amount: Money) -> Result<()> {
     match totals.iter_mut().find(|total| total.wallet_currency == wallet_currency) {
         Some(total) => total.amount = add(total.amount, amount)?,

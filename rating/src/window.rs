@@ -16,6 +16,7 @@ use crate::entry::{Entry, RatingKey, Variables, dedup_hash, member_hash};
 use crate::error::{RatingError, Result};
 use crate::exact::Exact;
 use crate::expression::{Basis, PeriodFacts, RateTables};
+use crate::limit::ReachedLimits;
 use crate::member::{MemberRow, Members};
 use crate::meter::{LastKey, MeterInput, MeterState};
 use crate::pricing::CompiledPrice;
@@ -96,6 +97,8 @@ pub struct WindowState {
     pub(crate) gone: Vec<MemberRow>,
     /// Reports of TIME_WEIGHTED meters.
     timelines: Vec<(Chain, MeterId, Timeline)>,
+    /// Usage caps and parts of allowances that are reached, or were told.
+    pub(crate) reached: Vec<ReachedLimits>,
 }
 
 /// What a TIME_WEIGHTED meter held at the end of a window: it is carried into the next one.
@@ -580,7 +583,7 @@ impl WindowState {
         Ok(())
     }
 
-    fn entries_at(&self, place: Place) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn entries_at(&self, place: Place) -> impl Iterator<Item = &Entry> {
         self.entries.iter().filter(move |entry| place_of(entry) == place)
     }
 
@@ -668,6 +671,14 @@ impl WindowState {
             self.observed[index].is_split = is_split;
         }
         &mut self.observed[index]
+    }
+
+    /// Notes that a threshold has fired, unless it is known.
+    pub(crate) fn keep_fired(&mut self, place: Place, fired: &FiredThreshold) {
+        let known = &mut self.observed_slot(place, false).fired;
+        if !known.iter().any(|known| known.owner == fired.owner && known.name == fired.name) {
+            known.push(fired.clone());
+        }
     }
 
     pub(crate) fn push(&mut self, entry: Entry, fingerprint: u64) -> usize {

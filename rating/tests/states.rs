@@ -4,8 +4,12 @@ mod common;
 
 use common::*;
 use domain::event::VarValue;
-use domain::{BindingId, Currency, Instant, MeterFunction, PricingModel, Quantity, UsageEventId, VersionId};
+use domain::{
+    BindingId, Currency, Instant, MeterFunction, Money, PricingModel, ProductId, Quantity, UsageCapAction,
+    UsageEventId, VersionId,
+};
 use proptest::prelude::*;
+use rating::limit::{CapLimit, Limit, ReachedLimits};
 use rating::state::{EntryRecord, VariablesRecord};
 use rating::threshold::FiredThreshold;
 use rating::window::Place;
@@ -71,18 +75,39 @@ fn any_variables() -> impl Strategy<Value = VariablesRecord> {
 prop_compose! {
     fn any_fired()(
         number in any::<u128>(), sub_window in prop::option::of(any_instant()), of_meter in any::<bool>(), name in ".{0,40}",
+        blocks in any::<bool>(),
     ) -> (Place, FiredThreshold) {
         let owner = if of_meter { ThresholdOwner::Meter } else { ThresholdOwner::Binding };
-        ((BindingId(id(number)), sub_window), FiredThreshold { owner, name })
+        ((BindingId(id(number)), sub_window), FiredThreshold { owner, name, blocks })
+    }
+}
+
+fn any_limit() -> impl Strategy<Value = Limit> {
+    let action = || prop::sample::select(vec![UsageCapAction::Block, UsageCapAction::Notify]);
+    let amount = any::<i64>().prop_map(|minor| Money::from_minor(minor.into(), Currency::EUR).expect("in range"));
+    prop_oneof![
+        any::<u8>().prop_map(Limit::AllowancePercent),
+        Just(Limit::AllowanceExhausted),
+        Just(Limit::AllowanceEnd),
+        (any_quantity(), action()).prop_map(|(limit, action)| Limit::Cap(CapLimit::Quantity(limit), action)),
+        (amount, action()).prop_map(|(limit, action)| Limit::Cap(CapLimit::Amount(limit), action)),
+    ]
+}
+
+prop_compose! {
+    fn any_reached()(
+        number in any::<u128>(), metric_key in "[a-z_]{1,64}", limits in prop::collection::vec(any_limit(), 0..6),
+    ) -> ReachedLimits {
+        ReachedLimits { product_id: ProductId(id(number)), metric_key, limits: limits.into() }
     }
 }
 
 prop_compose! {
     fn any_record()(
         entries in prop::collection::vec(any_entry(), 0..8), fired in prop::collection::vec(any_fired(), 0..4),
-        has_rows in any::<bool>(),
+        has_rows in any::<bool>(), reached in prop::collection::vec(any_reached(), 0..3),
     ) -> WindowRecord {
-        WindowRecord { entries, fired, has_rows }
+        WindowRecord { entries, fired, has_rows, reached }
     }
 }
 
@@ -138,8 +163,9 @@ fn version_1_stays_readable() {
         variables: None,
     };
     let sum = EntryRecord { key, variables: None, state: MeterState::Sum(Quantity::from_units(-1)), event_count: 5 };
-    let fired = FiredThreshold { owner: ThresholdOwner::Binding, name: "cap".into() };
-    let record = WindowRecord { entries: vec![sum], fired: vec![((BindingId(id(4)), None), fired)], has_rows: false };
+    let fired = FiredThreshold { owner: ThresholdOwner::Binding, name: "cap".into(), blocks: false };
+    let record =
+        WindowRecord { entries: vec![sum], fired: vec![((BindingId(id(4)), None), fired)], ..WindowRecord::default() };
     let id = |number: u8| [[0; 15].as_slice(), &[number]].concat();
     let bytes = [&[1, 1, 0x31][..], &id(1), &id(2), &id(3), b"EUR", &[0x80, 0x01, 5, 1], &[1], &id(4), &[1, 3], b"cap"]
         .concat();

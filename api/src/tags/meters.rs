@@ -3,7 +3,8 @@
 use catalog::breach::{self, BreachDailyCount, MeterBreach};
 use catalog::meter::{self, CreateMeterRequest, Meter, MeterVersionSnapshot, UpdateMeterRequest};
 use catalog::version::{self, CopyAsDraftRequest, Entity, PublishVersionRequest, VersionRow, edit};
-use domain::MeterId;
+use domain::{MeterId, SubscriptionId};
+use ingest::caps::{self, SetUsageCapsRequest, UsageCaps};
 use ingest::preview::{self, MeterPreview, MeterPreviewRequest};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -20,6 +21,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list_meter_breaches))
         .routes(routes!(list_breaches_of_meter))
         .routes(routes!(list_meter_breach_daily_counts))
+        .routes(routes!(get_subscription_usage_caps, set_subscription_usage_caps))
         .routes(routes!(list_meter_versions))
         .routes(routes!(get_meter_version, update_meter_version))
         .routes(routes!(get_meter_timeline))
@@ -286,4 +288,33 @@ async fn copy_meter_version_as_draft(ctx: Ctx) -> Answer {
     let request = ctx.body_or_empty(CopyAsDraftRequest::read)?;
     let version = edit::copy_as_draft::<Meter>(&ctx.scope, write.tx(), id, version, request.into()).await?;
     write.created(Data(version)).await
+}
+
+/// Read the usage caps of a subscription
+#[utoipa::path(
+    get, path = "/v1/subscriptions/{id}/usage-caps", operation_id = "get_subscription_usage_caps", tag = TAG,
+    params(("id" = SubscriptionId, Path, description = "Subscription")),
+    responses((status = 200, description = "Its caps", body = Data<UsageCaps>))
+)]
+async fn get_subscription_usage_caps(ctx: Ctx) -> Answer {
+    ctx.require("subscriptions:read")?;
+    answer::ok(Data(caps::get(&ctx.scope, &mut *ctx.conn().await?, ctx.path_id("id")?).await?))
+}
+
+/// Replace the usage caps of a subscription
+#[utoipa::path(
+    put, path = "/v1/subscriptions/{id}/usage-caps", operation_id = "set_subscription_usage_caps", tag = TAG,
+    params(("id" = SubscriptionId, Path, description = "Subscription")), request_body = SetUsageCapsRequest,
+    responses((status = 200, description = "Its caps", body = Data<UsageCaps>))
+)]
+async fn set_subscription_usage_caps(ctx: Ctx) -> Answer {
+    ctx.require("subscriptions:write")?;
+    let engine = ctx.app.engine()?;
+    let mut write = ctx.write("set_subscription_usage_caps").await?;
+    let id = ctx.path_id("id")?;
+    let request = ctx.body(SetUsageCapsRequest::read)?;
+    let caps = caps::set(&ctx.scope, write.tx(), &engine.snapshots, id, request).await?;
+    let answer = write.ok(Data(caps)).await;
+    engine.relay.nudge();
+    answer
 }

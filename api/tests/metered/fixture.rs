@@ -195,6 +195,8 @@ pub struct Offer<'a> {
     /// Members of the items, beside their product.
     pub items: Value,
     pub customer: Value,
+    /// Further members of the meter.
+    pub meter: Value,
 }
 
 impl Default for Offer<'_> {
@@ -210,6 +212,7 @@ impl Default for Offer<'_> {
             siblings: &[],
             items: json!([{}]),
             customer: json!({"billing_model": "PREPAID"}),
+            meter: json!({}),
         }
     }
 }
@@ -221,6 +224,7 @@ pub struct Shop {
     pub customer: String,
     pub subscription: String,
     pub product: String,
+    pub meter: String,
     pub wallet: String,
 }
 
@@ -246,7 +250,7 @@ impl Shop {
         let product = json!({"name": "Units", "type": "USAGE", "pricing_model": offer.model});
         let product = id(&post("/v1/products".into(), merged(product, offer.product)).await);
         let meter = json!({"key": format!("m{}", product.replace('-', "")), "name": "Units", "metric_key": "units", "function": offer.function});
-        let meter = id(&post("/v1/meters".into(), meter).await);
+        let meter = id(&post("/v1/meters".into(), merged(meter, offer.meter)).await);
         let _ = post(format!("/v1/products/{product}/meter-bindings"), json!({"meter_id": meter})).await;
         let attached = merged(json!({"product_id": product, "included_quantity": offer.included}), offer.allowance);
         let plan = json!({"name": "Units", "products": [attached]});
@@ -270,7 +274,7 @@ impl Shop {
             "billing_interval_count": 1, "currency": "EUR", "billing_timing": "IN_ARREARS", "items": items
         });
         let subscription = id(&post("/v1/subscriptions".into(), subscription).await);
-        Self { client, clock, customer: id(&customer), subscription, product, wallet }
+        Self { client, clock, customer: id(&customer), subscription, product, meter, wallet }
     }
 
     pub async fn credit(&self, euros: &str) {

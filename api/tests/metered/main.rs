@@ -5,6 +5,7 @@ mod backdating;
 mod combining;
 mod fixture;
 mod going_on;
+mod limiting;
 mod pricing;
 mod reserving;
 mod settling;

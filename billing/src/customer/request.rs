@@ -96,7 +96,7 @@ impl UpdateCustomerRequest {
     pub fn read(body: &Value) -> Result<Self> {
         let mut input = Input::new(body)?;
         let name = not_null(&mut input, "name", |v| v.text(1, 255));
-        let email = not_null(&mut input, "email", email);
+        let email = not_null(&mut input, "email", Field::email);
         let status = not_null(&mut input, "status", Field::word);
         let request = Self { name, email, status, ..Self::read_shared(&mut input) };
         input.finish()?;
@@ -114,7 +114,7 @@ impl UpdateCustomerRequest {
             locale: input.patch("locale", locale),
             payment_terms_days: input.patch("payment_terms_days", payment_terms_days),
             peppol_id: input.patch("peppol_id", |v| v.text(1, 255)),
-            einvoice_email: input.patch("einvoice_email", email),
+            einvoice_email: input.patch("einvoice_email", Field::email),
             prefer_einvoice: not_null(input, "prefer_einvoice", Field::boolean),
             preferred_provider: input.patch("preferred_provider", Field::word),
             disabled_providers: not_null(input, "disabled_providers", |v| v.list(0, 5, Field::word)),
@@ -160,7 +160,7 @@ impl CreateCustomerRequest {
     pub fn read(body: &Value) -> Result<Self> {
         let mut input = Input::new(body)?;
         let name = input.required("name", |v| v.text(1, 255));
-        let email = input.required("email", email);
+        let email = input.required("email", Field::email);
         let customer_type = input.optional("customer_type", Field::word);
         let auto_validate_vat = input.optional("auto_validate_vat", Field::boolean);
         let tag_ids = input.optional("tag_ids", |v| v.list(0, 50, Field::id)).unwrap_or_default();
@@ -228,15 +228,6 @@ fn not_null<'a, T>(
             None
         }
     }
-}
-
-fn email(field: Field<'_>) -> FieldResult<String> {
-    let refused = field.refuse(Code::InvalidFormat, "must be an e-mail address such as billing@acme.example");
-    let text = field.text(3, 320)?;
-    let good = text.rsplit_once('@').is_some_and(|(local, host)| {
-        !local.is_empty() && !host.is_empty() && !host.contains('@') && !text.contains(char::is_whitespace)
-    });
-    if good { Ok(text) } else { refused }
 }
 
 /// A language tag: letters and digits in parts of 2 to 8, joined by `-` or `_`.

@@ -403,6 +403,7 @@ async fn insert(conn: &mut PgConnection, subscription: &Subscription) -> Result<
         "version": subscription.version,
         "custom_fields": subscription.custom_fields,
         "metadata": subscription.metadata,
+        "usage_caps": [],
         "created_at": subscription.created_at,
         "updated_at": subscription.updated_at,
     });

@@ -5,7 +5,7 @@ use domain::{
     Currency, CustomerId, Error, Instant, OrganizationId, PlanId, PriceId, ProductId, Quantity, Result, SubscriptionId,
     SubscriptionItemId, TestClockId, VersionId, WorkspaceId,
 };
-use rating::PeriodFacts;
+use rating::{PeriodFacts, UsageCap};
 use rust_decimal::Decimal;
 use sqlx::{PgConnection, Row};
 use std::collections::HashMap;
@@ -69,6 +69,8 @@ pub struct SubscriptionTerms {
     pub items: Vec<ItemTerms>,
     /// What earlier windows left, and what is granted and committed.
     pub carried: Carried,
+    /// Its usage caps.
+    pub caps: Vec<UsageCap>,
 }
 
 impl SubscriptionTerms {
@@ -135,7 +137,7 @@ impl SubscriptionTerms {
         let rows = sqlx::query(
             "SELECT s.id, s.organization_id, s.workspace_id, s.customer_id, s.home_partition, s.plan_id, s.plan_version_id,
                     s.currency, s.billing_interval_unit, s.billing_interval_count, s.billing_anchor_day,
-                    s.anchor_is_explicit, s.schedule_restarts, s.timezone, s.started_at, s.first_period_start, s.ended_at, s.test_clock_id, c.billing_address ->> 'country' AS country
+                    s.anchor_is_explicit, s.schedule_restarts, s.timezone, s.started_at, s.first_period_start, s.ended_at, s.test_clock_id, s.usage_caps, c.billing_address ->> 'country' AS country
              FROM subscription s JOIN customer c ON c.id = s.customer_id
              WHERE s.id = ANY($1) AND s.deleted_at IS NULL",
         )
@@ -200,6 +202,7 @@ impl SubscriptionTerms {
                 test_clock_id: row.try_get("test_clock_id")?,
                 items: Vec::new(),
                 carried: Carried::default(),
+                caps: row.try_get::<sqlx::types::Json<_>, _>("usage_caps")?.0,
             };
             Ok((terms, row.try_get("timezone")?))
         };

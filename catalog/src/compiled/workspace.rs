@@ -377,6 +377,13 @@ impl WorkspaceCatalog {
         let price = self.products.get(&product_id)?.prices.iter().find(|price| price.id == price_id)?;
         price.version(at, self.plan_versions.get(&terms.plan_version_id))
     }
+
+    /// Products of which the plan of a subscription sells nothing beyond the allowance.
+    pub fn products_ending_at_allowance(&self, terms: &SubscriptionTerms) -> impl Iterator<Item = ProductId> + '_ {
+        let plan = self.plan_versions.get(&terms.plan_version_id);
+        let ending = plan.into_iter().flat_map(|plan| &plan.products);
+        ending.filter(|product| product.overage_policy == OveragePolicy::Block).map(|product| product.product_id)
+    }
 }
 
 /// Compared level by level: customer, plan, country, matching dimensions, start of the version, then the id.

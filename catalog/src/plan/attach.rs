@@ -31,7 +31,6 @@ pub(super) async fn attach(
     plan: PlanId,
     request: AddProductRequest,
 ) -> Result<PlanProduct> {
-    request.allowance.refuse_unevaluated()?;
     let product = product::find(scope, tx.conn(), request.product_id).await?;
     if product.status == ProductStatus::Archived {
         return Err(Error::business_rule(format!("product {} is archived", product.id)));
@@ -74,7 +73,6 @@ pub async fn update_product(
     let attached = super::attachments(scope, tx.conn(), plan.id).await?;
     let found = attached.into_iter().find(|attachment| attachment.product_id == product);
     let mut attachment = found.ok_or_else(|| Error::not_found("plan_product", product))?;
-    request.allowance.refuse_unevaluated()?;
     apply(&mut attachment, request.allowance);
     refuse_rollover_of_items(&attachment)?;
     attachment.updated_at = scope.now();
@@ -116,6 +114,9 @@ async fn editable(scope: &Scope, tx: &mut Tx, id: PlanId) -> Result<Plan> {
 fn refuse_rollover_of_items(attachment: &PlanProduct) -> Result<()> {
     if attachment.rollover_enabled && attachment.pool_scope == PoolScope::Item {
         return Err(Error::business_rule("rollover_enabled with pool_scope ITEM is not evaluated yet"));
+    }
+    if attachment.overage_policy == OveragePolicy::Block && attachment.pool_scope == PoolScope::Item {
+        return Err(Error::business_rule("overage_policy BLOCK with pool_scope ITEM is not evaluated yet"));
     }
     Ok(())
 }

@@ -47,18 +47,6 @@ impl AllowanceEdit {
     }
 }
 
-impl AllowanceEdit {
-    /// What no bill would follow yet is refused, not kept in silence (allowances.md 5.1 rule 7).
-    pub(super) fn refuse_unevaluated(&self) -> Result<()> {
-        match self.overage_policy {
-            Some(OveragePolicy::Block) => {
-                Err(domain::Error::business_rule("overage_policy BLOCK is not evaluated yet"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 /// Always fits: both numbers are read within the range.
 fn narrow(number: i64) -> Option<i32> {
     i32::try_from(number).ok()

@@ -1,63 +1,36 @@
 //! Rule R7: while a hold is active for a subscription and metric, an event of the pair must name one of the active ones.
-//!
-//! Most workspaces reserve nothing, and their events must not pay for those that do. Whether a workspace has any hold on
-//! usage is asked once a second; a reservation made here is known at once. Only then are the pairs of a batch looked up.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
-use dashmap::DashMap;
 use domain::{Error, Result, Scope, SubscriptionId, WorkspaceId};
 use store::{Store, StoreError};
-use tokio::time::Instant as Moment;
 
 use super::Judged;
+use super::presence::Presence;
 
-/// How long a workspace without holds is believed to have none.
-const BELIEVED: Duration = Duration::from_secs(1);
+/// Which workspaces have holds on usage.
+#[derive(Debug)]
+pub(super) struct Holds(Presence);
 
-/// Which workspaces have holds on usage, as far as this process knows.
-#[derive(Debug, Default)]
-pub(super) struct Holds(DashMap<WorkspaceId, (bool, Moment)>);
+impl Default for Holds {
+    fn default() -> Self {
+        Self(Presence::new(
+            "SELECT EXISTS (SELECT FROM wallet_hold
+                            WHERE workspace_id = $1 AND status = 'PENDING' AND subscription_id IS NOT NULL)",
+        ))
+    }
+}
 
 impl Holds {
     /// A hold on usage was placed in this process.
     pub(super) fn note(&self, workspace_id: WorkspaceId) {
-        self.0.insert(workspace_id, (true, Moment::now()));
-    }
-
-    async fn has_any(&self, scope: &Scope, store: &Store) -> Result<bool> {
-        let known = self.0.get(&scope.workspace_id).map(|known| *known);
-        if let Some((has_any, at)) = known
-            && at.elapsed() < BELIEVED
-        {
-            return Ok(has_any);
-        }
-        let asked = Moment::now();
-        let has_any: bool = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT FROM wallet_hold
-                            WHERE workspace_id = $1 AND status = 'PENDING' AND subscription_id IS NOT NULL)",
-        )
-        .bind(scope.workspace_id)
-        .fetch_one(store.pool())
-        .await
-        .context("looking for holds on usage")?;
-        // A hold that was placed while we asked is not forgotten.
-        self.0
-            .entry(scope.workspace_id)
-            .and_modify(|known| {
-                if known.1 < asked {
-                    *known = (has_any, asked);
-                }
-            })
-            .or_insert((has_any, asked));
-        Ok(has_any)
+        self.0.note(workspace_id);
     }
 
     /// Refuses good events without a hold where one is active.
     pub(super) async fn require(&self, scope: &Scope, store: &Store, judged: &mut [Judged]) -> Result<()> {
         let mut ids: Vec<_> = judged.iter().filter_map(free_event).map(|event| event.subscription_id).collect();
-        if ids.is_empty() || !self.has_any(scope, store).await? {
+        if ids.is_empty() || !self.0.has_any(scope, store).await? {
             return Ok(());
         }
         ids.sort_unstable();

@@ -1,10 +1,12 @@
 //! The door: what runs before acceptance. It reads events, compares them with the cached catalog, appends them to the log
 //! and answers when they are durable (usage.md 3.1).
 
+mod blocks;
 pub mod cloud_events;
 mod facts;
 mod holds;
 mod judge;
+mod presence;
 pub mod wire;
 
 use std::sync::Arc;
@@ -47,6 +49,8 @@ pub struct Door {
     room: Semaphore,
     /// Which workspaces reserve usage.
     holds: holds::Holds,
+    /// Which usage is refused until its window ends.
+    blocks: blocks::Blocks,
 }
 
 /// What a batch is compared with.
@@ -73,7 +77,8 @@ impl Door {
     /// A door before this log.
     #[must_use]
     pub fn new(store: Store, snapshots: Arc<Snapshots>, log: Arc<dyn EventLog>) -> Self {
-        Self { store, snapshots, log, room: Semaphore::new(IN_FLIGHT_MAX), holds: holds::Holds::default() }
+        let (holds, blocks) = (holds::Holds::default(), blocks::Blocks::default());
+        Self { store, snapshots, log, room: Semaphore::new(IN_FLIGHT_MAX), holds, blocks }
     }
 
     /// The same door with room for so many events in flight.
@@ -130,6 +135,7 @@ impl Door {
     pub async fn accept_read(&self, scope: &Scope, events: Vec<Result<NewEvent>>) -> Result<Vec<Entry>> {
         let mut judged = self.judge_all(scope, events).await?;
         self.holds.require(scope, &self.store, &mut judged).await?;
+        self.blocks.refuse(scope, &self.store, &mut judged).await?;
         self.announce_dropped(scope, &judged).await?;
         let wanted =
             u32::try_from(judged.iter().filter(|j| matches!(j, Judged::Good { .. })).count()).unwrap_or(u32::MAX);

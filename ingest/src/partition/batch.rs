@@ -122,6 +122,15 @@ impl State {
         Ok(())
     }
 
+    /// Applies every change that is committed: a record from the outbox follows its change, and cannot name its revision.
+    async fn refresh(&self) -> Result<(), Failure> {
+        let mut patience = Patience::default();
+        while let Err(error) = self.shared.snapshots.refresh().await {
+            patience.wait(&self.given_up, "reading catalog changes", error).await?;
+        }
+        Ok(())
+    }
+
     /// Leaves duplicates out, refuses conflicts, and sets copies inside the batch aside.
     fn sort_out(
         &mut self,
@@ -269,7 +278,7 @@ impl State {
                 workspace_id: terms.workspace_id,
                 breach,
                 subscription_id: terms.id,
-                occurred_at: event.accepted_at,
+                occurred_at: Some(event.accepted_at),
             });
         }
     }
@@ -402,6 +411,9 @@ impl State {
             return Ok(());
         }
         self.reach(controls.iter().map(|(_, control)| control.catalog_revision).max().unwrap_or(0)).await?;
+        if controls.iter().any(|(_, control)| control.kind == ControlKind::LimitsChanged) {
+            self.refresh().await?;
+        }
         let ids: Vec<SubscriptionId> = controls.iter().map(|(_, control)| control.subscription_id).collect();
         let terms = self.terms_of(&ids).await?;
         let billed = self.reopen(&controls).await?;

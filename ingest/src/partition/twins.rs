@@ -34,7 +34,7 @@ impl State {
                 ControlKind::WindowReopen if billed.contains(&(subscription_id, window_start)) => continue,
                 ControlKind::WindowReopen => reopened.push((subscription_id, window_start)),
                 ControlKind::WindowRecount => {}
-                ControlKind::PeriodEnd => continue,
+                ControlKind::PeriodEnd | ControlKind::LimitsChanged => continue,
             }
             windows.insert((subscription_id, window_start), (Period { start: window_start, end: window_end }, seal));
         }

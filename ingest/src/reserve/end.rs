@@ -147,7 +147,7 @@ fn charge(
     let start = reserved.window_start;
     let window = terms.window_at(start).ok_or_else(|| Error::invariant("a reservation lies in a window"))?;
     let mut trial = Trial::over(catalog, terms.clone(), window, &reserved.basis)?;
-    let net = trial.price(start, &UsageEvent { quantity: event.quantity, ..reserved.event.clone() })?;
+    let net = trial.price(start, &UsageEvent { quantity: event.quantity, ..reserved.event.clone() })?.net;
     let gross = Gross::at(net, reserved.tax_rate)?;
     let is_less = event.quantity < reserved.event.quantity;
     Ok(if is_less && gross.total()?.amount() > held.total()?.amount() { held } else { gross })

@@ -1,15 +1,17 @@
 //! `POST /v1/transaction/reserve`: the usage is priced on top of what is counted and promised, and held on the wallet.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use catalog::compiled::{ResolvedPrice, Snapshots, Unpriced, WorkspaceCatalog};
 use chrono::TimeDelta;
 use domain::error::FieldErrorCode as Code;
 use domain::{
-    Error, HoldId, Instant, OveragePolicy, Result, Scope, TransferId, UsageEvent, UsageEventId, WalletId, WalletMode,
+    Error, HoldId, Instant, Result, Scope, TransferId, UsageCapAction, UsageEvent, UsageEventId, WalletId, WalletMode,
 };
 use ledger::wallet::{Details, ReservedFor, WalletTransactionSource, emit_outcome};
 use ledger::{Outcome, WalletBatch, lock_wallets};
+use rating::UsageCap;
 use store::{BodyKey, Tx};
 
 use super::answer::{BlockedReason, ReserveResponse, ReserveStatus};
@@ -18,7 +20,7 @@ use super::request::ReserveRequest;
 use super::stored::{Reservation, promised};
 use super::{Gross, idempotency_key_of};
 use crate::door::{Facts, Judged, NewEvent, Verdict, judge};
-use crate::trial::Trial;
+use crate::trial::{Trial, Used};
 
 const LIFE_DEFAULT: TimeDelta = TimeDelta::minutes(15);
 const LIFE_MIN: TimeDelta = TimeDelta::seconds(1);
@@ -180,8 +182,8 @@ struct Priced {
     gross: Gross,
     /// Running totals that it is priced on top of.
     basis: Vec<u8>,
-    /// Whether the allowance is used up and the plan sells nothing beyond it.
-    is_exhausted: bool,
+    /// Limits that the usage would pass.
+    limits: Vec<BlockedReason>,
 }
 
 impl Desk<'_> {
@@ -224,18 +226,19 @@ impl Desk<'_> {
             }
         }
         let basis = trial.encode_metric(start, product, metric);
-        let net = trial.price(start, event)?;
-        let is_over = |line: &rating::RatedLine| {
-            line.product_id == product && line.metric_key == metric && !line.billable_quantity.is_zero()
-        };
-        let is_exhausted = self.ends_at_allowance(event) && trial.lines(start)?.iter().any(is_over);
-        Ok(Priced { window_start: start, gross: Gross::of(net)?, basis, is_exhausted })
-    }
-
-    fn ends_at_allowance(&self, event: &UsageEvent) -> bool {
-        let plan = self.catalog.plan_version(self.context.terms.plan_version_id);
-        let product = plan.and_then(|plan| plan.products.iter().find(|own| own.product_id == event.product_id));
-        product.is_some_and(|product| product.overage_policy == OveragePolicy::Block)
+        let before = trial.used(start, product, metric)?;
+        let is_blocked = trial.is_blocked(start, event);
+        let marginal = trial.price(start, event)?;
+        let after = trial.used(start, product, metric)?;
+        let mut limits = Vec::new();
+        if !after.overage.is_zero() && self.catalog.products_ending_at_allowance(terms).any(|id| id == product) {
+            limits.push(BlockedReason::AllowanceExhausted);
+        }
+        let mut caps = terms.caps.iter().filter(|cap| cap.is_on(product, metric));
+        if is_blocked || marginal.is_refused || caps.any(|cap| is_passed(cap, &before, &after)) {
+            limits.push(BlockedReason::UsageCapReached);
+        }
+        Ok(Priced { window_start: start, gross: Gross::of(marginal.net)?, basis, limits })
     }
 
     async fn hold(
@@ -296,12 +299,16 @@ impl Desk<'_> {
     }
 }
 
-/// Why a wallet does not hold the amount; what costs nothing is never refused for money.
+/// Whether a cap refuses usage: it is reached already, or the usage would go past it.
+fn is_passed(cap: &UsageCap, before: &Used, after: &Used) -> bool {
+    let compare = |used: &Used| cap.limit.compare(used.quantity, Some(used.amount));
+    cap.action == UsageCapAction::Block
+        && (compare(before).is_some_and(Ordering::is_ge) || compare(after).is_some_and(Ordering::is_gt))
+}
+
+/// Why nothing is held: limits on usage, then the wallet. What costs nothing is never refused for money.
 fn refusals(batch: &WalletBatch, wallet_id: WalletId, priced: &Priced) -> Result<Vec<BlockedReason>> {
-    let mut reasons = Vec::new();
-    if priced.is_exhausted {
-        reasons.push(BlockedReason::AllowanceExhausted);
-    }
+    let mut reasons = priced.limits.clone();
     let (wallet, amount) = (batch.wallet(wallet_id)?, priced.gross.total()?);
     if !amount.is_zero() && amount.amount() > wallet.available_balance.amount() {
         reasons.push(match wallet.wallet.mode {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use catalog::compiled::{Snapshots, StoredWindow, WindowQuery};
+use catalog::compiled::{Snapshots, StoredWindow, WindowQuery, WindowStatus};
 use domain::{Instant, Result, SubscriptionId};
 use rust_decimal::Decimal;
 use smallvec::SmallVec;
@@ -66,6 +66,7 @@ impl From<StoredWindow> for WindowSlot {
         let magnitude = quantities.fold(u128::from(window.event_count), u128::saturating_add);
         Self {
             magnitude,
+            is_blocking: window.status != WindowStatus::Sealed && window.state.is_blocking(),
             window: window.window,
             status: window.status,
             position: window.position,

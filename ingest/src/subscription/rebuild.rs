@@ -61,6 +61,7 @@ impl Windows {
                 tracing::error!(subscription.id = %judge.terms.id, %error, "a held value cannot be carried over");
             }
             slot.state.supersede(&old);
+            slot.state.remember(&old);
             slot.event_count = new.event_count;
             slot.magnitude = new.magnitude;
             (slot.is_dirty, slot.is_rebuilt) = (true, true);
