@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use catalog::compiled::{Snapshots, StoredWindow, WindowQuery};
+use catalog::compiled::{Snapshots, StoredWindow, SubscriptionTerms, WindowQuery, WorkspaceCatalog};
 use chrono::{DateTime, Datelike, DurationRound, TimeDelta, Utc};
 use domain::event::{DimensionVars, PricingVars};
 use domain::{
     Currency, CustomerId, Error, HoldId, Instant, InvoiceId, Money, OrganizationId, ProductId, Quantity, Result, Scope,
     SubscriptionId, UsageEventId,
 };
-use rating::{Exact, RatedLine, RatingInput};
+use rating::{Exact, Rated, RatedLine, RatingInput};
 use rust_decimal::Decimal;
 use serde::Serialize;
 use store::{Store, StoreError};
@@ -350,14 +350,25 @@ pub async fn subscription_usage(
     let stored = StoredWindow::load(&mut conn, snapshots, WindowQuery::Starting(&[(id, window.start)])).await?;
     let Some(stored) = stored.into_iter().next() else { return Ok(usage) };
     let catalog = snapshots.workspace(scope.workspace_id).await?;
-    let rating_terms = catalog.rating_terms(&terms, stored.window, &stored.state)?;
-    let rated = stored.state.rate(&RatingInput {
+    usage.metrics =
+        rate(&catalog, &terms, &stored, as_of)?.lines.into_iter().map(|line| metric(line, &stored)).collect();
+    Ok(usage)
+}
+
+/// The running figures of a window as of an instant: what the API shows and analysts read.
+pub(crate) fn rate(
+    catalog: &WorkspaceCatalog,
+    terms: &SubscriptionTerms,
+    stored: &StoredWindow,
+    as_of: Instant,
+) -> Result<Rated> {
+    let rating_terms = catalog.rating_terms(terms, stored.window, &stored.state)?;
+    let input = RatingInput {
         terms: &rating_terms,
         until: Some(as_of.min(stored.window.end)),
         period: terms.period_facts(stored.window),
-    })?;
-    usage.metrics = rated.lines.into_iter().map(|line| metric(line, &stored)).collect();
-    Ok(usage)
+    };
+    Ok(stored.state.rate(&input)?)
 }
 
 fn metric(line: RatedLine, stored: &StoredWindow) -> SubscriptionUsageMetric {

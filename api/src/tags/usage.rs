@@ -510,43 +510,57 @@ impl<'a> Parameters<'a> {
         read().map(Some).ok_or(Error::BadRequest { code: "INVALID_CURSOR", detail })
     }
 
+    /// The query and the number of series that are kept apart; every bad parameter is named.
     fn aggregate(self, now: Instant) -> Result<(AggregateQuery, usize)> {
-        let bucket = self.word::<UsageAggregateBucketSize>("bucket")?.ok_or_else(|| {
-            Error::field(
-                "bucket",
-                Code::Required,
-                format!("is required: one of {}", UsageAggregateBucketSize::allowed()),
-            )
-        })?;
-        let metric = self.word("metric")?.unwrap_or(UsageAggregateMetric::Count);
+        let mut errors = Vec::new();
+        let mut checked = |field: &str, code, message: String| {
+            errors.push(domain::FieldError { field: field.into(), code, message });
+        };
+        if self.value("bucket").is_none() {
+            let message = format!("is required: one of {}", UsageAggregateBucketSize::allowed());
+            checked("bucket", Code::Required, message);
+        }
+        let bucket = self.word::<UsageAggregateBucketSize>("bucket", &mut checked);
+        let metric = self.word("metric", &mut checked).unwrap_or(UsageAggregateMetric::Count);
         let group_by = match self.value("group_by") {
             None | Some("none") => GroupBy::None,
             Some("metric_key") => GroupBy::MetricKey,
             Some(other) => match other.strip_prefix("dim:").filter(|key| is_dimension(key)) {
                 Some(key) => GroupBy::Dimension(key.to_owned()),
                 None => {
-                    return Err(Error::field("group_by", Code::InvalidEnum, "must be none, metric_key or dim:<key>"));
+                    checked("group_by", Code::InvalidEnum, "must be none, metric_key or dim:<key>".into());
+                    GroupBy::None
                 }
             },
         };
-        let top = match self.value("top").map(str::parse) {
-            None => view::TOP_DEFAULT,
-            Some(Ok(top)) => top,
-            Some(Err(_)) => return Err(Error::field("top", Code::OutOfRange, "must be a whole number, 0 keeps all")),
+        let top = self.value("top").map_or(Ok(view::TOP_DEFAULT), str::parse).unwrap_or_else(|_| {
+            checked("top", Code::OutOfRange, "must be a whole number, 0 keeps all".into());
+            0
+        });
+        let mut time = |name: &str| match self.value(name).map(instant) {
+            Some(Err((code, message))) => {
+                checked(name, code, message);
+                None
+            }
+            found => found.and_then(Result::ok),
         };
-        let until = Self::instant_of(self.pairs, "until")?.unwrap_or(now);
-        let since = Self::instant_of(self.pairs, "since")?;
+        let (until, since) = (time("until").unwrap_or(now), time("since"));
         if since.is_some_and(|since| since >= until) {
-            return Err(Error::field("since", Code::OutOfRange, "must be before `until`"));
+            checked("since", Code::OutOfRange, "must be before `until`".into());
         }
+        let Some(bucket) = bucket.filter(|_| errors.is_empty()) else { return Err(Error::Validation(errors)) };
         let (since, until) = bucket.window(since, until);
         Ok((AggregateQuery { filter: self.filter, bucket, metric, group_by, since, until }, top))
     }
 
-    fn word<T: Word>(&self, name: &'static str) -> Result<Option<T>> {
-        let Some(text) = self.value(name) else { return Ok(None) };
+    /// A word that is sent and known; another one is named.
+    fn word<T: Word>(&self, name: &str, checked: &mut impl FnMut(&str, Code, String)) -> Option<T> {
+        let text = self.value(name)?;
         let word = T::from_wire(text);
-        word.map(Some).ok_or_else(|| Error::field(name, Code::InvalidEnum, format!("must be one of {}", T::allowed())))
+        if word.is_none() {
+            checked(name, Code::InvalidEnum, format!("must be one of {}", T::allowed()));
+        }
+        word
     }
 }
 
