@@ -407,10 +407,22 @@ async fn discard_usage_event_rejection(ctx: Ctx) -> Answer {
 async fn get_subscription_usage(ctx: Ctx) -> Answer {
     ctx.require("usage:read")?;
     let id = ctx.path_id("id")?;
-    let at = Parameters::instant_of(ctx.query(), "at")?;
+    let at = read_at(ctx.query())?;
     let engine = ctx.app.engine()?;
     let usage = view::subscription_usage(&ctx.app.store, &engine.snapshots, &ctx.scope, id, at).await?;
     answer::ok(Data(usage))
+}
+
+/// The only parameter of running usage.
+fn read_at(pairs: &[(String, String)]) -> Result<Option<Instant>> {
+    let mut at = None;
+    for (name, value) in pairs {
+        if name != "at" {
+            return Err(Error::field(name.clone(), Code::UnknownField, "is not a known parameter; known is at"));
+        }
+        at = Some(instant(value).map_err(|(code, message)| Error::field("at", code, message))?);
+    }
+    Ok(at)
 }
 
 /// Query parameters of events and aggregates.
@@ -474,12 +486,6 @@ impl<'a> Parameters<'a> {
 
     fn value(&self, name: &str) -> Option<&str> {
         self.pairs.iter().rev().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
-    }
-
-    fn instant_of(pairs: &[(String, String)], name: &str) -> Result<Option<Instant>> {
-        let found = pairs.iter().rev().find(|(found, _)| found == name);
-        let read = |value: &String| instant(value).map_err(|(code, message)| Error::field(name, code, message));
-        found.map(|(_, value)| read(value)).transpose()
     }
 
     /// What a cursor is bound to (conventions.md, Pagination 3).

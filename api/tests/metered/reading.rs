@@ -320,5 +320,9 @@ async fn running_usage(scene: Scene) {
     let next = shop.client.get(&format!("{path}?at=2026-02-01T00:00:00Z")).await.data(200);
     assert_eq!((&next["metrics"], &next["as_of"]), (&json!([]), &json!("2026-02-01T00:00:00Z")));
     scene.site.api.other_sandbox.get(&path).await.problem(404, "NOT_FOUND");
+    for (query, field, code) in [("at=now", "at", "INVALID_FORMAT"), ("colour=red", "colour", "UNKNOWN_FIELD")] {
+        let bad = shop.client.get(&format!("{path}?{query}")).await.bad_fields();
+        assert_eq!(bad, [(field.to_owned(), code.to_owned())]);
+    }
     scene.site.end().await;
 }

@@ -32,9 +32,9 @@ use super::rollup::{locked, next_version};
 use super::{encode, query, within, writer};
 use crate::view;
 
-/// Time between two runs, or [`REST`] times what the run took, if that is longer.
-const INTERVAL: Duration = Duration::from_secs(10);
-const REST: u32 = 10;
+/// Time between two runs, or [`REST`] times what the run took, if that is longer: each one rates all that is in use again.
+const INTERVAL: Duration = Duration::from_secs(30);
+const REST: u32 = 20;
 /// Windows of one step.
 const WINDOWS: usize = 500;
 /// Breaches of one step.
