@@ -13,10 +13,11 @@ use domain::{
     PricingModel, ProductId, Quantity, SubscriptionId, ThresholdBasis, ThresholdComparator, UsageEvent, UsageEventId,
     VersionId, WorkspaceId,
 };
+use rating::rate_table::{Entries, LookupEntry};
 use rating::{
     BindingDefinition, Bindings, CompiledBinding, CompiledMeter, CompiledPrice, FilterTree, MeterDefinition,
-    MeterState, PeriodFacts, PriceDefinition, RatingInput, Span, Target, Terms, Threshold, Tier, WindowRecord,
-    WindowState, total, walk,
+    MeterState, PeriodFacts, PriceDefinition, PriceFormula, RateTable, RateTableDefinition, RateTables, RatingInput,
+    Span, Target, Terms, Threshold, Tier, WindowRecord, WindowState, total, walk,
 };
 use rust_decimal::Decimal;
 use serde_json::json;
@@ -113,6 +114,10 @@ fn binding(function: MeterFunction, filter: Option<FilterTree>, limits: &[i64]) 
 }
 
 fn price(model: PricingModel) -> Arc<CompiledPrice> {
+    Arc::new(CompiledPrice::compile(price_definition(model)).expect("a good price"))
+}
+
+fn price_definition(model: PricingModel) -> PriceDefinition {
     let steps = [(Some(10_000), 10), (Some(100_000), 8), (Some(1_000_000), 6), (Some(10_000_000), 4), (None, 2)];
     let tier = |(index, (up_to, rate)): (usize, (Option<i64>, i64))| Tier {
         tier_order: u32::try_from(index).expect("small") + 1,
@@ -121,7 +126,7 @@ fn price(model: PricingModel) -> Arc<CompiledPrice> {
         flat_amount: Decimal::ZERO,
         rate_expression: None,
     };
-    let definition = PriceDefinition {
+    PriceDefinition {
         price_id: PriceId(id(20)),
         version_id: VersionId(id(21)),
         product_id: ProductId(id(5)),
@@ -131,8 +136,7 @@ fn price(model: PricingModel) -> Arc<CompiledPrice> {
         tiers: steps.into_iter().enumerate().map(tier).collect(),
         list_price: None,
         formula: None,
-    };
-    Arc::new(CompiledPrice::compile(definition).expect("a good price"))
+    }
 }
 
 fn target<'a>(binding: &'a Arc<CompiledBinding>, price: &'a Arc<CompiledPrice>) -> Target<'a> {
@@ -169,6 +173,100 @@ fn meters(criterion: &mut Criterion) {
         let mut window = WindowState::new();
         criterion.bench_function(&format!("meter/window/{function}"), |bench| {
             bench.iter(|| window.apply(black_box(&event), target(&binding, &price)));
+        });
+    }
+}
+
+/// Reports of a window in one sitting: what is kept of each grows with their number.
+const REPORTS: i64 = 1_000;
+
+/// TIME_WEIGHTED keeps every report: each event has an instant and an id of its own, and a window has a thousand of them.
+fn time_weighted(criterion: &mut Criterion) {
+    let (binding, price) = (binding(MeterFunction::TimeWeighted, None, &[]), price(PricingModel::Staircase));
+    let report = |number: i64| {
+        let mut report = event();
+        report.id = UsageEventId(id(1_000 + u128::from(number.unsigned_abs())));
+        report.timestamp += chrono::TimeDelta::seconds(number);
+        report
+    };
+    let in_order: Vec<UsageEvent> = (0..REPORTS).map(report).collect();
+    // A fixed scatter: 389 and 1,000 have no common divisor.
+    let scattered: Vec<UsageEvent> = (0..REPORTS).map(|number| report(number * 389 % REPORTS)).collect();
+    for (name, reports) in [("in order", in_order), ("scattered", scattered)] {
+        criterion.bench_function(&format!("meter/window/TIME_WEIGHTED, {name}"), |bench| {
+            bench.iter_custom(|iterations| {
+                let (mut left, mut spent) = (iterations, std::time::Duration::ZERO);
+                while left > 0 {
+                    let mut window = WindowState::new();
+                    let reports = &reports[..usize::try_from(left).unwrap_or(usize::MAX).min(reports.len())];
+                    let begun = std::time::Instant::now();
+                    for report in reports {
+                        drop(black_box(window.apply(black_box(report), target(&binding, &price))));
+                    }
+                    spent += begun.elapsed();
+                    left -= reports.len() as u64;
+                }
+                spent
+            });
+        });
+    }
+}
+
+/// One table, in effect since ever.
+#[derive(Debug)]
+struct OneTable(Arc<RateTable>);
+
+impl RateTables for OneTable {
+    fn table_at(&self, slug: &str, _: Instant) -> Option<&Arc<RateTable>> {
+        (slug == self.0.slug()).then_some(&self.0)
+    }
+}
+
+fn regions() -> OneTable {
+    let entry = |number: i64| LookupEntry { key: format!("region-{number}|gold"), value: Quantity::from_int(number) };
+    let of_event = LookupEntry { key: "eu-west|gold".into(), value: Quantity::from_int(2) };
+    let definition = RateTableDefinition {
+        slug: "regions".into(),
+        version_id: VersionId(id(30)),
+        when_missing: None,
+        entries: Entries::Lookup((0..200).map(entry).chain([of_event]).collect()),
+    };
+    OneTable(Arc::new(RateTable::compile(definition).expect("a good table")))
+}
+
+/// Whole prices with expressions (target 1.5 µs): what an event adds to the work, and the amount of its window after it.
+fn expression_prices(criterion: &mut Criterion) {
+    let tables = regions();
+    let mut with_formula = price_definition(PricingModel::Volume);
+    with_formula.formula = Some(PriceFormula {
+        version_id: VersionId(id(31)),
+        expression: "min(billable_quantity * 0.00001 + if(billable_quantity > 1000, 5, 0), 50)".into(),
+        variables: Vec::new(),
+    });
+    let mut with_table = price_definition(PricingModel::Volume);
+    for tier in &mut with_table.tiers {
+        tier.rate_expression = Some("lookup('regions', dim.region, dim.tier) * unit_amount".into());
+    }
+    let binding = binding(MeterFunction::Sum, None, &[]);
+    let terms = [Terms::new(ProductId(id(5)), "tokens", Quantity::from_int(1_000))];
+    let input = RatingInput { terms: &terms, until: None, period: PeriodFacts::default() };
+    for (name, definition) in [("formula", with_formula), ("rate table", with_table)] {
+        let price = Arc::new(CompiledPrice::compile(definition).expect("a good price"));
+        // Quantities that stay within the range of money however long the bench runs.
+        let event = UsageEvent { quantity: Quantity::parse("0.0001").expect("a quantity"), ..event() };
+        let target = Target { tables: &tables, ..target(&binding, &price) };
+        let mut window = WindowState::new();
+        let first = UsageEvent { quantity: Quantity::from_int(5_432_109), ..event.clone() };
+        window.apply(&first, target).expect("countable");
+        assert!(!window.accrue(&input).expect("priced")[0].amount.is_zero());
+        criterion.bench_function(&format!("price/{name}/amount of a window"), |bench| {
+            bench.iter(|| black_box(&window).accrue(black_box(&input)).expect("priced"));
+        });
+        criterion.bench_function(&format!("price/{name}/rate one event"), |bench| {
+            bench.iter(|| {
+                window.apply(black_box(&event), target).expect("countable");
+                window.accrue(&input).expect("priced")
+            });
         });
     }
 }
@@ -223,5 +321,5 @@ fn states(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, meters, prices, filters, one_event, states);
+criterion_group!(benches, meters, time_weighted, prices, expression_prices, filters, one_event, states);
 criterion_main!(benches);

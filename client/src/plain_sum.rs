@@ -9,11 +9,18 @@ const NANOS_PER_CENT: u128 = 10_000_000;
 /// packages, each beyond what the plan includes.
 #[must_use]
 pub fn invoice_cents(quantities: &[u64; 3]) -> u64 {
-    let beyond = |index: usize| quantities[index].saturating_sub(INCLUDED[index]);
-    FEE_CENTS
-        + staircase_cents(beyond(0), &INPUT_TIERS)
-        + staircase_cents(beyond(1), &OUTPUT_TIERS)
-        + beyond(2).div_ceil(PACKAGE_REQUESTS) * PACKAGE_CENTS
+    FEE_CENTS + (0..3).map(|metric| usage_cents(metric, quantities[metric])).sum::<u64>()
+}
+
+/// The price in cents of a quantity of one metric, beyond what the plan includes.
+#[must_use]
+pub fn usage_cents(metric: usize, quantity: u64) -> u64 {
+    let beyond = quantity.saturating_sub(INCLUDED[metric]);
+    match metric {
+        0 => staircase_cents(beyond, &INPUT_TIERS),
+        1 => staircase_cents(beyond, &OUTPUT_TIERS),
+        _ => beyond.div_ceil(PACKAGE_REQUESTS) * PACKAGE_CENTS,
+    }
 }
 
 /// Each tier takes the units between the bound before it and its own, and its contribution is rounded half up

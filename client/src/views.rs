@@ -54,6 +54,8 @@ pub struct Wallet {
     pub id: Uuid,
     /// Real money.
     pub cash_balance: Money,
+    /// Promised to active holds.
+    pub held_balance: Money,
     /// Usage of open periods that it will pay.
     pub accrued_balance: Money,
     /// What can still be spent.

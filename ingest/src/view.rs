@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use catalog::compiled::{Snapshots, StoredWindow, SubscriptionTerms, WindowQuery, WindowStatus};
+use catalog::compiled::{Snapshots, StoredWindow, SubscriptionTerms, WindowQuery, WindowStatus, WorkspaceCatalog};
 use chrono::{DateTime, Datelike, DurationRound, TimeDelta, Utc};
 use domain::event::{DimensionVars, PricingVars};
 use domain::{
     Currency, CustomerId, Error, HoldId, Instant, InvoiceId, Money, OrganizationId, ProductId, Quantity, Result, Scope,
     SubscriptionId, UsageEventId,
 };
-use rating::{Exact, RatedLine, RatingInput};
+use rating::{Exact, Rated, RatedLine, RatingInput};
 use rust_decimal::Decimal;
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -345,15 +345,25 @@ pub async fn subscription_usage(
     let catalog = snapshots.workspace(scope.workspace_id).await?;
     let is_sealed = stored.status == WindowStatus::Sealed;
     let billed = if is_sealed { Some(terms.as_of_billed(&mut conn, stored.window.start).await?) } else { None };
-    let terms = billed.as_ref().unwrap_or(&terms);
+    let rated = rate(&catalog, billed.as_ref().unwrap_or(&terms), &stored, as_of)?;
+    usage.metrics = rated.lines.into_iter().map(|line| metric(line, &stored)).collect();
+    Ok(usage)
+}
+
+/// The running figures of a window as of an instant: what the API shows and analysts read.
+pub(crate) fn rate(
+    catalog: &WorkspaceCatalog,
+    terms: &SubscriptionTerms,
+    stored: &StoredWindow,
+    as_of: Instant,
+) -> Result<Rated> {
     let rating_terms = catalog.rating_terms(terms, stored.window, &stored.state)?;
-    let rated = stored.state.rate(&RatingInput {
+    let input = RatingInput {
         terms: &rating_terms,
         until: Some(as_of.min(stored.window.end)),
         period: terms.period_facts(stored.window),
-    })?;
-    usage.metrics = rated.lines.into_iter().map(|line| metric(line, &stored)).collect();
-    Ok(usage)
+    };
+    Ok(stored.state.rate(&input)?)
 }
 
 /// The instant that is asked for, else the present of the subscription: its test clock's, or the scope's.

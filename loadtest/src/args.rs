@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::plan::Shape;
+
 const EXAMPLES: &str = "\
 Examples:
   # batches of 500 against an own server, 20,000 events/s for ten seconds
@@ -21,6 +23,12 @@ Examples:
 
   # how long an event takes to be seen in its total, beside 20,000 others per second
   kontorion-loadtest --spawn --visible --rate 20000 --duration 30s
+
+  # ten meters per subscription, half of them filtered
+  kontorion-loadtest --spawn --drain --rate 0 --duration 8s --meters 10
+
+  # 1,000 reservations and captures per second over 1,000 wallets, beside 20,000 events/s
+  kontorion-loadtest --spawn --rate 20000 --duration 30s --reserve 1000 --wallets 1000
 
   # through Kafka, like a foreign producer
   kontorion-loadtest --spawn --mode kafka --brokers 127.0.0.1:9092 --rate 0 --duration 20s
@@ -69,7 +77,11 @@ pub struct Args {
     /// How long events become due: 500ms, 10s, 2m
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub duration: Duration,
-    /// Customers, each with one subscription and three meters
+    /// Meters of each subscription; of more than three, half count one region only
+    #[arg(long, value_name = "N", default_value_t = 3, conflicts_with_all = ["chaos", "invoices"],
+          value_parser = clap::value_parser!(u8).range(3..=50))]
+    pub meters: u8,
+    /// Customers, each with one subscription
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub customers: u64,
     /// Share of events that are sent again: 5%, 0.5%
@@ -91,6 +103,13 @@ pub struct Args {
     /// Measure how long an event takes to be seen in its total, with one more customer
     #[arg(long, conflicts_with_all = ["chaos", "invoices", "drain"])]
     pub visible: bool,
+    /// Reserve and capture usage this many times per second beside the load, from wallets of further customers
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["chaos", "invoices", "drain"])]
+    pub reserve: u64,
+    /// Wallets that are reserved from, one per customer
+    #[arg(long, value_name = "N", default_value_t = 1_000, requires = "reserve",
+          value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub wallets: u64,
     /// Run a test clock over the end of a month after the load and check the invoices (always with --chaos)
     #[arg(long)]
     pub invoices: bool,
@@ -131,6 +150,12 @@ pub enum Mode {
 pub struct PerMille(pub u64);
 
 impl Args {
+    /// What the meters of the run are.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        Shape { meters: usize::from(self.meters) }
+    }
+
     /// Whether invoices are made and checked.
     #[must_use]
     pub fn bills(&self) -> bool {
@@ -186,6 +211,8 @@ mod tests {
         assert!(Args::try_parse_from(["x"]).is_err(), "a key is needed without --spawn");
         assert!(Args::try_parse_from(["x", "--key", "k", "--chaos", "2"]).is_err(), "only an own server is killed");
         assert!(Args::try_parse_from(["x", "--spawn", "--chaos", "2"]).unwrap().bills());
+        let billed = ["x", "--spawn", "--invoices", "--meters", "10"];
+        assert!(Args::try_parse_from(billed).is_err(), "the plain sum of invoices knows three meters");
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! Writes events as JSON with as little work as possible: the generator shares the machine with what it measures.
 
 use chrono::{DateTime, Utc};
-use client::sample::{Catalog, METRICS, Subscriber};
+use client::sample::Subscriber;
 
+use crate::metering::{self, Meter};
 use crate::plan::Plan;
 
 /// The constant parts of every customer's and metric's events, written once.
 #[derive(Debug)]
 pub struct Bodies {
-    beginnings: Vec<[Box<str>; 3]>,
+    beginnings: Vec<Vec<Box<str>>>,
 }
 
 /// Text of the second of the last timestamp: the next one usually lies in the same.
@@ -21,15 +22,16 @@ pub struct Second {
 impl Bodies {
     /// For these subscribers.
     #[must_use]
-    pub fn new(catalog: &Catalog, subscribers: &[Subscriber]) -> Self {
-        let beginning = |subscriber: &Subscriber, metric: usize| {
+    pub fn new(meters: &[Meter], subscribers: &[Subscriber]) -> Self {
+        let beginning = |subscriber: &Subscriber, meter: &Meter| {
             format!(
                 r#"{{"customer_id":"{}","subscription_id":"{}","product_id":"{}","metric_key":"{}","quantity":""#,
-                subscriber.customer_id, subscriber.subscription_id, catalog.products[metric], METRICS[metric],
+                subscriber.customer_id, subscriber.subscription_id, meter.product_id, meter.metric_key,
             )
             .into_boxed_str()
         };
-        let beginnings = subscribers.iter().map(|row| std::array::from_fn(|metric| beginning(row, metric))).collect();
+        let of = |row: &Subscriber| meters.iter().map(|meter| beginning(row, meter)).collect();
+        let beginnings = subscribers.iter().map(of).collect();
         Self { beginnings }
     }
 
@@ -44,7 +46,14 @@ impl Bodies {
         out.extend_from_slice(plan.run.as_bytes());
         out.push(b'-');
         digits(out, event);
-        out.extend_from_slice(br#""}"#);
+        if plan.shape.has_regions() {
+            let region = if spec.is_near { metering::NEAR } else { metering::FAR };
+            out.extend_from_slice(br#"","dimension_vars":{"region":""#);
+            out.extend_from_slice(region.as_bytes());
+            out.extend_from_slice(br#""}}"#);
+        } else {
+            out.extend_from_slice(br#""}"#);
+        }
     }
 }
 
@@ -86,23 +95,21 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::plan::Shape;
 
     #[test]
     fn what_is_written_is_what_was_planned() {
-        let catalog = Catalog {
-            plan_id: Uuid::new_v4(),
-            products: [Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4()],
-            meters: [Uuid::nil(); 3],
-            fee_product_id: Uuid::nil(),
-        };
+        let meter = |number: usize| Meter { product_id: Uuid::new_v4(), metric_key: format!("metric_{number}") };
+        let meters: Vec<Meter> = (0..10).map(meter).collect();
         let subscriber =
             || Subscriber { customer_id: Uuid::new_v4(), wallet_id: Uuid::nil(), subscription_id: Uuid::new_v4() };
         let subscribers = [subscriber(), subscriber()];
         let base = Utc.with_ymd_and_hms(2026, 1, 1, 0, 59, 59).unwrap() + chrono::TimeDelta::microseconds(999_990);
-        let plan = Plan { seed: 3, run: "run".to_owned(), customers: 2, duplicates: 0, base };
-        let bodies = Bodies::new(&catalog, &subscribers);
-        let mut second = Second::default();
-        for event in [0, 1, 2, 9, 10, 1_234_567] {
+        for (count, event) in [3, 10].into_iter().flat_map(|n| [0, 1, 2, 9, 10, 1_234_567].map(|event| (n, event))) {
+            let shape = Shape { meters: count };
+            let plan = Plan { seed: 3, run: "run".to_owned(), customers: 2, duplicates: 0, shape, base };
+            let bodies = Bodies::new(&meters[..count], &subscribers);
+            let mut second = Second::default();
             let mut text = Vec::new();
             bodies.write(&mut text, &plan, event, &mut second);
             let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
@@ -110,8 +117,10 @@ mod tests {
             assert_eq!(json["quantity"], spec.quantity.to_string());
             assert_eq!(json["customer_id"], subscribers[spec.customer].customer_id.to_string());
             assert_eq!(json["subscription_id"], subscribers[spec.customer].subscription_id.to_string());
-            assert_eq!(json["product_id"], catalog.products[spec.metric].to_string());
-            assert_eq!(json["metric_key"], METRICS[spec.metric]);
+            assert_eq!(json["product_id"], meters[spec.metric].product_id.to_string());
+            assert_eq!(json["metric_key"], meters[spec.metric].metric_key);
+            let region = (count > 3).then_some(if spec.is_near { metering::NEAR } else { metering::FAR });
+            assert_eq!(json["dimension_vars"]["region"].as_str(), region);
             assert_eq!(json["idempotency_key"], format!("run-{event}"));
             let time: DateTime<Utc> = json["timestamp"].as_str().unwrap().parse().unwrap();
             assert_eq!(time, plan.timestamp(event));

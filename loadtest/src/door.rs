@@ -9,7 +9,7 @@ use client::usage::IngestAnswer;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::body::{Bodies, Second, digits};
-use crate::http::{Answer, Connection, request_head};
+use crate::http::{Answer, Connection, post_head};
 use crate::plan::Plan;
 use crate::tally::{Due, Schedule, Sent, Tally};
 
@@ -65,7 +65,7 @@ enum Verdict {
 
 impl Sender {
     fn new(target: Arc<Target>) -> Self {
-        let head = request_head(&target.address.to_string(), &target.key);
+        let head = post_head("/v1/usage-events", &target.address.to_string(), &target.key);
         let (body, request, second) = (Vec::new(), Vec::new(), Second::default());
         Self { target, connection: None, tally: Tally::default(), body, request, head, second }
     }

@@ -109,11 +109,11 @@ fn parse_head(received: &[u8]) -> Result<Option<Head>> {
     Ok(Some(head))
 }
 
-/// The constant part of every ingest request, without the length of its body.
+/// The beginning of a POST of JSON, up to the length of its body.
 #[must_use]
-pub fn request_head(host: &str, key: &str) -> Vec<u8> {
+pub fn post_head(path: &str, host: &str, key: &str) -> Vec<u8> {
     format!(
-        "POST /v1/usage-events HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n\
+        "POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n\
          Content-Type: application/json\r\nContent-Length: "
     )
     .into_bytes()

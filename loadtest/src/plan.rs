@@ -19,8 +19,31 @@ pub struct Plan {
     pub customers: u64,
     /// Thousandths of the positions that are repeats.
     pub duplicates: u64,
+    /// Which meters count.
+    pub shape: Shape,
     /// Timestamp of event 0; each later one is a microsecond later.
     pub base: DateTime<Utc>,
+}
+
+/// The meters of every subscription: the three of the sample catalog, and further ones after them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Meters, each with a metric of its own.
+    pub meters: usize,
+}
+
+impl Shape {
+    /// Whether a meter counts events of one region only: half of all, the first of the further ones.
+    #[must_use]
+    pub fn is_filtered(self, meter: usize) -> bool {
+        self.has_regions() && (3..3 + self.meters / 2).contains(&meter)
+    }
+
+    /// Whether events say their region, which only filters read.
+    #[must_use]
+    pub fn has_regions(self) -> bool {
+        self.meters > 3
+    }
 }
 
 /// One event.
@@ -32,15 +55,32 @@ pub struct Spec {
     pub metric: usize,
     /// Whole quantity.
     pub quantity: u64,
+    /// Whether it happened in the region that filters look for.
+    pub is_near: bool,
 }
 
 /// What one customer must have, per metric.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// Sums.
-    pub quantities: [u64; 3],
+    pub quantities: Vec<u64>,
     /// Numbers of events.
-    pub events: [u64; 3],
+    pub events: Vec<u64>,
+}
+
+impl Expected {
+    /// Nothing yet.
+    #[must_use]
+    pub fn none(shape: Shape) -> Self {
+        Self { quantities: vec![0; shape.meters], events: vec![0; shape.meters] }
+    }
+
+    fn add(&mut self, spec: Spec, shape: Shape) {
+        if spec.is_near || !shape.is_filtered(spec.metric) {
+            self.quantities[spec.metric] += spec.quantity;
+            self.events[spec.metric] += 1;
+        }
+    }
 }
 
 impl Plan {
@@ -65,14 +105,15 @@ impl Plan {
     #[must_use]
     pub fn spec(&self, event: u64) -> Spec {
         let random = mix(self.seed, event);
-        let metric = (event % 3) as usize;
+        let metric = (event % self.shape.meters as u64) as usize;
         let quantity = match metric {
             0 => 1 + (random >> 40) % 4_000,
-            1 => 1 + (random >> 40) % 900,
-            _ => 1,
+            2 => 1,
+            _ => 1 + (random >> 40) % 900,
         };
-        // Low bits choose the customer, high bits the quantity.
-        Spec { customer: (random % self.customers) as usize, metric, quantity }
+        // Low bits choose the customer, high bits the quantity, one in between the region.
+        let is_near = (random >> 32).is_multiple_of(2);
+        Spec { customer: (random % self.customers) as usize, metric, quantity, is_near }
     }
 
     /// When it happened.
@@ -84,11 +125,10 @@ impl Plan {
     /// What every customer must have after the first `positions`.
     #[must_use]
     pub fn expected(&self, positions: u64) -> Vec<Expected> {
-        let mut all = vec![Expected::default(); self.customers as usize];
+        let mut all = vec![Expected::none(self.shape); self.customers as usize];
         for event in 0..self.distinct(positions) {
             let spec = self.spec(event);
-            all[spec.customer].quantities[spec.metric] += spec.quantity;
-            all[spec.customer].events[spec.metric] += 1;
+            all[spec.customer].add(spec, self.shape);
         }
         all
     }
@@ -112,7 +152,14 @@ mod tests {
     use super::*;
 
     fn plan(duplicates: u64) -> Plan {
-        Plan { seed: 7, run: "r".to_owned(), customers: 13, duplicates, base: DateTime::UNIX_EPOCH }
+        Plan {
+            seed: 7,
+            run: "r".to_owned(),
+            customers: 13,
+            duplicates,
+            shape: Shape { meters: 3 },
+            base: DateTime::UNIX_EPOCH,
+        }
     }
 
     #[test]
@@ -134,22 +181,32 @@ mod tests {
 
     #[test]
     fn what_is_expected_is_the_sum_of_what_is_sent_once() {
-        let plan = plan(100);
-        let mut seen = std::collections::HashSet::new();
-        let mut sums = vec![Expected::default(); 13];
-        for position in 0..5_000 {
-            let event = plan.event_at(position);
-            if seen.insert(event) {
-                let spec = plan.spec(event);
-                sums[spec.customer].quantities[spec.metric] += spec.quantity;
-                sums[spec.customer].events[spec.metric] += 1;
+        for meters in [3, 10] {
+            let plan = Plan { shape: Shape { meters }, ..plan(100) };
+            let mut seen = std::collections::HashSet::new();
+            let mut sums = vec![Expected::none(plan.shape); 13];
+            let mut left_out = 0;
+            for position in 0..5_000 {
+                let event = plan.event_at(position);
+                if seen.insert(event) {
+                    let spec = plan.spec(event);
+                    if (3..8).contains(&spec.metric) && !spec.is_near {
+                        left_out += 1;
+                        continue;
+                    }
+                    sums[spec.customer].quantities[spec.metric] += spec.quantity;
+                    sums[spec.customer].events[spec.metric] += 1;
+                }
             }
+            assert_eq!(plan.expected(5_000), sums);
+            assert!(
+                sums.iter().all(|sum| sum.events.iter().all(|events| *events > 5)),
+                "all customers and metrics take part"
+            );
+            assert_eq!(left_out > 1_000, meters == 10, "half of what five of ten meters see");
+            let filtered = (0..meters).filter(|meter| plan.shape.is_filtered(*meter)).count();
+            assert_eq!(filtered, if meters == 10 { 5 } else { 0 });
         }
-        assert_eq!(plan.expected(5_000), sums);
-        assert!(
-            sums.iter().all(|sum| sum.events.iter().all(|events| *events > 50)),
-            "all customers and metrics take part"
-        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use hdrhistogram::Histogram;
 
 use crate::plan::Plan;
+use crate::reserve::Reserved;
 use crate::tally::Sent;
 
 /// What a run found.
@@ -23,6 +24,8 @@ pub struct Outcome {
     pub restarts: Vec<Duration>,
     /// From an event to the total that shows it, in microseconds, when that was measured.
     pub visible: Option<Histogram<u64>>,
+    /// Reservations and captures, when there were any.
+    pub reserved: Option<Reserved>,
     /// Invoices, when they were made.
     pub invoices: Option<usize>,
     /// Whether every total, and the invoices and books if they were checked, are right.
@@ -56,6 +59,17 @@ pub fn print(outcome: &Outcome, plan: &Plan) {
             rows.push((format!("event to visible total {name}"), millis(visible.value_at_quantile(quantile))));
         }
     }
+    if let Some(reserved) = &outcome.reserved {
+        rows.push(("pairs of reserve and capture".into(), reserved.capture.accepted.to_string()));
+        rows.push(("pairs/s".into(), per_second(reserved.capture.accepted, reserved.elapsed)));
+        for (what, tally) in [("reserve", &reserved.reserve), ("capture", &reserved.capture)] {
+            for (name, quantile) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
+                rows.push((format!("{what} {name}"), millis(tally.latency.value_at_quantile(quantile))));
+            }
+        }
+        rows.push(("pairs refused".into(), reserved.reserve.refused.to_string()));
+        rows.push(("requests of pairs repeated".into(), reserved.reserve.retries.to_string()));
+    }
     for (name, seconds) in &outcome.cpu {
         rows.push((
             format!("core-µs per event: {name}"),
@@ -87,7 +101,8 @@ pub fn print(outcome: &Outcome, plan: &Plan) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     println!("{table}");
-    if let Some(problem) = &tally.first_problem {
+    let of_pairs = outcome.reserved.as_ref().and_then(|reserved| reserved.reserve.first_problem.as_ref());
+    for problem in tally.first_problem.iter().chain(of_pairs) {
         println!("first problem: {problem}");
     }
 }

@@ -20,12 +20,14 @@ use crate::args::{Args, Mode, PerMille};
 use crate::body::Bodies;
 use crate::cpu::{self, Group, Sample};
 use crate::failure::{Failure, failed};
+use crate::metering::Meter;
 use crate::plan::Plan;
 use crate::report::{self, Outcome};
+use crate::reserve::{Reserved, Reserving};
 use crate::tally::{Schedule, Sent};
 use crate::verify::{self, Books};
 use crate::visible::Watcher;
-use crate::{door, kafka};
+use crate::{door, kafka, metering};
 
 /// Requests of the set-up under way at once.
 const SETUP_CONNECTIONS: usize = 16;
@@ -47,10 +49,11 @@ struct Place {
 
 /// Everything that was created for the run.
 struct Scene {
-    catalog: Catalog,
+    meters: Vec<Meter>,
     subscribers: Vec<Subscriber>,
     month: Option<Month>,
     watcher: Option<Watcher>,
+    reserving: Option<Arc<Reserving>>,
     plan: Plan,
 }
 
@@ -143,7 +146,12 @@ async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnSe
     }
     let mut measured = Measured::begin(args, server.as_ref());
     let watching = scene.watcher.clone().map(Watching::begin);
+    let reserving = scene.reserving.clone().map(|reserving| begin_reserving(args, reserving));
     let (sent, restarts) = send(args, &place, &scene, server).await?;
+    let reserved = match reserving {
+        Some(reserving) => Some(reserving.await.map_err(failed("reserving"))?),
+        None => None,
+    };
     let visible = match watching {
         Some(watching) => Some(watching.end().await?),
         None => None,
@@ -155,7 +163,7 @@ async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnSe
     let expected = scene.plan.expected(sent.positions);
     let books = Books {
         api: &place.api,
-        catalog: &scene.catalog,
+        meters: &scene.meters,
         subscribers: &scene.subscribers,
         expected: &expected,
         at: scene.month.as_ref().map(|month| wire(month.start)),
@@ -170,6 +178,13 @@ async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnSe
     let server_memory = server.as_ref().and_then(OwnServer::pid).and_then(cpu::peak_memory);
     println!("Comparing the totals of {} subscriptions", scene.subscribers.len());
     let mut differences = books.verify().await?;
+    if let (Some(reserving), Some(reserved)) = (&scene.reserving, &reserved) {
+        println!("Comparing {} wallets", reserving.holders.len());
+        differences.extend(reserving.verify(reserved).await.map_err(failed("comparing wallets"))?);
+        if let Some(server) = server {
+            println!("{}", server.verify_ledger().await?);
+        }
+    }
     let mut invoices = None;
     if let Some(month) = &scene.month {
         println!("Advancing the test clock over the end of the month");
@@ -181,8 +196,9 @@ async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnSe
         }
     }
     verify::list(&differences);
-    let exact = differences.is_empty() && sent.tally.refused == 0;
-    let outcome = Outcome { sent, counted_in, cpu, server_memory, restarts, visible, invoices, exact };
+    let refused = sent.tally.refused + reserved.as_ref().map_or(0, |reserved| reserved.reserve.refused);
+    let exact = differences.is_empty() && refused == 0;
+    let outcome = Outcome { sent, counted_in, cpu, server_memory, restarts, visible, reserved, invoices, exact };
     report::print(&outcome, &scene.plan);
     Ok(exact)
 }
@@ -211,6 +227,7 @@ async fn create_scene(args: &Args, run: &str, place: &Place) -> Result<Scene, Fa
     let api = &place.api;
     let month = if args.bills() { Some(create_month(api).await?) } else { None };
     let catalog = sample::create_catalog(api, run).await.map_err(failed(doing))?;
+    let meters = metering::create(api, &catalog, run, args.shape()).await.map_err(failed(doing))?;
     let options = SubscriberOptions {
         prefix: run.to_owned(),
         test_clock_id: month.as_ref().map(|month| month.clock),
@@ -225,6 +242,10 @@ async fn create_scene(args: &Args, run: &str, place: &Place) -> Result<Scene, Fa
     bar.finish_and_clear();
     let watched = if args.visible { subscribers.pop() } else { None };
     let watcher = watched.map(|subscriber| Watcher { api: api.clone(), catalog, subscriber, run: run.to_owned() });
+    let reserving = match args.reserve {
+        0 => None,
+        _ => Some(Arc::new(create_holders(args, run, place, catalog).await?)),
+    };
     let base = match &month {
         Some(month) => {
             // The clock goes ahead of every event, or they would come from the future.
@@ -236,8 +257,39 @@ async fn create_scene(args: &Args, run: &str, place: &Place) -> Result<Scene, Fa
         None => Utc::now(),
     };
     let PerMille(duplicates) = args.duplicates;
-    let plan = Plan { seed: args.seed, run: run.to_owned(), customers: args.customers, duplicates, base };
-    Ok(Scene { catalog, subscribers, month, watcher, plan })
+    let (run, shape) = (run.to_owned(), args.shape());
+    let plan = Plan { seed: args.seed, run, customers: args.customers, duplicates, shape, base };
+    Ok(Scene { meters, subscribers, month, watcher, reserving, plan })
+}
+
+/// Customers that pay in advance, with money in their wallets.
+async fn create_holders(args: &Args, run: &str, place: &Place, catalog: Catalog) -> Result<Reserving, Failure> {
+    let doing = "creating customers with wallets";
+    let count = usize::try_from(args.wallets).map_err(failed(doing))?;
+    let options = SubscriberOptions {
+        prefix: format!("{run}-holder"),
+        test_clock_id: None,
+        prepaid: count,
+        started_at: None,
+        anchor_day: None,
+    };
+    let api = place.api.clone();
+    let created = sample::create_subscribers(&api, &catalog, count, &options, SETUP_CONNECTIONS, || {}).await;
+    let reserving = Reserving {
+        api,
+        address: place.address,
+        catalog,
+        holders: Arc::new(created.map_err(failed(doing))?),
+        run: run.to_owned(),
+        patience: args.patience,
+    };
+    reserving.credit().await.map_err(failed("crediting wallets"))?;
+    Ok(reserving)
+}
+
+fn begin_reserving(args: &Args, reserving: Arc<Reserving>) -> JoinHandle<Reserved> {
+    let schedule = Schedule::new(Instant::now(), args.duration, args.reserve, 1);
+    tokio::spawn(reserving.run(Arc::new(schedule)))
 }
 
 async fn create_month(api: &Api) -> Result<Month, Failure> {
@@ -271,7 +323,7 @@ async fn send(
     let rate = if args.rate == 0 { "as fast as they are taken".to_owned() } else { format!("{}/s", args.rate) };
     println!("Sending events for {:?}, {rate}", args.duration);
     let schedule = Arc::new(Schedule::new(Instant::now(), args.duration, args.rate, args.events_per_request()));
-    let bodies = Bodies::new(&scene.catalog, &scene.subscribers);
+    let bodies = Bodies::new(&scene.meters, &scene.subscribers);
     let sending = match args.mode {
         Mode::Single | Mode::Batch => {
             let target = door::Target {

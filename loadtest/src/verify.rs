@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use client::sample::{CURRENCY, Catalog, METRICS, Subscriber};
+use client::sample::{CURRENCY, Subscriber};
 use client::views::{Invoice, SubscriptionUsage, TestClock};
 use client::{Api, ClientError};
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::failure::{Failure, failed};
+use crate::metering::Meter;
 use crate::plan::{Expected, Plan};
 
 /// Subscriptions that tell when counting is done: those with the last events.
@@ -30,8 +31,8 @@ const LISTED: usize = 20;
 pub struct Books<'a> {
     /// The workspace.
     pub api: &'a Api,
-    /// Its catalog.
-    pub catalog: &'a Catalog,
+    /// Its meters.
+    pub meters: &'a [Meter],
     /// Its customers.
     pub subscribers: &'a [Subscriber],
     /// What each must have.
@@ -110,11 +111,10 @@ impl Books<'_> {
 
     fn difference(&self, customer: usize, usage: &SubscriptionUsage) -> Option<String> {
         let expected = &self.expected[customer];
-        for (index, metric) in METRICS.iter().enumerate() {
-            let rows = usage
-                .metrics
-                .iter()
-                .filter(|row| row.product_id == self.catalog.products[index] && row.metric_key == *metric);
+        for (index, meter) in self.meters.iter().enumerate() {
+            let metric = &meter.metric_key;
+            let rows =
+                usage.metrics.iter().filter(|row| row.product_id == meter.product_id && row.metric_key == *metric);
             let (mut quantity, mut events) = (Decimal::ZERO, 0);
             for row in rows {
                 quantity += row.quantity;
@@ -160,7 +160,11 @@ fn invoice_difference(theirs: &[&Invoice], expected: &Expected) -> Option<String
     if !matches!(invoice.status.as_str(), "finalized" | "paid") {
         return Some(format!("the invoice is {}, not final", invoice.status));
     }
-    let cents = client::plain_sum::invoice_cents(&expected.quantities);
+    // Runs that bill have the three meters of the catalog.
+    let Ok(quantities) = <&[u64; 3]>::try_from(expected.quantities.as_slice()) else {
+        return Some(format!("{} meters, the plain sum knows three", expected.quantities.len()));
+    };
+    let cents = client::plain_sum::invoice_cents(quantities);
     let right =
         invoice.total.value == Decimal::from(cents) / Decimal::ONE_HUNDRED && invoice.total.currency == CURRENCY;
     (!right).then(|| format!("the invoice is over {}, the plain sum is {cents} cents", invoice.total))
@@ -223,6 +227,7 @@ pub fn list(differences: &[String]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Shape;
 
     fn invoice(number: Option<&str>, cents: u64) -> Invoice {
         let money = |cents: u64| json!({"value": format!("{}.{:02}", cents / 100, cents % 100), "currency": CURRENCY});
@@ -236,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_wrong_bill_is_seen() {
-        let expected = Expected::default();
+        let expected = Expected::none(Shape { meters: 3 });
         let right = client::plain_sum::invoice_cents(&[0; 3]);
         assert_eq!(invoice_difference(&[&invoice(Some("INV-000001"), right)], &expected), None);
         assert!(invoice_difference(&[&invoice(Some("INV-000001"), right + 1)], &expected).is_some());

@@ -35,8 +35,10 @@ pub async fn run(config: &Config, store: &Store) -> Result<(), Failure> {
     if audit.is_clean() {
         Ok(())
     } else {
-        let (doubled, differing) = (audit.doubled_rows, audit.differences_total);
-        Err(Failure::found(format!("{doubled} rows are stored twice, {differing} sums per minute differ")))
+        let Audit { doubled_rows, differences_total, day_differences_total, .. } = audit;
+        Err(Failure::found(format!(
+            "{doubled_rows} rows are stored twice, {differences_total} sums per minute and {day_differences_total} per day differ"
+        )))
     }
 }
 
@@ -44,7 +46,9 @@ fn print(audit: &Audit) {
     println!("{:>12}  rows", audit.rows);
     println!("{:>12}  of them stored twice, until they are merged", audit.doubled_rows);
     println!("{:>12}  minutes not computed yet", audit.minutes_due);
+    println!("{:>12}  days not computed yet", audit.days_due);
     println!("{:>12}  sums per minute that differ from their rows", audit.differences_total);
+    println!("{:>12}  sums per day that differ from their rows", audit.day_differences_total);
     for difference in &audit.differences {
         println!(
             "DIFFERENCE  workspace {} minute {} subscription {} metric {:?}: rows less sum = {} events, quantity {}",
@@ -52,6 +56,19 @@ fn print(audit: &Audit) {
             difference.minute.format("%Y-%m-%dT%H:%MZ"),
             difference.subscription_id,
             difference.metric_key,
+            difference.event_count,
+            difference.quantity,
+        );
+    }
+    for difference in &audit.day_differences {
+        println!(
+            "DIFFERENCE  workspace {} day {} customer {} metric {:?} {:?} = {:?}: rows less sum = {} events, quantity {}",
+            difference.workspace_id,
+            difference.day,
+            difference.customer_id,
+            difference.metric_key,
+            difference.dimension,
+            difference.value,
             difference.event_count,
             difference.quantity,
         );

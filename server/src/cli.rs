@@ -141,10 +141,10 @@ pub enum UsageCommand {
     /// Events that were accepted and then could not be billed
     #[command(subcommand)]
     Rejected(RejectedCommand),
-    /// Compare ClickHouse's rows and sums per minute; exit status 1 when something differs
+    /// Compare ClickHouse's rows and sums per minute and day; exit status 1 when something differs
     #[command(after_help = "\
-Beside a running server or without one. Looks for rows that are stored twice, and recomputes the sums per minute that analysts
-read from the rows. With the PostgreSQL store there is nothing to compare: it keeps rows only.
+Beside a running server or without one. Looks for rows that are stored twice, and recomputes the sums per minute and
+per day that analysts read from the rows. With the PostgreSQL store there is nothing to compare: it keeps rows only.
 
 Example:
   kontorion usage audit --config production.toml")]

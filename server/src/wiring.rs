@@ -53,7 +53,7 @@ pub async fn start_rooms(config: &Config, store: &Store, running: &mut Running) 
     let registry = prometheus::Registry::new();
     if config.has(Role::Ingest) {
         start_ingest(config, store, &snapshots, &log, &usage, &registry, running).await?;
-        start_rollups(rollups, running);
+        start_rollups(rollups, &snapshots, running);
     }
     let control = Arc::new(LogControl { controls: Controls::new(log.clone(), snapshots.clone()) });
     let billing = Billing::new(store.clone(), snapshots.clone(), control);
@@ -189,15 +189,16 @@ async fn start_ingest(
     Ok(())
 }
 
-/// Sums per minute for analysts (rule C7).
-fn start_rollups(rollups: Option<Rollups>, running: &mut Running) {
+/// What analysts read (rule C7): sums per minute and day, rated usage and breaches.
+fn start_rollups(rollups: Option<Rollups>, snapshots: &Arc<Snapshots>, running: &mut Running) {
     let Some(rollups) = rollups else { return };
     let (stop, stopped) = watch::channel(false);
-    let job = tokio::spawn(rollups.run(stopped));
-    running.add("usage per minute", move || async move {
-        // The job may have ended by itself, which is a stop as well.
+    let copies = tokio::spawn(rollups.copies(snapshots.clone()).run(stopped.clone()));
+    let sums = tokio::spawn(rollups.run(stopped));
+    running.add("usage for analysts", move || async move {
+        // The jobs may have ended by themselves, which is a stop as well.
         let _ = stop.send(true);
-        let _ = job.await;
+        let _ = tokio::join!(sums, copies);
     });
 }
 

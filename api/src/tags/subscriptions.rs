@@ -8,7 +8,7 @@ use domain::SubscriptionId;
 use ingest::allowances::{AllowanceStateResponse, allowance_state};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::usage::instant_of;
+use super::usage::read_at;
 use crate::{Answer, App, Ctx, Data, PageOf, answer};
 
 const TAG: &str = "Subscriptions";
@@ -199,7 +199,7 @@ async fn list_subscription_billing_periods(ctx: Ctx) -> Answer {
 async fn get_subscription_allowances(ctx: Ctx) -> Answer {
     ctx.require("subscriptions:read")?;
     let id = ctx.path_id("id")?;
-    let at = instant_of(ctx.query(), "at")?;
+    let at = read_at(ctx.query())?;
     let snapshots = &ctx.app.engine()?.snapshots;
     answer::ok(Data(allowance_state(&ctx.app.store, snapshots, &ctx.scope, id, at).await?))
 }

@@ -407,10 +407,22 @@ async fn discard_usage_event_rejection(ctx: Ctx) -> Answer {
 async fn get_subscription_usage(ctx: Ctx) -> Answer {
     ctx.require("usage:read")?;
     let id = ctx.path_id("id")?;
-    let at = instant_of(ctx.query(), "at")?;
+    let at = read_at(ctx.query())?;
     let engine = ctx.app.engine()?;
     let usage = view::subscription_usage(&ctx.app.store, &engine.snapshots, &ctx.scope, id, at).await?;
     answer::ok(Data(usage))
+}
+
+/// The only parameter of running figures.
+pub(super) fn read_at(pairs: &[(String, String)]) -> Result<Option<Instant>> {
+    let mut at = None;
+    for (name, value) in pairs {
+        if name != "at" {
+            return Err(Error::field(name.clone(), Code::UnknownField, "is not a known parameter; known is at"));
+        }
+        at = Some(instant(value).map_err(|(code, message)| Error::field("at", code, message))?);
+    }
+    Ok(at)
 }
 
 /// Query parameters of events and aggregates.
@@ -504,43 +516,57 @@ impl<'a> Parameters<'a> {
         read().map(Some).ok_or(Error::BadRequest { code: "INVALID_CURSOR", detail })
     }
 
+    /// The query and the number of series that are kept apart; every bad parameter is named.
     fn aggregate(self, now: Instant) -> Result<(AggregateQuery, usize)> {
-        let bucket = self.word::<UsageAggregateBucketSize>("bucket")?.ok_or_else(|| {
-            Error::field(
-                "bucket",
-                Code::Required,
-                format!("is required: one of {}", UsageAggregateBucketSize::allowed()),
-            )
-        })?;
-        let metric = self.word("metric")?.unwrap_or(UsageAggregateMetric::Count);
+        let mut errors = Vec::new();
+        let mut checked = |field: &str, code, message: String| {
+            errors.push(domain::FieldError { field: field.into(), code, message });
+        };
+        if self.value("bucket").is_none() {
+            let message = format!("is required: one of {}", UsageAggregateBucketSize::allowed());
+            checked("bucket", Code::Required, message);
+        }
+        let bucket = self.word::<UsageAggregateBucketSize>("bucket", &mut checked);
+        let metric = self.word("metric", &mut checked).unwrap_or(UsageAggregateMetric::Count);
         let group_by = match self.value("group_by") {
             None | Some("none") => GroupBy::None,
             Some("metric_key") => GroupBy::MetricKey,
             Some(other) => match other.strip_prefix("dim:").filter(|key| is_dimension(key)) {
                 Some(key) => GroupBy::Dimension(key.to_owned()),
                 None => {
-                    return Err(Error::field("group_by", Code::InvalidEnum, "must be none, metric_key or dim:<key>"));
+                    checked("group_by", Code::InvalidEnum, "must be none, metric_key or dim:<key>".into());
+                    GroupBy::None
                 }
             },
         };
-        let top = match self.value("top").map(str::parse) {
-            None => view::TOP_DEFAULT,
-            Some(Ok(top)) => top,
-            Some(Err(_)) => return Err(Error::field("top", Code::OutOfRange, "must be a whole number, 0 keeps all")),
+        let top = self.value("top").map_or(Ok(view::TOP_DEFAULT), str::parse).unwrap_or_else(|_| {
+            checked("top", Code::OutOfRange, "must be a whole number, 0 keeps all".into());
+            0
+        });
+        let mut time = |name: &str| match self.value(name).map(instant) {
+            Some(Err((code, message))) => {
+                checked(name, code, message);
+                None
+            }
+            found => found.and_then(Result::ok),
         };
-        let until = instant_of(self.pairs, "until")?.unwrap_or(now);
-        let since = instant_of(self.pairs, "since")?;
+        let (until, since) = (time("until").unwrap_or(now), time("since"));
         if since.is_some_and(|since| since >= until) {
-            return Err(Error::field("since", Code::OutOfRange, "must be before `until`"));
+            checked("since", Code::OutOfRange, "must be before `until`".into());
         }
+        let Some(bucket) = bucket.filter(|_| errors.is_empty()) else { return Err(Error::Validation(errors)) };
         let (since, until) = bucket.window(since, until);
         Ok((AggregateQuery { filter: self.filter, bucket, metric, group_by, since, until }, top))
     }
 
-    fn word<T: Word>(&self, name: &'static str) -> Result<Option<T>> {
-        let Some(text) = self.value(name) else { return Ok(None) };
+    /// A word that is sent and known; another one is named.
+    fn word<T: Word>(&self, name: &str, checked: &mut impl FnMut(&str, Code, String)) -> Option<T> {
+        let text = self.value(name)?;
         let word = T::from_wire(text);
-        word.map(Some).ok_or_else(|| Error::field(name, Code::InvalidEnum, format!("must be one of {}", T::allowed())))
+        if word.is_none() {
+            checked(name, Code::InvalidEnum, format!("must be one of {}", T::allowed()));
+        }
+        word
     }
 }
 
@@ -578,13 +604,6 @@ fn next(instant: Instant) -> Instant {
 
 fn id(value: &str) -> Result<uuid::Uuid, (Code, String)> {
     uuid::Uuid::parse_str(value).map_err(|_| (Code::InvalidFormat, "must be a UUID".into()))
-}
-
-/// A timestamp among query parameters.
-pub(super) fn instant_of(pairs: &[(String, String)], name: &str) -> Result<Option<Instant>> {
-    let found = pairs.iter().rev().find(|(found, _)| found == name);
-    let read = |value: &String| instant(value).map_err(|(code, message)| Error::field(name, code, message));
-    found.map(|(_, value)| read(value)).transpose()
 }
 
 fn instant(value: &str) -> Result<Instant, (Code, String)> {

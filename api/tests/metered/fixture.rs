@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use api::App;
 use api::app::Engine;
-use api::testing::{Client, Reply, TestApi, id, settings};
+pub use api::testing::id;
+use api::testing::{Client, Reply, TestApi, settings};
 use async_trait::async_trait;
 use billing::Billing;
 use billing::control::{WindowControl, WindowRef};
@@ -22,6 +23,8 @@ use ingest::outbox::Relay;
 use ingest::partition::{Settings, Shared};
 use ingest::record::{Control, ControlKind};
 use ingest::supervisor::Ingest;
+use ingest::usage::UsageStore;
+use ingest::usage::clickhouse::{ClickHouseAddress, ClickHouseUsage, Rollups};
 use ingest::usage::postgres::PostgresUsage;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -36,6 +39,8 @@ pub struct Site {
     ingest: Option<Ingest>,
     dir: tempfile::TempDir,
     stop: watch::Sender<bool>,
+    /// Where counted events are, if not in PostgreSQL.
+    clickhouse: Option<ClickHouseAddress>,
 }
 
 /// Billing's control records on their way into the log, as the server ties them.
@@ -69,7 +74,7 @@ impl WindowControl for LogControl {
     }
 }
 
-async fn with_engine(mut app: App, dir: &std::path::Path) -> App {
+async fn with_engine(mut app: App, dir: &std::path::Path, clickhouse: Option<&ClickHouseAddress>) -> App {
     let path = dir.join("log");
     let log_id = LocalLog::prepare(&path, PARTITIONS).unwrap();
     let (store, now) = (app.store.clone(), Clock::System.now());
@@ -79,9 +84,13 @@ async fn with_engine(mut app: App, dir: &std::path::Path) -> App {
     let snapshots = Snapshots::start(store.clone()).await.unwrap();
     let control = Arc::new(LogControl(Controls::new(log.clone(), snapshots.clone())));
     app.dependencies.push(api::Dependency::EventLog(log.clone()));
+    let usage: Arc<dyn UsageStore> = match clickhouse {
+        Some(address) => Arc::new(ClickHouseUsage::connect(address, store.clone()).await.unwrap()),
+        None => Arc::new(PostgresUsage::new(store.clone())),
+    };
     app.engine = Some(Engine {
         door: Arc::new(Door::new(store.clone(), snapshots.clone(), log.clone())),
-        usage: Arc::new(PostgresUsage::new(store.clone())),
+        usage,
         relay: Arc::new(Relay::new(store.clone(), log)),
         billing: Billing::new(store, snapshots.clone(), control),
         snapshots,
@@ -92,21 +101,57 @@ async fn with_engine(mut app: App, dir: &std::path::Path) -> App {
 impl Site {
     /// Everything runs.
     pub async fn start() -> Self {
-        let mut site = Self::idle().await;
-        site.run_ingest().await;
-        site.run_relay();
-        site
+        Self::idle().await.running().await
+    }
+
+    /// The same with counted events in ClickHouse; `None` when there is none on this machine.
+    pub async fn start_on_clickhouse() -> Option<Self> {
+        let url = engines::testing::clickhouse().await?;
+        let database = format!("api_test_{}", uuid::Uuid::new_v4().simple());
+        let address = ClickHouseAddress { url, database, user: None, password: None };
+        ClickHouseUsage::migrate(&address).await.unwrap();
+        Some(Self::idle_on(Some(address)).await.running().await)
+    }
+
+    async fn running(mut self) -> Self {
+        self.run_ingest().await;
+        self.run_relay();
+        self
     }
 
     /// Nothing takes the outbox to the log, and nothing counts.
     pub async fn idle() -> Self {
+        Self::idle_on(None).await
+    }
+
+    async fn idle_on(clickhouse: Option<ClickHouseAddress>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_owned();
         let api = TestApi::start_with(settings(), |app| {
-            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(with_engine(app, &path)))
+            tokio::task::block_in_place(|| {
+                tokio::runtime::Handle::current().block_on(with_engine(app, &path, clickhouse.as_ref()))
+            })
         })
         .await;
-        Self { api, ingest: None, dir, stop: watch::Sender::new(false) }
+        Self { api, ingest: None, dir, stop: watch::Sender::new(false), clickhouse }
+    }
+
+    /// ClickHouse itself, as an analyst reads it.
+    pub fn clickhouse(&self) -> clickhouse::Client {
+        let address = self.clickhouse.as_ref().expect("a site on ClickHouse");
+        clickhouse::Client::default().with_url(&address.url).with_database(&address.database)
+    }
+
+    /// Where ClickHouse answers, and the database.
+    pub fn clickhouse_address(&self) -> (String, String) {
+        let address = self.clickhouse.as_ref().expect("a site on ClickHouse");
+        (address.url.clone(), address.database.clone())
+    }
+
+    /// The jobs for analysts.
+    pub async fn rollups(&self) -> Rollups {
+        let address = self.clickhouse.as_ref().expect("a site on ClickHouse");
+        ClickHouseUsage::connect(address, self.api.app.store.clone()).await.unwrap().rollups()
     }
 
     pub fn engine(&self) -> &Engine {
@@ -151,10 +196,14 @@ impl Site {
     }
 
     /// Stops what runs and checks the books.
-    pub async fn end(self) {
+    pub async fn end(mut self) {
         self.stop.send_replace(true);
-        if let Some(ingest) = self.ingest {
+        if let Some(ingest) = self.ingest.take() {
             ingest.stop().await;
+        }
+        if let Some(address) = &self.clickhouse {
+            let sql = format!("DROP DATABASE {}", address.database);
+            self.clickhouse().query(&sql).execute().await.unwrap();
         }
         let report = ledger::verify(&self.api.app.store, &mut |_| {}).await.unwrap();
         assert!(report.is_clean(), "{:?}", report.differences);
@@ -188,6 +237,8 @@ pub struct Offer<'a> {
     pub tiers: Value,
     pub model: &'a str,
     pub function: &'a str,
+    /// Further members of the meter.
+    pub meter: Value,
     pub product: Value,
     pub price: Value,
     /// Price keys of further prices like it.
@@ -195,8 +246,6 @@ pub struct Offer<'a> {
     /// Members of the items, beside their product.
     pub items: Value,
     pub customer: Value,
-    /// Further members of the meter.
-    pub meter: Value,
 }
 
 impl Default for Offer<'_> {
@@ -207,12 +256,12 @@ impl Default for Offer<'_> {
             tiers: json!([{"tier_order": 1, "up_to": null, "unit_amount": "0.10", "flat_amount": "0"}]),
             model: "STAIRCASE",
             function: "SUM",
+            meter: json!({}),
             product: json!({}),
             price: json!({}),
             siblings: &[],
             items: json!([{}]),
             customer: json!({"billing_model": "PREPAID"}),
-            meter: json!({}),
         }
     }
 }
@@ -338,8 +387,16 @@ impl Shop {
     }
 
     pub async fn advance(&self, to: &str) {
-        let body = json!({"frozen_at": to});
-        let clock = self.client.post(&format!("/v1/test-clocks/{}/advance", self.clock), body).await.data(200);
+        let path = format!("/v1/test-clocks/{}", self.clock);
+        let reply = self.client.post(&format!("{path}/advance"), json!({"frozen_at": to})).await;
+        assert!(matches!(reply.status.as_u16(), 200 | 202), "{}", reply.body);
+        // On a busy machine it goes on behind the answer.
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        let mut clock = reply.body["data"].clone();
+        while clock["status"] == json!("advancing") && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            clock = self.client.get(&path).await.data(200);
+        }
         assert_eq!(clock["status"], json!("active"), "{clock}");
     }
 

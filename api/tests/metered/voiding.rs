@@ -9,7 +9,17 @@ const FIRST: &str = "SELECT event_count FROM usage_window ORDER BY window_start 
 /// Every function can take events back, also those that cannot subtract.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_function_takes_events_back() {
-    let site = Site::start().await;
+    takes_events_back(Site::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_function_takes_events_back_from_clickhouse() {
+    if let Some(site) = Site::start_on_clickhouse().await {
+        takes_events_back(site).await;
+    }
+}
+
+async fn takes_events_back(site: Site) {
     for (function, before, after) in
         [("SUM", "12", "5"), ("COUNT", "3", "2"), ("MAX", "7", "3"), ("LAST", "7", "2"), ("AVG", "4", "2.5")]
     {
@@ -46,9 +56,63 @@ async fn every_function_takes_events_back() {
     site.end().await;
 }
 
+/// Of two events with one value, one is taken back: the value stays. Of the only one with a value, it goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn distinct_values_are_counted_anew() {
+    counts_distinct_values(Site::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn distinct_values_are_counted_anew_from_clickhouse() {
+    if let Some(site) = Site::start_on_clickhouse().await {
+        counts_distinct_values(site).await;
+    }
+}
+
+async fn counts_distinct_values(site: Site) {
+    let meter = json!({"unique_by_field": "dimension_vars.user"});
+    let shop = Shop::with(&site, Offer { function: "UNIQUE_COUNT", meter, ..Offer::default() }).await;
+    let mut ids = Vec::new();
+    for (key, user) in [("1", "ann"), ("2", "bob"), ("3", "ann"), ("4", "cyd")] {
+        let event = shop.event(key, "1", json!({"dimension_vars": {"user": user}}));
+        let sent = shop.client.post("/v1/usage-events", event).await.data(202);
+        ids.push(sent["results"][0]["id"].as_str().unwrap().to_owned());
+    }
+    site.eventually(FIRST, 4).await;
+    assert_eq!(shop.used().await, Some(("3".into(), 4, "0.30".into())));
+    for (id, quantity, events, amount) in
+        [(&ids[0], "3", 3, "0.30"), (&ids[1], "2", 2, "0.20"), (&ids[2], "1", 1, "0.10")]
+    {
+        let _ = shop.client.post(&format!("/v1/usage-events/{id}/void"), json!({"reason": "wrong"})).await.data(200);
+        site.eventually("SELECT count(*) FROM usage_void WHERE open", 0).await;
+        assert_eq!(shop.used().await, Some((quantity.into(), events, amount.into())));
+    }
+    // What comes after a rebuild meets the values that are left.
+    for (key, user) in [("5", "cyd"), ("6", "bob")] {
+        let event = shop.event(key, "1", json!({"dimension_vars": {"user": user}}));
+        let _ = shop.client.post("/v1/usage-events", event).await.data(202);
+    }
+    site.eventually(FIRST, 3).await;
+    assert_eq!(shop.used().await, Some(("2".into(), 3, "0.20".into())));
+    shop.advance("2026-02-02T00:00:00Z").await;
+    let invoice = shop.invoices().await.remove(0);
+    assert_eq!((&invoice["status"], &invoice["total"]["value"]), (&json!("finalized"), &json!("0.20")));
+    site.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_void_is_in_time_until_the_invoice_is_finalized() {
-    let site = Site::start().await;
+    void_until_finalized(Site::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_void_from_clickhouse_is_in_time_until_the_invoice_is_finalized() {
+    if let Some(site) = Site::start_on_clickhouse().await {
+        void_until_finalized(site).await;
+    }
+}
+
+async fn void_until_finalized(site: Site) {
     let shop = Shop::open(&site).await;
     let (kept, taken) = (shop.send("kept", "30").await, shop.send("taken", "50").await);
     site.eventually(FIRST, 2).await;

@@ -1,5 +1,6 @@
 //! What the tests of the usage stores stand on: a store over a database of its own, events, and a model to compare with.
 
+mod days;
 mod lost_answers;
 mod proxy;
 mod rates;
@@ -125,6 +126,11 @@ impl Bed {
     /// Statements on PostgreSQL.
     pub async fn execute(&self, sql: &'static str) {
         sqlx::raw_sql(sql).execute(self.store.pool()).await.unwrap();
+    }
+
+    /// A number from PostgreSQL.
+    pub async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(self.store.pool()).await.unwrap()
     }
 
     /// ClickHouse itself, not through the store.

@@ -11,19 +11,19 @@ use ingest::usage::clickhouse::{ClickHouseUsage, Rollups};
 use super::{Bed, PARTITION, instant, position};
 
 /// Long after every event of these tests.
-const LATER: &str = "2026-07-01T00:00:00Z";
+pub const LATER: &str = "2026-07-01T00:00:00Z";
 
 /// (minute, subscription, metric) to (events, quantity).
 type Sums = BTreeMap<(i64, uuid::Uuid, String), (u64, Quantity)>;
 
-struct Board {
-    bed: Bed,
-    rollups: Rollups,
-    rows: Vec<CountedEvent>,
+pub struct Board {
+    pub bed: Bed,
+    pub rollups: Rollups,
+    pub rows: Vec<CountedEvent>,
 }
 
 impl Board {
-    async fn new() -> Option<Self> {
+    pub async fn new() -> Option<Self> {
         let bed = Bed::clickhouse().await?;
         let usage = ClickHouseUsage::connect(bed.clickhouse.as_ref().unwrap(), bed.store.clone()).await.unwrap();
         bed.execute(
@@ -35,7 +35,7 @@ impl Board {
     }
 
     /// Stores rows, and lets the checkpoint pass them.
-    async fn store(&mut self, rows: Vec<CountedEvent>) {
+    pub async fn store(&mut self, rows: Vec<CountedEvent>) {
         self.bed.write(&rows).await;
         self.rows.extend(rows);
         let next = self.rows.iter().map(|row| row.position.offset()).max().unwrap() + 1;
@@ -96,7 +96,7 @@ impl Board {
     }
 
     /// A row at an offset that happened at an instant.
-    fn row(&self, offset: u64, timestamp: &str) -> CountedEvent {
+    pub fn row(&self, offset: u64, timestamp: &str) -> CountedEvent {
         self.bed.people.event(offset, instant(timestamp))
     }
 }

@@ -1,4 +1,4 @@
-//! The audit of rule C7: rows that are stored twice, and sums per minute that are not those of the rows.
+//! The audit of rule C7: rows that are stored twice, and sums per minute and per day that are not those of the rows.
 
 use std::collections::HashSet;
 
@@ -8,6 +8,7 @@ use serde::Deserialize;
 use store::StoreError;
 use uuid::Uuid;
 
+use super::days::{Day, DayDifference, of_day};
 use super::rollup::{KEY, MINUTE_SQL, Minute, OTHER_KEYS, Rollups, minutes_of};
 use super::within;
 
@@ -42,17 +43,23 @@ pub struct Audit {
     pub doubled_rows: u64,
     /// Minutes that are not computed yet, and were not compared.
     pub minutes_due: usize,
-    /// Sums that are not those of their rows.
+    /// Days that are not computed yet, and were not compared.
+    pub days_due: usize,
+    /// Sums per minute that are not those of their rows.
     pub differences_total: usize,
     /// The first of them.
     pub differences: Vec<Difference>,
+    /// Sums per day that are not those of their rows.
+    pub day_differences_total: usize,
+    /// The first of them.
+    pub day_differences: Vec<DayDifference>,
 }
 
 impl Audit {
     /// Whether every row is there once and every sum is right.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.doubled_rows == 0 && self.differences_total == 0
+        self.doubled_rows == 0 && self.differences_total == 0 && self.day_differences_total == 0
     }
 }
 
@@ -69,7 +76,7 @@ struct DifferenceRow {
 }
 
 impl Rollups {
-    /// Compares plain reads with FINAL, and the sums per minute with the rows: day by day of the events' timestamps, beside
+    /// Compares plain reads with FINAL, and the sums per minute and per day with the rows: day by day of the events' timestamps, beside
     /// the working job. `tell` hears of every day (as its first second since 1970) that is done.
     ///
     /// # Errors
@@ -80,9 +87,11 @@ impl Rollups {
         for day in self.days().await? {
             self.count(day, &mut audit).await?;
             self.compare(day, &mut audit).await?;
+            self.compare_day(day, &mut audit).await?;
             tell(day * 86_400);
         }
         audit.minutes_due = self.due().await?.len();
+        audit.days_due = self.days_due().await?.len();
         Ok(audit)
     }
 
@@ -90,7 +99,8 @@ impl Rollups {
     async fn days(&self) -> Result<Vec<i64>> {
         let sql = "SELECT DISTINCT day FROM (
                        SELECT toInt64(toDate32(timestamp)) AS day FROM usage_event
-                       UNION ALL SELECT toInt64(toDate32(minute)) FROM usage_per_minute) ORDER BY day";
+                       UNION ALL SELECT toInt64(toDate32(minute)) FROM usage_per_minute
+                       UNION ALL SELECT toInt64(day) FROM usage_per_day) ORDER BY day";
         within("reading the days of usage", self.client.query(sql).fetch_all::<i64>()).await
     }
 
@@ -132,6 +142,31 @@ impl Rollups {
         Ok(())
     }
 
+    /// The same with the sums per day.
+    async fn compare_day(&self, day: i64, audit: &mut Audit) -> Result<()> {
+        let mut found = self.day_differences(day).await?;
+        for _ in 1..LOOKS {
+            if found.is_empty() {
+                return Ok(());
+            }
+            let open = self.open_days(day).await?;
+            found.retain(|difference| !open.contains(&(difference.workspace_id, difference.day)));
+            let again = self.day_differences(day).await?;
+            found.retain(|difference| again.contains(difference));
+        }
+        audit.day_differences_total += found.len();
+        found.truncate(KEPT.saturating_sub(audit.day_differences.len()));
+        audit.day_differences.append(&mut found);
+        Ok(())
+    }
+
+    /// Days that the job has not come to, or some of whose rows it has not seen.
+    async fn open_days(&self, day: i64) -> Result<HashSet<Day>> {
+        let mut open: HashSet<Day> = self.days_due().await?.into_iter().collect();
+        open.extend(self.unseen(day).await?.into_iter().map(|(id, minute)| (id, minute.date_naive())));
+        Ok(open)
+    }
+
     async fn differences(&self, day: i64) -> Result<Vec<Difference>> {
         let sql = format!(
             "SELECT workspace_id, toInt64(toUnixTimestamp64Second(minute)) AS minute, subscription_id,
@@ -163,6 +198,13 @@ impl Rollups {
 
     /// Minutes of a day that the job has not come to, or whose rows it has not seen.
     async fn open(&self, day: i64) -> Result<HashSet<Minute>> {
+        let mut open: HashSet<Minute> = self.due().await?.into_iter().collect();
+        open.extend(self.unseen(day).await?);
+        Ok(open)
+    }
+
+    /// Minutes of a day with rows that the job has not seen.
+    async fn unseen(&self, day: i64) -> Result<Vec<Minute>> {
         let noted: Vec<(i16, i64)> = sqlx::query_as("SELECT partition, next_position FROM usage_rollup_position")
             .fetch_all(self.store.pool())
             .await
@@ -174,9 +216,7 @@ impl Rollups {
         let listed = noted.iter().map(|(partition, _)| partition.to_string()).collect::<Vec<_>>().join(",");
         let elsewhere = if noted.is_empty() { "1".to_owned() } else { format!("partition NOT IN ({listed})") };
         let condition = format!("{} AND ({unseen}{elsewhere})", of_day("timestamp", day));
-        let mut open: HashSet<Minute> = self.due().await?.into_iter().collect();
-        open.extend(minutes_of(&self.client, &condition).await?);
-        Ok(open)
+        minutes_of(&self.client, &condition).await
     }
 
     async fn due(&self) -> Result<Vec<Minute>> {
@@ -185,10 +225,4 @@ impl Rollups {
             .await
             .context("reading minutes that are due")
     }
-}
-
-/// Condition on an instant.
-fn of_day(column: &str, day: i64) -> String {
-    let from = |day: i64| format!("toDateTime64({}, 0, 'UTC')", day * 86_400);
-    format!("{column} >= {} AND {column} < {}", from(day), from(day + 1))
 }

@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use chrono::Datelike;
+use domain::quantity::SCALE;
 use domain::{Instant, Position};
+use rust_decimal::Decimal;
 use uuid::Uuid;
 
 use super::super::{CountedEvent, vars};
@@ -161,4 +163,13 @@ pub(super) fn text(bytes: &mut Vec<u8>, text: &str) {
 
 pub(super) fn instant(bytes: &mut Vec<u8>, instant: Instant) {
     bytes.extend_from_slice(&instant.timestamp_micros().to_le_bytes());
+}
+
+/// `Decimal(38, 12)`; `None` for a number that it does not hold exactly.
+pub(super) fn decimal(bytes: &mut Vec<u8>, number: Decimal) -> Option<()> {
+    let number = number.normalize();
+    let power = 10_i128.checked_pow(SCALE.checked_sub(number.scale())?)?;
+    let units = number.mantissa().checked_mul(power).filter(|units| units.unsigned_abs() < 10_u128.pow(38))?;
+    bytes.extend_from_slice(&units.to_le_bytes());
+    Some(())
 }

@@ -8,9 +8,10 @@ use domain::Result;
 
 use super::{ClickHouseAddress, within};
 
-const MIGRATIONS: [(&str, &str); 2] = [
+const MIGRATIONS: [(&str, &str); 3] = [
     ("0001_usage", include_str!("../../../../migrations/clickhouse/0001_usage.sql")),
     ("0002_rollups", include_str!("../../../../migrations/clickhouse/0002_rollups.sql")),
+    ("0003_analysts", include_str!("../../../../migrations/clickhouse/0003_analysts.sql")),
 ];
 
 pub(super) async fn run(address: &ClickHouseAddress) -> Result<()> {

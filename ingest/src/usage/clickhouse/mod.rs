@@ -5,7 +5,8 @@
 //! * Ids have a table of their own, ordered by id, because a batch of unknown ids must cost neither a scan nor a random
 //!   read per day of history (rule B3).
 //! * Voids are recorded in PostgreSQL with the money they change; [`voids`] copies them before sums and replays.
-//! * Sums per minute for analysts are computed from the rows by a job ([`rollup`]).
+//! * Sums per minute ([`rollup`]) and per day ([`days`]) for analysts are computed from the rows by a job.
+//! * Rated usage and breaches for analysts are copied from PostgreSQL by another ([`copies`]).
 //! * `late` is a column of the row: it is known when the event is counted and never changes.
 //!
 //! | read | plan | bounded by |
@@ -19,6 +20,8 @@
 //! | `ids_between` | blocks whose positions overlap the step | events of about an hour per step |
 
 mod audit;
+mod copies;
+mod days;
 mod encode;
 mod migrate;
 mod query;
@@ -41,6 +44,8 @@ use store::{Store, StoreError, Tx};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::audit::{Audit, Difference};
+pub use self::copies::{Copies, CopyReport};
+pub use self::days::DayDifference;
 pub use self::rollup::{RollupReport, Rollups};
 use self::writer::{Append, Writer};
 use super::positions::{self, ByPosition};
@@ -131,7 +136,7 @@ impl ClickHouseUsage {
         Ok(Self { client, store, writer, known: Mutex::default() })
     }
 
-    /// The job that fills the sums per minute of this database, and the audit of both.
+    /// The job that fills the sums per minute and day of this database, and the audit of them.
     #[must_use]
     pub fn rollups(&self) -> Rollups {
         Rollups { client: self.client.clone(), store: self.store.clone() }

@@ -23,6 +23,15 @@ const IDS_PER_QUERY: usize = 5_000;
 const EARLIEST_MICROS: i64 = -2_208_988_800_000_000;
 const LATEST_MICROS: i64 = 10_413_791_999_999_999;
 
+/// The value of a dimension of an event, empty without it; its key is bound [`DIMENSION_BINDS`] times.
+///
+/// Numbers raw, because they would else pass through a float; texts not, because only the full parser reads every escape. A
+/// raw key is never found inside a text, where its second quote would be escaped.
+pub(super) const DIMENSION_VALUE: &str = "if(JSONType(dimension_vars, ?) = 'String', \
+    JSONExtractString(dimension_vars, ?), simpleJSONExtractRaw(dimension_vars, ?))";
+/// How often [`DIMENSION_VALUE`] names its key.
+pub(super) const DIMENSION_BINDS: usize = 3;
+
 /// The largest position stored of a partition, searched from `from` on.
 pub(super) async fn largest_from(client: &Client, partition: Partition, from: Position) -> Result<Option<Position>> {
     let sql = format!(
@@ -297,16 +306,10 @@ pub(super) async fn buckets(
         UsageAggregateMetric::Count => "toDecimal128(count(), 12)",
         UsageAggregateMetric::SumQuantity => "CAST(sum(quantity) AS Decimal(38, 12))",
     };
-    // Numbers raw, because they would else pass through a float; texts not, because only the full parser reads every
-    // escape. A raw key is never found inside a text, where its second quote would be escaped.
     let (series, dimension) = match &query.group_by {
         GroupBy::None => ("''", None),
         GroupBy::MetricKey => ("CAST(metric_key AS String)", None),
-        GroupBy::Dimension(key) => (
-            "if(JSONType(dimension_vars, ?) = 'String', JSONExtractString(dimension_vars, ?), \
-             simpleJSONExtractRaw(dimension_vars, ?))",
-            Some(key.as_str()),
-        ),
+        GroupBy::Dimension(key) => (DIMENSION_VALUE, Some(key.as_str())),
     };
     let sql = format!(
         "SELECT intDiv(toUnixTimestamp64Micro(timestamp) - ({origin}), {length}) AS number, {series} AS series, {value} AS value
@@ -315,7 +318,7 @@ pub(super) async fn buckets(
         length = bucket::micros(query.bucket),
         conditions = conditions.sql,
     );
-    let statement = dimension.into_iter().flat_map(|key| [key; 3]).fold(client.query(&sql), Query::bind);
+    let statement = dimension.into_iter().flat_map(|key| [key; DIMENSION_BINDS]).fold(client.query(&sql), Query::bind);
     let rows = within("aggregating usage events", conditions.bind(statement).fetch_all::<BucketRow>()).await?;
     let grouped = query.group_by != GroupBy::None;
     rows.into_iter()

@@ -9,12 +9,15 @@
 //! number under the lock before it reads; the number is the version of its rows, so that a node that was held up in between
 //! cannot put old figures above newer ones. Late rows and voids ([`super::voids`]) make their minute due again.
 //!
-//! Finished is a minute whose time is over, or, since test clocks run ahead, one that was not noted for a minute.
+//! Finished is a minute whose time is over, or, since test clocks run ahead, one that was not noted for a minute. The days
+//! of noted minutes are due, too: [`super::days`].
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
+use catalog::compiled::Snapshots;
 use chrono::TimeDelta;
 use clickhouse::{Client, Row};
 use domain::{Clock, Error, Instant, Result, WorkspaceId};
@@ -24,7 +27,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::super::bucket;
-use super::{query, voids, within};
+use super::{Copies, days, query, voids, within};
 
 /// Time between two runs.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -35,7 +38,7 @@ const MINUTES_AT_ONCE: i64 = 30;
 const MINUTE: TimeDelta = TimeDelta::minutes(1);
 const MINUTE_MICROS: i64 = 60_000_000;
 /// Advisory lock of the job: "rollups".
-const LOCK_KEY: i64 = 0x72_6f6c_6c75_7073;
+pub(super) const LOCK_KEY: i64 = 0x72_6f6c_6c75_7073;
 
 /// A minute of a workspace.
 pub(super) type Minute = (WorkspaceId, Instant);
@@ -47,6 +50,8 @@ pub struct RollupReport {
     pub noted: usize,
     /// Minutes that were computed.
     pub computed: usize,
+    /// Days that were computed, pieces of big ones each.
+    pub days: usize,
 }
 
 /// Fills the rollups of a ClickHouse database.
@@ -64,6 +69,12 @@ struct MinuteRow {
 }
 
 impl Rollups {
+    /// The job beside it that copies rated usage and breaches into the same database.
+    #[must_use]
+    pub fn copies(&self, snapshots: Arc<Snapshots>) -> Copies {
+        Copies { client: self.client.clone(), store: self.store.clone(), snapshots }
+    }
+
     /// Runs every ten seconds until `stop` turns true. Any number of nodes may do so.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         while !*stop.borrow() {
@@ -77,21 +88,25 @@ impl Rollups {
         }
     }
 
-    /// Computes every minute that is finished at `now` and due.
+    /// Computes every minute and every day that is finished at `now` and due.
     ///
     /// # Errors
     /// As every statement and query; what was not done is due still.
     pub async fn run_once(&self, now: Instant) -> Result<RollupReport> {
-        let mut report = RollupReport { noted: self.note_all().await?, computed: 0 };
+        let mut report = RollupReport { noted: self.note_all().await?, ..RollupReport::default() };
         let mut limit = MINUTES_AT_ONCE;
         loop {
             match self.compute(now, limit).await {
-                Ok(0) => return Ok(report),
+                Ok(0) => break,
                 Ok(computed) => report.computed += computed,
                 Err(Error::Unavailable { .. }) if limit > 1 => limit = 1,
                 Err(error) => return Err(error),
             }
         }
+        while self.compute_day(now).await? {
+            report.days += 1;
+        }
+        Ok(report)
     }
 
     /// Notes the minutes of all rows that a checkpoint has passed, and of all voids.
@@ -126,7 +141,7 @@ impl Rollups {
 
     /// One step of a partition; `None` when it has reached the checkpoint, or another node is at work.
     async fn note(&self, partition: i16, checkpoint: i64) -> Result<Option<usize>> {
-        let Some(mut tx) = self.locked("noting minutes of usage").await? else { return Ok(None) };
+        let Some(mut tx) = locked(&self.store, LOCK_KEY, "noting minutes of usage").await? else { return Ok(None) };
         let noted = self.note_in(&mut tx, partition, checkpoint).await;
         // A lock that is given back later would be taken for another node's by the next try.
         tx.end(noted).await
@@ -165,16 +180,13 @@ impl Rollups {
 
     /// Computes the next minutes of one workspace; 0 when none is due, or another node is at work.
     async fn compute(&self, now: Instant, limit: i64) -> Result<usize> {
-        let Some(mut tx) = self.locked("computing usage per minute").await? else { return Ok(0) };
+        let Some(mut tx) = locked(&self.store, LOCK_KEY, "computing usage per minute").await? else { return Ok(0) };
         let computed = self.compute_in(&mut tx, now, limit).await;
         tx.end(computed).await
     }
 
     async fn compute_in(&self, tx: &mut Tx, now: Instant, limit: i64) -> Result<usize> {
-        let version: i64 = sqlx::query_scalar("SELECT nextval('usage_rollup_number')")
-            .fetch_one(tx.conn())
-            .await
-            .context("numbering a computation")?;
+        let version = next_version(tx).await?;
         let due: Vec<(WorkspaceId, Instant, i64)> = sqlx::query_as(
             "SELECT workspace_id, minute, noted FROM usage_rollup_due
              WHERE workspace_id = (SELECT workspace_id FROM usage_rollup_due
@@ -234,17 +246,26 @@ impl Rollups {
         );
         within("computing usage per minute", self.client.query(&sql).execute()).await
     }
+}
 
-    /// Begins a transaction that only one node has at a time; `None` when another has it.
-    async fn locked(&self, name: &'static str) -> Result<Option<Tx>> {
-        let mut tx = self.store.begin(name).await?;
-        let is_ours: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
-            .bind(LOCK_KEY)
-            .fetch_one(tx.conn())
-            .await
-            .context(name)?;
-        Ok(is_ours.then_some(tx))
-    }
+/// Begins a transaction that only one node has at a time for this key; `None` when another has it.
+pub(super) async fn locked(store: &Store, key: i64, name: &'static str) -> Result<Option<Tx>> {
+    let mut tx = store.begin(name).await?;
+    let is_ours: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
+        .bind(key)
+        .fetch_one(tx.conn())
+        .await
+        .context(name)?;
+    Ok(is_ours.then_some(tx))
+}
+
+/// A number that is larger than all before it: the version of what is written with it. Taken under the lock of the job,
+/// before anything is read.
+pub(super) async fn next_version(tx: &mut Tx) -> Result<i64> {
+    sqlx::query_scalar("SELECT nextval('usage_rollup_number')")
+        .fetch_one(tx.conn())
+        .await
+        .context("numbering a computation")
 }
 
 /// Columns of a rollup that tell rows apart, but the minute.
@@ -276,11 +297,11 @@ pub(super) async fn minutes_of(client: &Client, condition: &str) -> Result<Vec<M
     rows.into_iter().map(|row| Ok((WorkspaceId(row.workspace_id), minute(row.number)?))).collect()
 }
 
-/// Makes minutes due, again if they are already.
+/// Makes minutes due, and their days; again if they are already.
 pub(super) async fn note(tx: &mut Tx, minutes: &[Minute]) -> Result<()> {
     // One row per minute, in one order: two that note the same do not wait for each other in a circle.
     let in_order: BTreeSet<Minute> = minutes.iter().copied().collect();
-    let (workspaces, minutes): (Vec<_>, Vec<_>) = in_order.into_iter().map(|(id, minute)| (id.0, minute)).unzip();
+    let (workspaces, minutes): (Vec<_>, Vec<_>) = in_order.iter().map(|(id, minute)| (id.0, *minute)).unzip();
     sqlx::query(
         "INSERT INTO usage_rollup_due (workspace_id, minute, noted, noted_at)
          SELECT w, m, nextval('usage_rollup_number'), now() FROM unnest($1::uuid[], $2::timestamptz[]) AS t (w, m)
@@ -291,7 +312,7 @@ pub(super) async fn note(tx: &mut Tx, minutes: &[Minute]) -> Result<()> {
     .execute(tx.conn())
     .await
     .context("noting minutes of usage")?;
-    Ok(())
+    days::note(tx, in_order).await
 }
 
 async fn advance(tx: &mut Tx, partition: i16, next_position: i64) -> Result<()> {
