@@ -2,6 +2,7 @@
 
 pub mod billing;
 pub mod control;
+pub mod credit_note;
 pub mod customer;
 pub mod cycle;
 pub mod due;

@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod control;
 pub mod dedup;
 pub mod door;
+pub mod late;
 pub mod log;
 pub mod metrics;
 pub mod outbox;

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::binding::CompiledBinding;
 use crate::entry::{Entry, RatingKey, Variables};
 use crate::error::{RatingError, Result};
+use crate::exact::Exact;
 use crate::member::MemberRow;
 use crate::meter::{LastKey, MeterState};
 use crate::pricing::CompiledPrice;
@@ -215,9 +216,15 @@ impl WindowRecord {
                 ThresholdOwner::Meter => 0,
                 ThresholdOwner::Binding => 1,
             };
-            out.byte(owner | if sub_window.is_some() { FIRED_SUB_WINDOW } else { 0 });
+            let bit = |set: bool, bit: u8| if set { bit } else { 0 };
+            out.byte(owner | bit(sub_window.is_some(), FIRED_SUB_WINDOW) | bit(fired.at.is_some(), FIRED_AT));
             if let Some(start) = sub_window {
                 out.signed(start.timestamp_micros().into());
+            }
+            if let Some(at) = fired.at {
+                let (units, scale) = at.parts();
+                out.signed(units);
+                out.unsigned(scale.into());
             }
             out.text(&fired.name);
         }
@@ -293,6 +300,8 @@ fn attach_entry(record: EntryRecord, versions: &impl Versions) -> Result<Entry> 
 
 /// Bit of the byte of a fired threshold: the start of a sub-window follows.
 const FIRED_SUB_WINDOW: u8 = 0x80;
+/// Bit of the same byte: the value at which it fired follows.
+const FIRED_AT: u8 = 0x40;
 
 /// Bits of the flags byte of an entry; the tag of the function is in the low four.
 mod flag {
@@ -494,13 +503,20 @@ impl<'a> Reader<'a> {
     fn fired(&mut self) -> Result<(Place, FiredThreshold), StateError> {
         let binding_id = BindingId(self.id()?);
         let bits = self.byte()?;
-        let owner = match bits & !FIRED_SUB_WINDOW {
+        let owner = match bits & !(FIRED_SUB_WINDOW | FIRED_AT) {
             0 => ThresholdOwner::Meter,
             1 => ThresholdOwner::Binding,
             _ => return Err(StateError::Damaged("an unknown threshold owner")),
         };
         let sub_window = if bits & FIRED_SUB_WINDOW == 0 { None } else { Some(self.instant(0)?) };
-        Ok(((binding_id, sub_window), FiredThreshold { owner, name: self.text()? }))
+        let at = if bits & FIRED_AT == 0 { None } else { Some(self.exact()?) };
+        Ok(((binding_id, sub_window), FiredThreshold { owner, name: self.text()?, at }))
+    }
+
+    fn exact(&mut self) -> Result<Exact, StateError> {
+        let units = self.signed()?;
+        let scale = u32::try_from(self.unsigned()?).ok();
+        scale.and_then(|scale| Exact::from_parts(units, scale)).ok_or(StateError::Damaged("a scale out of range"))
     }
 
     fn variables(&mut self) -> Result<VariablesRecord, StateError> {

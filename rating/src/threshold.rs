@@ -2,7 +2,8 @@
 //!
 //! GT and GTE fire when the value is found above the limit, however it came there. LT, LTE and EQ fire when the value
 //! comes to the limit from outside; a window without events has no value for MAX, MIN, AVG and LAST, and 0 for the
-//! other functions. A threshold fires once per window; `rearm` allows it again after the value went back.
+//! other functions. A threshold fires once per window; `rearm` allows it again after the value went back, and one that closes
+//! usage into an interim invoice starts a new count: it fires again when the value has grown by its limit since it fired.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -130,6 +131,12 @@ impl Threshold {
     fn is_upward(&self) -> bool {
         matches!(self.comparator, ThresholdComparator::Gt | ThresholdComparator::Gte)
     }
+
+    /// Whether it starts a new count where it fires (action INVOICE). A limit of nothing is reached by every event.
+    fn counts_anew(&self) -> bool {
+        let invoices = self.actions.iter().any(|action| action.kind == ThresholdActionKind::Invoice);
+        invoices && self.is_upward() && self.value > Quantity::ZERO
+    }
 }
 
 /// Compares `observed ÷ total × 100` with `percent`, without dividing; `total` is positive.
@@ -206,6 +213,8 @@ pub struct FiredThreshold {
     pub owner: ThresholdOwner,
     /// Its name.
     pub name: String,
+    /// The value at which it fired, where it starts a new count there.
+    pub at: Option<Exact>,
 }
 
 /// One crossing and one of its actions: a row of `meter_breach`.
@@ -251,18 +260,23 @@ pub(crate) fn evaluate(
     let mut evaluation = Evaluation::default();
     for bound in binding.bound_thresholds() {
         let BoundThreshold { owner, threshold } = bound;
-        let has_fired = || fired.iter().any(|f| f.owner == *owner && f.name == threshold.name);
-        let name = || FiredThreshold { owner: *owner, name: threshold.name.clone() };
+        let last = || fired.iter().find(|f| f.owner == *owner && f.name == threshold.name);
         if !threshold.holds(after, allowance) {
-            if threshold.rearm && has_fired() {
-                evaluation.rearmed.push(name());
-            }
+            evaluation.rearmed.extend(last().filter(|_| threshold.rearm).cloned());
             continue;
         }
         let from_outside = threshold.is_upward() || before.is_none_or(|before| !threshold.holds(before, allowance));
-        if from_outside && !has_fired() {
+        let last = if from_outside { last() } else { continue };
+        let fires = match last.map(|last| last.at) {
+            None => true,
+            Some(None) => false,
+            Some(Some(at)) => threshold.holds(after.checked_sub(at)?, allowance),
+        };
+        if fires {
             push_breaches(&mut evaluation.breaches, binding, window, bound, after, allowance)?;
-            evaluation.fired.push(name());
+            let at = threshold.counts_anew().then_some(after);
+            evaluation.rearmed.extend(last.cloned());
+            evaluation.fired.push(FiredThreshold { owner: *owner, name: threshold.name.clone(), at });
         }
     }
     Ok(evaluation)

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use rating::state::{EntryRecord, VariablesRecord};
 use rating::threshold::FiredThreshold;
 use rating::window::Place;
-use rating::{MeterState, RatingKey, StateError, ThresholdOwner, WindowRecord, WindowState};
+use rating::{Exact, MeterState, RatingKey, StateError, ThresholdOwner, WindowRecord, WindowState};
 
 fn any_version() -> impl Strategy<Value = VersionId> {
     prop_oneof![any::<u128>(), 0_u128..3].prop_map(|number| VersionId(id(number)))
@@ -71,9 +71,10 @@ fn any_variables() -> impl Strategy<Value = VariablesRecord> {
 prop_compose! {
     fn any_fired()(
         number in any::<u128>(), sub_window in prop::option::of(any_instant()), of_meter in any::<bool>(), name in ".{0,40}",
+        at in prop::option::of(any_quantity().prop_map(Exact::from)),
     ) -> (Place, FiredThreshold) {
         let owner = if of_meter { ThresholdOwner::Meter } else { ThresholdOwner::Binding };
-        ((BindingId(id(number)), sub_window), FiredThreshold { owner, name })
+        ((BindingId(id(number)), sub_window), FiredThreshold { owner, name, at })
     }
 }
 
@@ -138,7 +139,7 @@ fn version_1_stays_readable() {
         variables: None,
     };
     let sum = EntryRecord { key, variables: None, state: MeterState::Sum(Quantity::from_units(-1)), event_count: 5 };
-    let fired = FiredThreshold { owner: ThresholdOwner::Binding, name: "cap".into() };
+    let fired = FiredThreshold { owner: ThresholdOwner::Binding, name: "cap".into(), at: None };
     let record = WindowRecord { entries: vec![sum], fired: vec![((BindingId(id(4)), None), fired)], has_rows: false };
     let id = |number: u8| [[0; 15].as_slice(), &[number]].concat();
     let bytes = [&[1, 1, 0x31][..], &id(1), &id(2), &id(3), b"EUR", &[0x80, 0x01, 5, 1], &[1], &id(4), &[1, 3], b"cap"]

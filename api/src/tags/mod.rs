@@ -7,6 +7,7 @@ use crate::App;
 pub mod api_keys;
 pub mod bindings;
 pub mod costs;
+pub mod credit_notes;
 pub mod customers;
 pub mod invoices;
 pub mod meters;
@@ -27,6 +28,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(api_keys::routes())
         .merge(bindings::routes())
         .merge(costs::routes())
+        .merge(credit_notes::routes())
         .merge(customers::routes())
         .merge(invoices::routes())
         .merge(meters::routes())

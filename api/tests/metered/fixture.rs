@@ -9,7 +9,7 @@ use api::testing::{Client, Reply, TestApi, id, settings};
 use async_trait::async_trait;
 use billing::Billing;
 use billing::control::{WindowControl, WindowRef};
-use catalog::compiled::Snapshots;
+use catalog::compiled::{Snapshots, StoredWindow};
 use domain::{Clock, Position, Result};
 use ingest::control::Controls;
 use ingest::dedup::DedupOptions;
@@ -22,6 +22,7 @@ use ingest::outbox::Relay;
 use ingest::partition::{Settings, Shared};
 use ingest::record::{Control, ControlKind};
 use ingest::supervisor::Ingest;
+use ingest::usage::UsageStore;
 use ingest::usage::postgres::PostgresUsage;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -39,7 +40,7 @@ pub struct Site {
 }
 
 /// Billing's control records on their way into the log, as the server ties them.
-struct LogControl(Controls);
+struct LogControl(Controls, Arc<dyn UsageStore>, Arc<Snapshots>);
 
 impl LogControl {
     async fn publish(&self, kind: ControlKind, windows: &[WindowRef]) -> Result<Vec<Position>> {
@@ -67,6 +68,9 @@ impl WindowControl for LogControl {
     async fn reopen(&self, windows: &[WindowRef]) -> Result<()> {
         self.publish(ControlKind::WindowReopen, windows).await.map(drop)
     }
+    async fn count_late(&self, window: StoredWindow, up_to: Position) -> Result<StoredWindow> {
+        ingest::late::count(&self.1, &self.2, window, up_to).await
+    }
 }
 
 async fn with_engine(mut app: App, dir: &std::path::Path) -> App {
@@ -77,11 +81,13 @@ async fn with_engine(mut app: App, dir: &std::path::Path) -> App {
     let options = LocalLogOptions { segment_bytes: 1 << 20, ..LocalLogOptions::default() };
     let log: Arc<dyn EventLog> = Arc::new(LocalLog::open(&path, identity, options).unwrap());
     let snapshots = Snapshots::start(store.clone()).await.unwrap();
-    let control = Arc::new(LogControl(Controls::new(log.clone(), snapshots.clone())));
+    let usage: Arc<dyn UsageStore> = Arc::new(PostgresUsage::new(store.clone()));
+    let controls = Controls::new(log.clone(), snapshots.clone());
+    let control = Arc::new(LogControl(controls, usage.clone(), snapshots.clone()));
     app.dependencies.push(api::Dependency::EventLog(log.clone()));
     app.engine = Some(Engine {
         door: Arc::new(Door::new(store.clone(), snapshots.clone(), log.clone())),
-        usage: Arc::new(PostgresUsage::new(store.clone())),
+        usage,
         relay: Arc::new(Relay::new(store.clone(), log)),
         billing: Billing::new(store, snapshots.clone(), control),
         snapshots,
@@ -182,6 +188,7 @@ pub struct Offer<'a> {
     pub model: &'a str,
     pub function: &'a str,
     pub product: Value,
+    pub meter: Value,
     pub price: Value,
     pub customer: Value,
 }
@@ -194,6 +201,7 @@ impl Default for Offer<'_> {
             model: "STAIRCASE",
             function: "SUM",
             product: json!({}),
+            meter: json!({}),
             price: json!({}),
             customer: json!({"billing_model": "PREPAID"}),
         }
@@ -210,7 +218,7 @@ pub struct Shop {
     pub wallet: String,
 }
 
-fn merged(mut base: Value, more: Value) -> Value {
+pub fn merged(mut base: Value, more: Value) -> Value {
     for (name, value) in more.as_object().into_iter().flatten() {
         base[name] = value.clone();
     }
@@ -232,7 +240,7 @@ impl Shop {
         let product = json!({"name": "Units", "type": "USAGE", "pricing_model": offer.model});
         let product = id(&post("/v1/products".into(), merged(product, offer.product)).await);
         let meter = json!({"key": format!("m{}", product.replace('-', "")), "name": "Units", "metric_key": "units", "function": offer.function});
-        let meter = id(&post("/v1/meters".into(), meter).await);
+        let meter = id(&post("/v1/meters".into(), merged(meter, offer.meter)).await);
         let _ = post(format!("/v1/products/{product}/meter-bindings"), json!({"meter_id": meter})).await;
         let plan = json!({"name": "Units", "products": [{"product_id": product, "included_quantity": offer.included}]});
         let plan = id(&post("/v1/plans".into(), plan).await);

@@ -8,6 +8,7 @@ use domain::{Error, Instant, ProductType, Result, SubscriptionId, WorkspaceId};
 use sqlx::PgConnection;
 
 use super::draft::Job;
+use super::invoiced::Invoiced;
 use super::run::Run;
 use crate::control::WindowRef;
 use crate::subscription::{self, Subscription};
@@ -18,6 +19,7 @@ pub(crate) struct Loaded {
     terms: HashMap<SubscriptionId, SubscriptionTerms>,
     catalog: Arc<WorkspaceCatalog>,
     windows: HashMap<(SubscriptionId, Instant), StoredWindow>,
+    invoiced: HashMap<(SubscriptionId, Instant), Vec<Invoiced>>,
 }
 
 impl Loaded {
@@ -31,10 +33,10 @@ impl Loaded {
     ) -> Result<Self> {
         let subscriptions = subscription::read::load(conn, workspace_id, ids, lock).await?;
         let terms = SubscriptionTerms::load(conn, ids).await?;
-        Ok(Self { subscriptions, terms, catalog, windows: HashMap::new() })
+        Ok(Self { subscriptions, terms, catalog, windows: HashMap::new(), invoiced: HashMap::new() })
     }
 
-    /// Adds the windows of these runs, with their totals as they are checkpointed now.
+    /// Adds the windows of these runs, with their totals as they are checkpointed now and what invoices have charged of them.
     pub(crate) async fn add_windows(
         &mut self,
         conn: &mut PgConnection,
@@ -46,10 +48,18 @@ impl Loaded {
         if wanted.is_empty() {
             return Ok(());
         }
-        for window in StoredWindow::load(conn, snapshots, WindowQuery::Starting(&wanted)).await? {
-            self.windows.insert((window.subscription_id, window.window.start), window);
+        for window in StoredWindow::load(&mut *conn, snapshots, WindowQuery::Starting(&wanted)).await? {
+            self.put_window(window);
+        }
+        for line in Invoiced::load(conn, &wanted).await? {
+            self.invoiced.entry((line.subscription_id, line.window_start)).or_default().push(line);
         }
         Ok(())
+    }
+
+    /// Puts a window with other totals than the stored ones in its place.
+    pub(crate) fn put_window(&mut self, window: StoredWindow) {
+        self.windows.insert((window.subscription_id, window.window.start), window);
     }
 
     /// A subscription of the batch.
@@ -83,6 +93,7 @@ impl Loaded {
             catalog: &self.catalog,
             run,
             window,
+            invoiced: run.usage.and_then(|usage| self.invoiced.get(&(id, usage.start))).map_or(&[], Vec::as_slice),
         })
     }
 }

@@ -29,10 +29,10 @@ pub async fn create(scope: &Scope, tx: &mut Tx, request: CreateMeterRequest) -> 
     .await
 }
 
-/// A threshold that is crossed is recorded, and nothing else is done about it yet.
+/// A threshold that is crossed is recorded, announced, or closes usage into an invoice; other actions are not built yet.
 pub(crate) fn refuse_unevaluated(thresholds: &[Threshold]) -> Result<()> {
     let kinds = thresholds.iter().flat_map(|threshold| &threshold.actions).map(|action| action.kind);
-    match kinds.into_iter().find(|kind| *kind != ThresholdActionKind::Webhook) {
+    match kinds.into_iter().find(|kind| !matches!(kind, ThresholdActionKind::Webhook | ThresholdActionKind::Invoice)) {
         Some(kind) => Err(Error::business_rule(format!("the action {kind} of thresholds is not evaluated yet"))),
         None => Ok(()),
     }

@@ -1,5 +1,6 @@
 //! Rows that are taken back: before windows are sealed, ids that other partitions have counted, too (rule B5); whenever it
-//! is asked for, events that were voided by hand (rule C5).
+//! is asked for, events that were voided by hand (rule C5). And rows that are added: when a window is open again, what came late
+//! while it was sealed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,6 +12,7 @@ use super::batch::TermsOf;
 use super::{Failure, Patience, State};
 use crate::checkpoint::{RejectionWrite, WindowKey};
 use crate::door::wire;
+use crate::late;
 use crate::record::{Control, ControlKind};
 use crate::subscription::{Rebuilt, SubscriptionMsg};
 use crate::twins::{Seal, take_back};
@@ -22,7 +24,7 @@ const REPLAY_CHUNK: usize = 10_000;
 
 impl State {
     /// Counts windows anew that lose rows: those that are about to be sealed, whose ids are compared before, and those of
-    /// voids by hand. Rows that other customers have are kept as rejections. Whatever fails here is repeated from the
+    /// voids by hand. One that is open again gets its late rows. Rows that other customers have are kept as rejections. Whatever fails here is repeated from the
     /// checkpoint before the records.
     pub(super) async fn recount(&mut self, controls: &[(Position, Control)], terms: &TermsOf) -> Result<(), Failure> {
         let mut windows: HashMap<(SubscriptionId, domain::Instant), (Period, Seal)> = HashMap::new();
@@ -32,8 +34,8 @@ impl State {
             let seal = Seal { subscription_id, window_start, position: *position };
             match kind {
                 ControlKind::WindowSeal => seals.push(seal),
-                ControlKind::WindowRecount => {}
-                ControlKind::PeriodEnd | ControlKind::WindowReopen => continue,
+                ControlKind::WindowRecount | ControlKind::WindowReopen => {}
+                ControlKind::PeriodEnd => continue,
             }
             windows.insert((subscription_id, window_start), (Period { start: window_start, end: window_end }, seal));
         }
@@ -49,6 +51,10 @@ impl State {
         for OpenVoid { window, row } in self.open_voids(&keys).await? {
             losing.entry(window).or_default();
             self.pending.closed_voids.push(row);
+        }
+        for window in self.late_usage(&keys).await? {
+            losing.entry(window).or_default();
+            self.pending.mended.push(window);
         }
         for (window, twins) in losing {
             let Some((period, seal)) = windows.get(&window) else { continue };
@@ -68,6 +74,16 @@ impl State {
             match void::open(&self.shared.store, windows).await {
                 Ok(voids) => return Ok(voids),
                 Err(error) => patience.wait(&self.given_up, "reading voids", error).await?,
+            }
+        }
+    }
+
+    async fn late_usage(&self, windows: &[WindowKey]) -> Result<Vec<WindowKey>, Failure> {
+        let mut patience = Patience::default();
+        loop {
+            match late::of_open(&self.shared.store, windows).await {
+                Ok(windows) => return Ok(windows),
+                Err(error) => patience.wait(&self.given_up, "reading late usage", error).await?,
             }
         }
     }

@@ -3,12 +3,14 @@
 use domain::{BillingTiming, ChargeKind, Error, Instant, Result};
 use rating::{Atom, RatedLine, RatingInput};
 
+use super::difference::less_invoiced;
 use super::{DraftLine, Job, LineTax, no_id, rate_of, tiers_of, unit_rate};
 use crate::invoice::line::InvoiceLineAtom;
 use crate::invoice::run::RunReason;
 use crate::invoice::words::{AppliesAt, InvoiceLineType};
 
-/// Rates the window by the one function that also made its accruals, so that both are one figure (promise 5).
+/// Rates the window by the one function that also made its accruals, so that both are one figure (promise 5), and takes off
+/// what was charged before.
 pub(super) fn lines(job: &Job<'_>) -> Result<Vec<DraftLine>> {
     let (Some(period), Some(window)) = (job.run.usage, job.window) else { return Ok(Vec::new()) };
     if job.terms.is_trial(period.start) {
@@ -17,9 +19,12 @@ pub(super) fn lines(job: &Job<'_>) -> Result<Vec<DraftLine>> {
     // The window as the schedule has it, also where a cancellation cut the billed period.
     let terms = job.catalog.rating_terms(job.terms, window.window, &window.state)?;
     let period_facts = job.terms.period_facts(window.window);
-    let input = RatingInput { terms: &terms, until: Some(window.window.end), period: period_facts };
+    // What is held counts to the end of the window, or up to the instant at which it is billed in between.
+    let until = if job.run.key.reason == RunReason::Interim { period.end } else { window.window.end };
+    let input = RatingInput { terms: &terms, until: Some(until), period: period_facts };
     let rated = window.state.rate(&input)?;
-    rated.lines.iter().map(|line| usage_line(job, line, window.window.start, period.end)).collect()
+    let lines = rated.lines.iter().map(|line| usage_line(job, line, window.window.start, period.end));
+    less_invoiced(lines.collect::<Result<_>>()?, job.invoiced)
 }
 
 fn usage_line(job: &Job<'_>, rated: &RatedLine, start: Instant, end: Instant) -> Result<DraftLine> {
@@ -40,7 +45,11 @@ fn usage_line(job: &Job<'_>, rated: &RatedLine, start: Instant, end: Instant) ->
     });
     let item = job.terms.item_of(rated.product_id, start).or_else(|| job.terms.item_of(rated.product_id, end));
     Ok(DraftLine {
-        line_type: InvoiceLineType::Usage,
+        line_type: if job.run.key.reason == RunReason::Correction {
+            InvoiceLineType::Adjustment
+        } else {
+            InvoiceLineType::Usage
+        },
         charge_kind: ChargeKind::Usage,
         applies_at: if job.run.key.reason == RunReason::Closing {
             AppliesAt::Cancellation
