@@ -10,7 +10,7 @@ use api::app::Engine;
 use api::testing::{Client, TestApi, id, settings};
 use billing::Billing;
 use billing::control::{WindowControl, WindowRef};
-use catalog::compiled::Snapshots;
+use catalog::compiled::{Snapshots, StoredWindow};
 use domain::{Clock, Result};
 use ingest::door::Door;
 use ingest::log::EventLog;
@@ -49,6 +49,13 @@ impl WindowControl for NoWindows {
         Self: 'c,
     {
         unreachable!("no window is metered: {windows:?}")
+    }
+    fn count_late<'a, 'c>(&'a self, window: StoredWindow, _: domain::Position) -> Done<'c, StoredWindow>
+    where
+        'a: 'c,
+        Self: 'c,
+    {
+        unreachable!("no window is metered: {window:?}")
     }
 }
 

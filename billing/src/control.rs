@@ -1,10 +1,12 @@
 //! How billing closes usage windows: through control records in the event log (rule C2), so that "everything that was
-//! acknowledged before" is a matter of the log's order and not of waiting.
+//! acknowledged before" is a matter of the log's order and not of waiting. And how it has a closed window counted with what came
+//! late.
 //!
 //! The trait is implemented by `ingest` and wired by the server. What a record did is seen in table `usage_window`
 //! (see [`crate::windows::wait`]): the row exists after the record was read, also when the window had no event.
 
 use async_trait::async_trait;
+use catalog::compiled::StoredWindow;
 use domain::{CustomerId, Instant, Position, Result, SubscriptionId, WorkspaceId};
 
 /// One usage window of one subscription, with what leads its control records to its home partition.
@@ -48,4 +50,11 @@ pub trait WindowControl: Send + Sync {
     /// # Errors
     /// `Unavailable` when the log does not take the records.
     async fn reopen(&self, windows: &[WindowRef]) -> Result<()>;
+
+    /// A window that is billed, as its row is stored, with the late usage that was counted in it since, up to a position (rule
+    /// C4); nothing is written. The answer's position is `up_to`.
+    ///
+    /// # Errors
+    /// As the usage store; `Internal` for an event that cannot be counted, although it was.
+    async fn count_late(&self, window: StoredWindow, up_to: Position) -> Result<StoredWindow>;
 }

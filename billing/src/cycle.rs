@@ -41,6 +41,8 @@ impl Billing {
             DueKind::SubscriptionStart | DueKind::TrialEnd => self.isolate(&scope, works, Self::change_states).await,
             DueKind::PeriodClose => self.isolate(&scope, works, Self::close_periods).await,
             DueKind::InvoiceFinalize => self.isolate(&scope, works, Self::finalize_works).await,
+            DueKind::InterimInvoice => self.isolate(&scope, works, Self::bill_interim).await,
+            DueKind::UsageCorrection => self.isolate(&scope, works, Self::correct).await,
         }
     }
 
@@ -246,7 +248,7 @@ fn subjects(works: &[DueWork]) -> Vec<SubscriptionId> {
     works.iter().map(|work| SubscriptionId(work.subject_id)).collect()
 }
 
-fn payload<T: DeserializeOwned>(work: &DueWork) -> Result<T> {
+pub(crate) fn payload<T: DeserializeOwned>(work: &DueWork) -> Result<T> {
     let read = serde_json::from_value(work.payload.0.clone());
     read.map_err(|error| Error::internal(format!("reading the payload of due work {}", work.id), error))
 }

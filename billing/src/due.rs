@@ -1,7 +1,7 @@
 //! Due work: what billing asks the scheduler to do at an instant (rules E). Rows are written in the transaction of their
 //! cause and deleted in the transaction of their effect, so that each is done once.
 
-use domain::{CustomerId, Error, Instant, Result, Scope, TestClockId, WorkspaceId};
+use domain::{CustomerId, Error, Instant, Result, Scope, SubscriptionId, TestClockId, WorkspaceId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
@@ -21,8 +21,12 @@ domain::wire_enum! {
         TrialEnd = "trial_end",
         /// A charged period ends: its window is closed, drafts are made, the next period begins.
         PeriodClose = "period_close",
+        /// A threshold closes the usage so far of a window into an interim invoice.
+        InterimInvoice = "interim_invoice",
         /// The grace is over: the window is sealed, the drafts are computed for the last time and finalized.
         InvoiceFinalize = "invoice_finalize",
+        /// Late usage was counted in a window that is billed: the difference is.
+        UsageCorrection = "usage_correction",
     }
 }
 
@@ -34,7 +38,9 @@ impl DueKind {
             Self::SubscriptionStart => 20,
             Self::TrialEnd => 30,
             Self::PeriodClose => 60,
+            Self::InterimInvoice => 75,
             Self::InvoiceFinalize => 80,
+            Self::UsageCorrection => 85,
         }
     }
 }
@@ -153,6 +159,52 @@ pub async fn plan(conn: &mut PgConnection, now: Instant, work: &[NewWork]) -> Re
     .await
     .context("planning due work")?;
     Ok(())
+}
+
+/// Has usage windows billed now: at `now`, or what the customer's test clock shows. `cause` tells rows of one instant apart;
+/// one that is there already is locked, so that it is not done before the caller commits. Comes before the first window is
+/// locked.
+///
+/// # Errors
+/// As every statement.
+pub async fn plan_windows(
+    conn: &mut PgConnection,
+    now: Instant,
+    kind: DueKind,
+    cause: &str,
+    windows: &[(SubscriptionId, Instant)],
+) -> Result<()> {
+    if windows.is_empty() {
+        return Ok(());
+    }
+    let (ids, starts): (Vec<_>, Vec<_>) = windows.iter().map(|(id, start)| (id.0, *start)).unzip();
+    sqlx::query(
+        "INSERT INTO due_work (id, workspace_id, customer_id, kind, kind_order, subject_id, due_at, clock_id, payload, created_at)
+         SELECT gen_random_uuid(), s.workspace_id, s.customer_id, $3, $4, s.id, coalesce(clock.frozen_at, $5), s.test_clock_id,
+                jsonb_build_object('reason', $6 || ' ' || w.start, 'window_start', w.start), $5
+         FROM (SELECT DISTINCT * FROM unnest($1::uuid[], $2::timestamptz[])) AS w (id, start)
+              JOIN subscription s USING (id) LEFT JOIN test_clock clock ON clock.id = s.test_clock_id
+         ORDER BY s.id, w.start
+         ON CONFLICT (kind, subject_id, due_at, (coalesce(payload ->> 'reason', '')))
+         DO UPDATE SET payload = due_work.payload",
+    )
+    .bind(ids)
+    .bind(starts)
+    .bind(kind)
+    .bind(kind.order())
+    .bind(now)
+    .bind(cause)
+    .execute(conn)
+    .await
+    .context("planning the billing of usage windows")?;
+    Ok(())
+}
+
+/// Payload of work on a usage window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct WindowPayload {
+    /// First instant of the window.
+    pub(crate) window_start: Instant,
 }
 
 /// Takes rows of these kinds off the agenda of a subject: they will not be done.

@@ -4,6 +4,7 @@ pub mod allowance;
 pub mod billing;
 pub mod commitment;
 pub mod control;
+pub mod credit_note;
 pub mod customer;
 pub mod cycle;
 pub mod due;

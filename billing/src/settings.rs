@@ -68,6 +68,12 @@ impl BillingSettings {
     pub fn invoice_number(&self, sequence: i64) -> String {
         format!("{}{sequence:0width$}", self.invoice_prefix, width = self.invoice_number_padding)
     }
+
+    /// The number on a credit note, from its own series: `CN-000001`.
+    #[must_use]
+    pub fn credit_note_number(&self, sequence: i64) -> String {
+        format!("CN-{sequence:0width$}", width = self.invoice_number_padding)
+    }
 }
 
 /// A duration in Go syntax with whole numbers: `1h`, `90m`, `1h30m`, `500ms`, `0` (conventions.md, Durations).

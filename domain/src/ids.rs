@@ -121,6 +121,10 @@ ids! {
     InvoiceId,
     /// Line of an invoice.
     InvoiceLineId,
+    /// Credit note.
+    CreditNoteId,
+    /// Line of a credit note.
+    CreditNoteLineId,
     /// Wallet of a customer in one currency.
     WalletId,
     /// Movement of a wallet.

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use billing::due::{DueKind, plan_windows};
 use catalog::compiled::WindowStatus;
 use domain::period::Period;
 use domain::{
@@ -16,6 +17,7 @@ use sqlx::Row;
 use store::{Store, StoreError, Tx};
 use uuid::Uuid;
 
+use crate::late::{self, LateUsage};
 use crate::limits::{LimitsWrite, announce_allowances, write_blocks};
 use crate::log::{LogIdentity, Partition};
 use crate::reserve::captures;
@@ -171,6 +173,12 @@ pub struct Checkpoint {
     pub unattributed: Vec<UnattributedWrite>,
     /// Voids whose windows were counted anew without them.
     pub closed_voids: Vec<RowKey>,
+    /// Windows whose usage so far a threshold closes into an interim invoice.
+    pub interims: Vec<WindowKey>,
+    /// Late usage that was counted in its own, closed window.
+    pub corrections: Vec<LateUsage>,
+    /// Windows that are open again and were counted anew with their late usage.
+    pub mended: Vec<WindowKey>,
 }
 
 /// How a checkpoint ended.
@@ -224,10 +232,16 @@ impl Ownership {
         if !self.advance(&mut tx, checkpoint.next_offset, now).await? {
             return Ok(Written::Fenced);
         }
+        // Before any window is locked: whoever works it off takes the locks in this order.
+        let late: Vec<_> = checkpoint.corrections.iter().map(LateUsage::key).collect();
+        plan_windows(tx.conn(), now, DueKind::InterimInvoice, "threshold", &checkpoint.interims).await?;
+        plan_windows(tx.conn(), now, DueKind::UsageCorrection, "late", &late).await?;
         usage.append_in_checkpoint(&mut tx, &checkpoint.events).await?;
         write_windows(&mut tx, self.partition, &checkpoint.windows, now).await?;
         captures::note(&mut tx, &checkpoint.events, &checkpoint.rejections).await?;
         void::close(&mut tx, &checkpoint.closed_voids).await?;
+        late::note(&mut tx, self.partition, &checkpoint.corrections, now).await?;
+        late::close(&mut tx, &checkpoint.mended).await?;
         write_members(&mut tx, &checkpoint.windows).await?;
         clear_accruals(&mut tx, &checkpoint.windows).await?;
         write_accruals(&mut tx, &checkpoint.windows).await?;
@@ -237,6 +251,7 @@ impl Ownership {
         announce_allowances(&mut tx, &checkpoint.windows, now).await?;
         write_rejections(&mut tx, self.partition, &checkpoint.rejections, now).await?;
         announce_dropped(&mut tx, &checkpoint.dropped, now).await?;
+        late::announce(&mut tx, &checkpoint.events, now).await?;
         write_unattributed(&mut tx, self, &checkpoint.unattributed, now).await?;
         match tx.commit().await {
             Ok(()) => {}
@@ -406,7 +421,7 @@ async fn clear_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
 }
 
 /// Sets, never adds; a closed row is a fence: its window is billed, and nothing may change it (rule D3). What captures have
-/// paid of the counted usage is not accrued any more.
+/// paid of the counted usage is not accrued any more, nor what interim invoices have charged.
 async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
     let mut rows: Vec<_> = windows.iter().flat_map(|w| w.accruals.iter().map(move |accrual| (w, accrual))).collect();
     if rows.is_empty() {
@@ -425,7 +440,7 @@ async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
              WHERE r.subscription_id = s AND r.counted_in = ws AND r.wallet_currency = pin AND r.settled_at IS NULL
          ) AS captured
          ON CONFLICT (subscription_id, window_start, wallet_currency) DO UPDATE SET net = EXCLUDED.net,
-             accrued = EXCLUDED.accrued, wallet_id = EXCLUDED.wallet_id, customer_id = EXCLUDED.customer_id
+             accrued = greatest(EXCLUDED.accrued - a.invoiced, 0), wallet_id = EXCLUDED.wallet_id, customer_id = EXCLUDED.customer_id
          WHERE NOT a.closed",
     )
     .bind(rows.iter().map(|(w, _)| w.subscription_id.0).collect::<Vec<_>>())

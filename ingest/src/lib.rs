@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod control;
 pub mod dedup;
 pub mod door;
+pub mod late;
 pub mod limits;
 pub mod log;
 pub mod metrics;

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use billing::invoice::InvoiceLineDTO;
+use billing::invoice::invoiced::Invoiced;
 use billing::invoice::preview::usage_lines;
 use domain::error::FieldErrorCode as Code;
 use domain::input::Field;
@@ -120,8 +121,10 @@ pub async fn simulate(
     }
     refused.finish()?;
     let mut lines = Vec::new();
-    for window in starts.into_iter().filter_map(|start| trial.window(start)) {
-        lines.append(&mut usage_lines(&subscription, &terms, &catalog, &window)?);
+    for start in starts {
+        let Some(window) = trial.window(start) else { continue };
+        let invoiced = Invoiced::load(&mut conn, &[(id, start)]).await?;
+        lines.append(&mut usage_lines(&subscription, &terms, &catalog, &window, &invoiced)?);
     }
     Ok(lines)
 }

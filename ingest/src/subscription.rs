@@ -53,6 +53,11 @@ pub enum Verdict {
         /// Thresholds that it crossed.
         breaches: Vec<Breach>,
     },
+    /// It is counted in its own window, which is closed: billing corrects what was charged (`LateEventPolicy::Correct`).
+    Correcting {
+        /// The closed window.
+        window: Period,
+    },
     /// Kept with a reason.
     Rejected {
         /// Stable code.
@@ -323,6 +328,7 @@ impl Windows {
                 verdict
             }
             Ok((index, late)) => self.apply(judge, incoming, &resolved, index, late),
+            Err(Verdict::Correcting { window }) => correcting(judge, incoming, &resolved, window),
             Err(verdict) => verdict,
         };
         if resolved.iter().any(|one| one.binding.meter.function == MeterFunction::TimeWeighted) {
@@ -356,9 +362,8 @@ impl Windows {
             .map_or(LateEventPolicy::NextPeriod, |r| r.binding.meter.late_event_policy);
         match policy {
             LateEventPolicy::Drop => Err(Verdict::Dropped { reason: "the window of the event is billed".into() }),
-            LateEventPolicy::Reject | LateEventPolicy::Correct => {
-                Err(rejected("LATE_EVENT", "the window of the event is billed"))
-            }
+            LateEventPolicy::Reject => Err(rejected("LATE_EVENT", "the window of the event is billed")),
+            LateEventPolicy::Correct => Err(Verdict::Correcting { window }),
             LateEventPolicy::NextPeriod => match terms.window_at(sealed_until) {
                 Some(open) if open.start >= sealed_until && terms.ended_at.is_none_or(|ended| open.start < ended) => {
                     Ok((self.slot(open), true))
@@ -545,6 +550,16 @@ impl Windows {
 /// Whether its totals go on over billing windows.
 fn goes_on(binding: &CompiledBinding) -> bool {
     binding.role != BindingRole::Primary && binding.span().is_running()
+}
+
+/// Whether an event can be counted is seen on an empty window: the totals of its own are not at hand.
+fn correcting(judge: &Judge<'_>, incoming: &Incoming, resolved: &[Resolved<'_>], window: Period) -> Verdict {
+    let mut alone = Windows { slots: Vec::new(), sealed_until: None, rates: Rates::new() };
+    let index = alone.slot(window);
+    match alone.apply(judge, incoming, resolved, index, true) {
+        Verdict::Counted { .. } => Verdict::Correcting { window },
+        refused => refused,
+    }
 }
 
 /// Below this an amount cannot come near the range of money (10²⁰), whatever the tiers do.

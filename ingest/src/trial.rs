@@ -77,7 +77,7 @@ impl Trial {
     }
 
     /// Counts an event as its partition would; the answer is the start of the window that it went to, or `None` when a
-    /// policy drops it.
+    /// policy drops it or has a closed window corrected.
     ///
     /// # Errors
     /// 422 with the code under which the partition would keep it.
@@ -96,7 +96,8 @@ impl Trial {
         };
         match self.windows.count(&judge, &incoming) {
             Verdict::Counted { window_start, breaches, .. } => Ok(Some((window_start, breaches))),
-            Verdict::Dropped { .. } => Ok(None),
+            // A window that is closed is corrected by a document of its own.
+            Verdict::Dropped { .. } | Verdict::Correcting { .. } => Ok(None),
             Verdict::Rejected { code, message } => Err(Error::rule(code, message)),
         }
     }

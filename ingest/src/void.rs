@@ -124,7 +124,7 @@ async fn passed(store: &Store, log: &Arc<dyn EventLog>, ends: &[(Partition, u64)
 /// Takes an event out of billing. A repeat changes nothing and answers the event with its first `voided_at`.
 ///
 /// # Errors
-/// `NotFound`; `INVALID_TRANSITION` when the event's window is closed; `IDEMPOTENCY_CONFLICT`.
+/// `NotFound`; `INVALID_TRANSITION` when the event's window is closed, or the event is on an interim invoice; `IDEMPOTENCY_CONFLICT`.
 pub async fn void(
     scope: &Scope,
     tx: &mut Tx,
@@ -156,11 +156,11 @@ pub async fn void(
     Ok(StoredEvent { voided_at: Some(voided_at), ..event })
 }
 
-/// Locks the row of the event's window, so that no seal and no invoice comes in between. Answers its end, and whether it
-/// is still open.
+/// Locks the row of the event's window, so that no seal and no invoice comes in between. Answers its end, and whether the event
+/// is on no invoice: the window is open, and no interim invoice has charged it.
 async fn lock_window(tx: &mut Tx, counted: &CountedEvent) -> Result<(Instant, bool)> {
-    let row: Option<(Instant, WindowStatus, bool)> = sqlx::query_as(
-        "SELECT window_end, status, billed FROM usage_window WHERE subscription_id = $1 AND window_start = $2 FOR UPDATE",
+    let row: Option<(Instant, WindowStatus, bool, Option<i64>)> = sqlx::query_as(
+        "SELECT window_end, status, billed, invoiced_position FROM usage_window WHERE subscription_id = $1 AND window_start = $2 FOR UPDATE",
     )
     .bind(counted.event.subscription_id)
     .bind(counted.window_start)
@@ -168,8 +168,9 @@ async fn lock_window(tx: &mut Tx, counted: &CountedEvent) -> Result<(Instant, bo
     .await
     .context("locking a usage window")?;
     // An event is counted with its window's row; the usage store may show it a moment before.
-    let (end, status, billed) = row.ok_or_else(|| behind("the event is not counted yet".into()))?;
-    Ok((end, status != WindowStatus::Sealed && !billed))
+    let (end, status, billed, invoiced) = row.ok_or_else(|| behind("the event is not counted yet".into()))?;
+    let is_invoiced = invoiced.is_some_and(|position| counted.position <= Position::from_i64(position));
+    Ok((end, status != WindowStatus::Sealed && !billed && !is_invoiced))
 }
 
 async fn voided_at(tx: &mut Tx, (id, partition, position): RowKey) -> Result<Option<Instant>> {

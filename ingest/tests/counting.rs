@@ -3,6 +3,7 @@
 
 mod common;
 
+use catalog::compiled::{StoredWindow, WindowQuery};
 use chrono::TimeDelta;
 use common::{World, at, period_start};
 use domain::{Clock, Instant, Position, Quantity};
@@ -372,6 +373,66 @@ async fn c2_a_seal_outlives_its_owner() {
     world.settle().await;
     assert_eq!(world.totals(period_start()).await.0, "10");
     assert_eq!(world.totals(at(FEBRUARY)).await.0, "5");
+}
+
+/// usage.md 5, `CORRECT`: a late event is counted in its own window, whose row stays as it was sealed, and its correction is
+/// asked for once, whoever is killed. Rule C4: what billing counts is the window with the late events, by position.
+#[tokio::test(flavor = "multi_thread")]
+async fn late_usage_that_is_corrected_is_counted_once_over_kills() {
+    let mut world = World::idle(json!({"late_event_policy": "CORRECT"}), json!({})).await;
+    world.run().await;
+    world.accept(&[world.event("a", "1000", JANUARY)]).await;
+    world.settle().await;
+    let (start, end) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
+    world.control(ControlKind::WindowSeal, start, end).await;
+    world.settle().await;
+    world.execute("UPDATE usage_window SET billed = true").await;
+    let sealed = "SELECT position + event_count * 1000000 FROM usage_window";
+    let before = world.count(sealed).await;
+    for round in 0..3 {
+        let late = [world.event("late", "500", JANUARY), world.event(&format!("late {round}"), "1", JANUARY)];
+        world.accept(&late).await;
+        world.restart(round == 1).await; // the kill meets every stage
+    }
+    world.settle().await;
+    assert_eq!(world.count("SELECT count(*) FROM usage_event WHERE late").await, 4);
+    assert_eq!(world.count(sealed).await, before, "the row is a billed one");
+    let asked = "SELECT count(*) FROM due_work WHERE kind = 'usage_correction'";
+    assert!((1..=4).contains(&world.count(asked).await));
+    let received = "SELECT count(*) FROM outbox WHERE event_type = 'usage_event.late_received'";
+    assert_eq!(world.count(received).await, 4);
+    let noted = Position::from_i64(world.count("SELECT position FROM usage_correction").await);
+    let query = WindowQuery::Starting(&[(world.subscription, at(start))]);
+    let mut conn = world.store.pool().acquire().await.expect("a connection");
+    let row = StoredWindow::load(&mut conn, &world.snapshots, query).await.expect("readable").remove(0);
+    let counted = ingest::late::count(&world.usage, &world.snapshots, row.clone(), noted).await.expect("countable");
+    let quantity = |window: &StoredWindow| window.state.entries()[0].quantity(None).expect("in range").to_string();
+    assert_eq!((quantity(&row), quantity(&counted)), ("1000".into(), "1503".into()));
+    assert_eq!((counted.event_count, counted.position), (5, noted));
+}
+
+/// A finalization that fails after its seal gives the window back: what came late meanwhile is in time again.
+#[tokio::test(flavor = "multi_thread")]
+async fn late_usage_of_a_window_that_is_open_again_counts_in_it() {
+    let mut world = World::idle(json!({"late_event_policy": "CORRECT"}), json!({})).await;
+    world.run().await;
+    let (start, end) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
+    world.accept(&[world.event("a", "1000", JANUARY)]).await;
+    world.control(ControlKind::WindowSeal, start, end).await;
+    world.accept(&[world.event("late", "500", JANUARY)]).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.0, "1000");
+    assert_eq!(world.count("SELECT count(*) FROM usage_correction").await, 1);
+    world.control(ControlKind::WindowReopen, start, end).await;
+    world.accept(&[world.event("b", "1", JANUARY)]).await;
+    world.restart(false).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await, ("1501".into(), 3, "132.08 EUR".into()));
+    assert_eq!(world.count("SELECT count(*) FROM usage_correction").await, 0);
+    assert_eq!(world.count("SELECT count(*) FROM usage_event WHERE late").await, 1);
+    world.control(ControlKind::WindowSeal, start, end).await;
+    world.settle().await;
+    assert_eq!(world.totals(period_start()).await.0, "1501");
 }
 
 /// Rule C2: a subscription that was cancelled in mid-period has no window in which a late event could count. Else: after a

@@ -1,9 +1,10 @@
-//! Invoices as booked facts: the receivable at finalization, and the wallet money that is applied to it (rule D4).
+//! Invoices and credit notes as booked facts: the receivable at finalization, the wallet money that is applied to it (rule
+//! D4), and what is taken back of it.
 //!
 //! Their transfers have ids derived from the invoice, so that a finalization that is repeated after a lost answer cannot
 //! book twice (rule D5).
 
-use domain::{Currency, InvoiceId, Money, Result, Scope, TransferId, WalletId};
+use domain::{CreditNoteId, Currency, InvoiceId, Money, Result, Scope, TransferId, WalletId};
 use store::{StoreError, Tx};
 use uuid::Uuid;
 
@@ -62,6 +63,27 @@ pub fn settlement_transfer(scope: &Scope, invoice: InvoiceId, settled: Money) ->
         .credit(Account::Workspace(WorkspaceAccount::Receivable), settled)
         .balanced()?;
     Ok(Some(transfer))
+}
+
+/// Id of the transfer that books a credit note.
+#[must_use]
+pub fn credit_note_transfer_id(credit_note: CreditNoteId) -> TransferId {
+    TransferId(Uuid::new_v5(&credit_note.0, b"credit note"))
+}
+
+/// The booking of an issued credit note: an invoice taken back. What is over on `receivable` is the customer's until it is
+/// applied.
+///
+/// # Errors
+/// `CURRENCY_MISMATCH` between net and tax; `Internal` for a credit over nothing.
+pub fn credit_note_transfer(scope: &Scope, credit_note: CreditNoteId, net: Money, tax: Money) -> Result<Transfer> {
+    let total = net.add(tax)?;
+    let draft = Transfer::draft(credit_note_transfer_id(credit_note), TransferKind::CreditNote, scope.now())
+        .reference("credit_note", credit_note)
+        .debit(Account::Workspace(WorkspaceAccount::Revenue), net)
+        .debit(Account::Workspace(WorkspaceAccount::TaxPayable), tax)
+        .credit(Account::Workspace(WorkspaceAccount::Receivable), total);
+    Ok(draft.balanced()?)
 }
 
 /// Books a finalized invoice. A repeat changes nothing.

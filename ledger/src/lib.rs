@@ -50,6 +50,7 @@
 //! | invoice finalized | `receivable` (total) | `revenue` (net), `tax_payable` (tax) |
 //! | invoice settled by captures before it | `captured_usage` | `receivable` |
 //! | captured more than the invoice shows | `captured_usage` | `wallet_cash` |
+//! | credit note issued | `revenue` (net), `tax_payable` (tax) | `receivable` (total) |
 //! | invoice drawn from a wallet | `wallet_promotional`, then `wallet_cash` | `receivable` |
 
 pub mod account;
@@ -60,7 +61,7 @@ pub mod verify;
 pub mod wallet;
 
 pub use account::{Account, WalletAccount, WorkspaceAccount};
-pub use invoice::{book_invoice, charge_for_invoice, invoice_transfer, settlement_transfer};
+pub use invoice::{book_invoice, charge_for_invoice, credit_note_transfer, invoice_transfer, settlement_transfer};
 pub use transfer::{Posted, Transfer, TransferKind, post};
 pub use trial_balance::{TrialBalanceRow, trial_balance};
 pub use verify::{Difference, Progress, Report, verify};

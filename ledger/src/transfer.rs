@@ -34,6 +34,8 @@ wire_enum! {
         InvoicePayment = "invoice_payment",
         /// Captured usage that an invoice shows.
         UsageSettlement = "usage_settlement",
+        /// Issued credit note.
+        CreditNote = "credit_note",
     }
 }
 

@@ -38,6 +38,11 @@ impl Exact {
         (self.units, self.scale)
     }
 
+    /// What [`Exact::parts`] gave.
+    pub(crate) fn from_parts(units: i128, scale: u32) -> Option<Self> {
+        (SCALE..=2 * SCALE).contains(&scale).then(|| Self::canonical(units, scale))
+    }
+
     /// The shortest form of `units` at a `scale` of at least 12.
     fn canonical(mut units: i128, mut scale: u32) -> Self {
         if scale > SCALE

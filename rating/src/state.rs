@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::binding::CompiledBinding;
 use crate::entry::{Entry, RatingKey, Variables};
 use crate::error::{RatingError, Result};
+use crate::exact::Exact;
 use crate::limit::{CapLimit, Limit, ReachedLimits};
 use crate::member::MemberRow;
 use crate::meter::{LastKey, MeterState};
@@ -222,10 +223,16 @@ impl WindowRecord {
                 ThresholdOwner::Meter => 0,
                 ThresholdOwner::Binding => 1,
             };
-            let blocks = if fired.blocks { FIRED_BLOCKS } else { 0 };
-            out.byte(owner | blocks | if sub_window.is_some() { FIRED_SUB_WINDOW } else { 0 });
+            let bit = |set: bool, bit: u8| if set { bit } else { 0 };
+            let place = bit(sub_window.is_some(), FIRED_SUB_WINDOW);
+            out.byte(owner | place | bit(fired.blocks, FIRED_BLOCKS) | bit(fired.at.is_some(), FIRED_AT));
             if let Some(start) = sub_window {
                 out.signed(start.timestamp_micros().into());
+            }
+            if let Some(at) = fired.at {
+                let (units, scale) = at.parts();
+                out.signed(units);
+                out.unsigned(scale.into());
             }
             out.text(&fired.name);
         }
@@ -315,6 +322,8 @@ fn attach_entry(record: EntryRecord, versions: &impl Versions) -> Result<Entry> 
 const FIRED_SUB_WINDOW: u8 = 0x80;
 /// Bit of the byte of a fired threshold: further usage is refused.
 const FIRED_BLOCKS: u8 = 0x40;
+/// Bit of the same byte: the value at which it fired follows.
+const FIRED_AT: u8 = 0x20;
 
 /// Bits of the byte behind the version.
 mod head {
@@ -571,14 +580,15 @@ impl<'a> Reader<'a> {
     fn fired(&mut self) -> Result<(Place, FiredThreshold), StateError> {
         let binding_id = BindingId(self.id()?);
         let bits = self.byte()?;
-        let owner = match bits & !(FIRED_SUB_WINDOW | FIRED_BLOCKS) {
+        let owner = match bits & !(FIRED_SUB_WINDOW | FIRED_BLOCKS | FIRED_AT) {
             0 => ThresholdOwner::Meter,
             1 => ThresholdOwner::Binding,
             _ => return Err(StateError::Damaged("an unknown threshold owner")),
         };
         let sub_window = if bits & FIRED_SUB_WINDOW == 0 { None } else { Some(self.instant(0)?) };
         let blocks = bits & FIRED_BLOCKS != 0;
-        Ok(((binding_id, sub_window), FiredThreshold { owner, name: self.text()?, blocks }))
+        let at = if bits & FIRED_AT == 0 { None } else { Some(self.exact()?) };
+        Ok(((binding_id, sub_window), FiredThreshold { owner, name: self.text()?, blocks, at }))
     }
 
     fn reached(&mut self) -> Result<Vec<ReachedLimits>, StateError> {
@@ -609,6 +619,12 @@ impl<'a> Reader<'a> {
             }
             _ => return Err(StateError::Damaged("an unknown limit")),
         })
+    }
+
+    fn exact(&mut self) -> Result<Exact, StateError> {
+        let units = self.signed()?;
+        let scale = u32::try_from(self.unsigned()?).ok();
+        scale.and_then(|scale| Exact::from_parts(units, scale)).ok_or(StateError::Damaged("a scale out of range"))
     }
 
     fn variables(&mut self) -> Result<VariablesRecord, StateError> {

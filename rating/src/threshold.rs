@@ -2,8 +2,9 @@
 //!
 //! GT and GTE fire when the value is found above the limit, however it came there. LT, LTE and EQ fire when the value
 //! comes to the limit from outside; a window without events has no value for MAX, MIN, AVG and LAST, and 0 for the
-//! other functions. A threshold fires once per window; `rearm` allows it again after the value went back. Every event has a
-//! SLIDING window of its own: there, each comparison fires when the event takes the value of that window to the limit.
+//! other functions. A threshold fires once per window; `rearm` allows it again after the value went back, and one that closes
+//! usage into an interim invoice starts a new count: it fires again when the value has grown by its limit since it fired. Every
+//! event has a SLIDING window of its own: there, each comparison fires when the event takes the value of that window to the limit.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -132,6 +133,12 @@ impl Threshold {
     fn is_upward(&self) -> bool {
         matches!(self.comparator, ThresholdComparator::Gt | ThresholdComparator::Gte)
     }
+
+    /// Whether it starts a new count where it fires (action INVOICE). A limit of nothing is reached by every event.
+    fn counts_anew(&self) -> bool {
+        let invoices = self.actions.iter().any(|action| action.kind == ThresholdActionKind::Invoice);
+        invoices && self.is_upward() && self.value > Quantity::ZERO
+    }
 }
 
 /// Compares `observed ÷ total × 100` with `percent`, without dividing; `total` is positive.
@@ -212,6 +219,8 @@ pub struct FiredThreshold {
     pub name: String,
     /// Whether one of its actions was BLOCK: further usage is refused as long as it stands here.
     pub blocks: bool,
+    /// The value at which it fired, where it starts a new count there.
+    pub at: Option<Exact>,
 }
 
 /// One crossing and one of its actions: a row of `meter_breach`.
@@ -284,19 +293,25 @@ pub(crate) fn evaluate(
     let mut evaluation = Evaluation::default();
     for bound in binding.bound_thresholds() {
         let BoundThreshold { owner, threshold } = bound;
-        let known = || fired.iter().find(|fired| fired.is(bound));
+        let last = || fired.iter().find(|fired| fired.is(bound));
         if !threshold.holds(after, allowance) {
-            if threshold.rearm {
-                evaluation.rearmed.extend(known().cloned());
-            }
+            evaluation.rearmed.extend(last().filter(|_| threshold.rearm).cloned());
             continue;
         }
         let is_kept = threshold.is_upward() && !matches!(binding.span(), Span::Sliding { .. });
         let from_outside = is_kept || before.is_none_or(|before| !threshold.holds(before, allowance));
-        if from_outside && known().is_none() {
+        let last = if from_outside { last() } else { continue };
+        let fires = match last.map(|last| last.at) {
+            None => true,
+            Some(None) => false,
+            Some(Some(at)) => threshold.holds(after.checked_sub(at)?, allowance),
+        };
+        if fires {
             push_breaches(&mut evaluation.breaches, binding, window, bound, after, allowance)?;
             let blocks = threshold.actions.iter().any(|action| action.kind == ThresholdActionKind::Block);
-            evaluation.fired.push(FiredThreshold { owner: *owner, name: threshold.name.clone(), blocks });
+            let at = threshold.counts_anew().then_some(after);
+            evaluation.rearmed.extend(last.cloned());
+            evaluation.fired.push(FiredThreshold { owner: *owner, name: threshold.name.clone(), blocks, at });
         }
     }
     Ok(evaluation)

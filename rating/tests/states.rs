@@ -13,7 +13,7 @@ use rating::limit::{CapLimit, Limit, ReachedLimits};
 use rating::state::{EntryRecord, VariablesRecord};
 use rating::threshold::FiredThreshold;
 use rating::window::Place;
-use rating::{MeterState, RatingKey, StateError, ThresholdOwner, WindowRecord, WindowState};
+use rating::{Exact, MeterState, RatingKey, StateError, ThresholdOwner, WindowRecord, WindowState};
 
 fn any_version() -> impl Strategy<Value = VersionId> {
     prop_oneof![any::<u128>(), 0_u128..3].prop_map(|number| VersionId(id(number)))
@@ -75,10 +75,10 @@ fn any_variables() -> impl Strategy<Value = VariablesRecord> {
 prop_compose! {
     fn any_fired()(
         number in any::<u128>(), sub_window in prop::option::of(any_instant()), of_meter in any::<bool>(), name in ".{0,40}",
-        blocks in any::<bool>(),
+        blocks in any::<bool>(), at in prop::option::of(any_quantity().prop_map(Exact::from)),
     ) -> (Place, FiredThreshold) {
         let owner = if of_meter { ThresholdOwner::Meter } else { ThresholdOwner::Binding };
-        ((BindingId(id(number)), sub_window), FiredThreshold { owner, name, blocks })
+        ((BindingId(id(number)), sub_window), FiredThreshold { owner, name, blocks, at })
     }
 }
 
@@ -163,7 +163,7 @@ fn version_1_stays_readable() {
         variables: None,
     };
     let sum = EntryRecord { key, variables: None, state: MeterState::Sum(Quantity::from_units(-1)), event_count: 5 };
-    let fired = FiredThreshold { owner: ThresholdOwner::Binding, name: "cap".into(), blocks: false };
+    let fired = FiredThreshold { owner: ThresholdOwner::Binding, name: "cap".into(), blocks: false, at: None };
     let record =
         WindowRecord { entries: vec![sum], fired: vec![((BindingId(id(4)), None), fired)], ..WindowRecord::default() };
     let id = |number: u8| [[0; 15].as_slice(), &[number]].concat();

@@ -191,6 +191,36 @@ fn thresholds_fire_once_and_rearm() {
     assert_eq!(fired, ["once", "low"]);
 }
 
+/// INVOICE closes the usage so far and starts a new count: the limit is reached again after as much usage, in a state that was
+/// stored meanwhile as well; also with a fraction of a unit that only the multiplier has.
+#[test]
+fn a_threshold_that_invoices_starts_a_new_count() {
+    let price = price(PricingModel::Volume, reference_tiers());
+    let mut definition = binding_definition(meter_definition(MeterFunction::Sum));
+    definition.multiplier = "1.000000000001".parse().expect("a decimal");
+    let action = ThresholdAction { kind: ThresholdActionKind::Invoice, target: None, event_type: None };
+    definition.thresholds = vec![rating::Threshold { actions: vec![action], ..threshold("close", "100") }];
+    let binding = compile(definition);
+    let catalog =
+        Catalog { bindings: vec![Arc::clone(&binding)], prices: vec![Arc::clone(&price)], ..Catalog::default() };
+    let mut window = WindowState::new();
+    for (units, expected) in [
+        ("99", vec![]),
+        ("0.5", vec![]),
+        ("2.123456789", vec!["close@101.623456789101623456789"]),
+        ("99.9", vec![]),
+        ("1000", vec!["close@1201.523456790201523456789"]),
+        ("99", vec![]),
+        ("1", vec!["close@1301.523456790301523456789"]),
+    ] {
+        let outcome = window.apply(&event(1, units), target(&binding, &price)).expect("countable");
+        assert_eq!(names(outcome), expected, "{units}");
+        let record = WindowRecord::decode(&window.encode()).expect("written by us");
+        assert_eq!(record, window.record());
+        window = record.attach(&catalog, []).expect("known versions");
+    }
+}
+
 #[test]
 fn a_threshold_has_one_breach_per_action_and_may_be_in_percent() {
     let price = price(PricingModel::Volume, reference_tiers());

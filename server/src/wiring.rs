@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use axum::Router;
 use billing::Billing;
 use billing::control::{WindowControl, WindowRef};
-use catalog::compiled::Snapshots;
+use catalog::compiled::{Snapshots, StoredWindow};
 use domain::{Clock, Position};
 use ingest::control::Controls;
 use ingest::dedup::DedupOptions;
@@ -55,7 +55,8 @@ pub async fn start_rooms(config: &Config, store: &Store, running: &mut Running) 
         start_ingest(config, store, &snapshots, &log, &usage, &registry, running).await?;
         start_rollups(rollups, &snapshots, running);
     }
-    let control = Arc::new(LogControl { controls: Controls::new(log.clone(), snapshots.clone()) });
+    let controls = Controls::new(log.clone(), snapshots.clone());
+    let control = Arc::new(LogControl { controls, usage: usage.clone(), snapshots: snapshots.clone() });
     let billing = Billing::new(store.clone(), snapshots.clone(), control);
     if config.has(Role::Scheduler) {
         start_scheduler(billing.clone(), running);
@@ -78,7 +79,7 @@ fn dependencies(
     usage: &Arc<dyn UsageStore>,
 ) -> Vec<Dependency> {
     let mut needed = vec![Dependency::Database(store.clone()), Dependency::EventLog(log.clone())];
-    // The scheduler ends windows through the log and bills their totals; it reads no events.
+    // The scheduler ends windows through the log and bills their totals; events it reads only of late usage, which waits.
     if config.has(Role::Api) || config.has(Role::Ingest) {
         needed.push(Dependency::UsageStore(usage.clone()));
     }
@@ -236,9 +237,11 @@ fn settings(config: &Config) -> Result<Settings, Failure> {
     })
 }
 
-/// Billing's control records, published through the event log.
+/// Billing's control records, published through the event log, and late usage from the usage store.
 struct LogControl {
     controls: Controls,
+    usage: Arc<dyn UsageStore>,
+    snapshots: Arc<Snapshots>,
 }
 
 impl LogControl {
@@ -271,6 +274,10 @@ impl WindowControl for LogControl {
 
     async fn reopen(&self, windows: &[WindowRef]) -> domain::Result<()> {
         self.publish(ControlKind::WindowReopen, windows).await.map(drop)
+    }
+
+    async fn count_late(&self, window: StoredWindow, up_to: Position) -> domain::Result<StoredWindow> {
+        ingest::late::count(&self.usage, &self.snapshots, window, up_to).await
     }
 }
 

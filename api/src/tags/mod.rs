@@ -8,6 +8,7 @@ pub mod api_keys;
 pub mod bindings;
 pub mod committed_use_plans;
 pub mod costs;
+pub mod credit_notes;
 pub mod customers;
 pub mod invoices;
 pub mod meters;
@@ -29,6 +30,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(bindings::routes())
         .merge(committed_use_plans::routes())
         .merge(costs::routes())
+        .merge(credit_notes::routes())
         .merge(customers::routes())
         .merge(invoices::routes())
         .merge(meters::routes())

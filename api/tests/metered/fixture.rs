@@ -10,7 +10,7 @@ use api::testing::{Client, Reply, TestApi, settings};
 use async_trait::async_trait;
 use billing::Billing;
 use billing::control::{WindowControl, WindowRef};
-use catalog::compiled::Snapshots;
+use catalog::compiled::{Snapshots, StoredWindow};
 use domain::{Clock, Position, Result};
 use ingest::control::Controls;
 use ingest::dedup::DedupOptions;
@@ -44,7 +44,7 @@ pub struct Site {
 }
 
 /// Billing's control records on their way into the log, as the server ties them.
-struct LogControl(Controls);
+struct LogControl(Controls, Arc<dyn UsageStore>, Arc<Snapshots>);
 
 impl LogControl {
     async fn publish(&self, kind: ControlKind, windows: &[WindowRef]) -> Result<Vec<Position>> {
@@ -72,6 +72,9 @@ impl WindowControl for LogControl {
     async fn reopen(&self, windows: &[WindowRef]) -> Result<()> {
         self.publish(ControlKind::WindowReopen, windows).await.map(drop)
     }
+    async fn count_late(&self, window: StoredWindow, up_to: Position) -> Result<StoredWindow> {
+        ingest::late::count(&self.1, &self.2, window, up_to).await
+    }
 }
 
 async fn with_engine(mut app: App, dir: &std::path::Path, clickhouse: Option<&ClickHouseAddress>) -> App {
@@ -82,12 +85,13 @@ async fn with_engine(mut app: App, dir: &std::path::Path, clickhouse: Option<&Cl
     let options = LocalLogOptions { segment_bytes: 1 << 20, ..LocalLogOptions::default() };
     let log: Arc<dyn EventLog> = Arc::new(LocalLog::open(&path, identity, options).unwrap());
     let snapshots = Snapshots::start(store.clone()).await.unwrap();
-    let control = Arc::new(LogControl(Controls::new(log.clone(), snapshots.clone())));
-    app.dependencies.push(api::Dependency::EventLog(log.clone()));
     let usage: Arc<dyn UsageStore> = match clickhouse {
         Some(address) => Arc::new(ClickHouseUsage::connect(address, store.clone()).await.unwrap()),
         None => Arc::new(PostgresUsage::new(store.clone())),
     };
+    let controls = Controls::new(log.clone(), snapshots.clone());
+    let control = Arc::new(LogControl(controls, usage.clone(), snapshots.clone()));
+    app.dependencies.push(api::Dependency::EventLog(log.clone()));
     app.engine = Some(Engine {
         door: Arc::new(Door::new(store.clone(), snapshots.clone(), log.clone())),
         usage,
@@ -192,7 +196,9 @@ impl Site {
 
     /// Takes the seal of a window back, as billing does after a finalization that failed.
     pub async fn reopen(&self, window: WindowRef) {
-        LogControl(Controls::new(self.log(), self.engine().snapshots.clone())).reopen(&[window]).await.unwrap();
+        let engine = self.engine();
+        let controls = Controls::new(self.log(), engine.snapshots.clone());
+        LogControl(controls, engine.usage.clone(), engine.snapshots.clone()).reopen(&[window]).await.unwrap();
     }
 
     /// Stops what runs and checks the books.
@@ -277,7 +283,7 @@ pub struct Shop {
     pub wallet: String,
 }
 
-fn merged(mut base: Value, more: Value) -> Value {
+pub fn merged(mut base: Value, more: Value) -> Value {
     for (name, value) in more.as_object().into_iter().flatten() {
         base[name] = value.clone();
     }

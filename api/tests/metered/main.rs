@@ -4,6 +4,7 @@ mod allowances;
 mod analysts;
 mod backdating;
 mod combining;
+mod correcting;
 mod fixture;
 mod going_on;
 mod limiting;

@@ -403,20 +403,6 @@ async fn terms_that_are_not_evaluated_are_refused() {
         let body = json!({"name": "Crew", "products": [attached]});
         api.live.post("/v1/plans", body).await.problem(422, "BUSINESS_RULE_VIOLATION");
     }
-    let meter = |kind: &str| {
-        let threshold = json!({"name": "cap", "value": "5", "actions": [{"kind": kind}]});
-        json!({"key": "m", "name": "M", "metric_key": "m", "function": "COUNT", "thresholds": [threshold]})
-    };
-    api.live.post("/v1/meters", meter("INVOICE")).await.problem(422, "BUSINESS_RULE_VIOLATION");
-    let made = id(&api.live.post("/v1/meters", meter("WEBHOOK")).await.data(201));
-    let change = json!({"thresholds": meter("INVOICE")["thresholds"]});
-    api.live.put(&format!("/v1/meters/{made}"), change.clone()).await.problem(422, "BUSINESS_RULE_VIOLATION");
-    let units = usage_product(&api.live, "VOLUME").await;
-    let binding = json!({"meter_id": made, "thresholds": change["thresholds"]});
-    api.live
-        .post(&format!("/v1/products/{units}/meter-bindings"), binding)
-        .await
-        .problem(422, "BUSINESS_RULE_VIOLATION");
 }
 
 /// docs/api.md: a further price of a product that a subscription has begins now, unless its start is named.

@@ -21,6 +21,8 @@ pub(crate) struct Captured {
     pub(crate) wallet_id: WalletId,
     /// What is left of it.
     pub(crate) rest: Money,
+    /// The first of the holds that were captured: each is settled once.
+    first_hold: Uuid,
 }
 
 /// Refuses while something is on its way that changes these locked windows of a workspace: a capture that is not counted yet,
@@ -61,14 +63,14 @@ pub(crate) async fn take(conn: &mut PgConnection, scope: &Scope, windows: &[Wind
     if windows.is_empty() {
         return Ok(Vec::new());
     }
-    let rows: Vec<(SubscriptionId, Instant, String, WalletId, Currency, Decimal)> = sqlx::query_as(
+    let rows: Vec<(SubscriptionId, Instant, String, WalletId, Currency, Decimal, Uuid)> = sqlx::query_as(
         "WITH taken AS (
              UPDATE usage_reservation r SET settled_at = $4
              FROM unnest($2::uuid[], $3::timestamptz[]) AS w (subscription_id, window_start)
              WHERE r.workspace_id = $1 AND r.subscription_id = w.subscription_id AND r.counted_in = w.window_start
                AND r.settled_at IS NULL
-             RETURNING r.subscription_id, r.counted_in, r.wallet_currency, r.wallet_id, r.captured_net + r.captured_tax AS gross)
-         SELECT subscription_id, counted_in, wallet_currency, wallet_id, wallet.currency, sum(gross)
+             RETURNING r.subscription_id, r.counted_in, r.wallet_currency, r.wallet_id, r.hold_id, r.captured_net + r.captured_tax AS gross)
+         SELECT subscription_id, counted_in, wallet_currency, wallet_id, wallet.currency, sum(gross), min(hold_id::text)::uuid
          FROM taken JOIN wallet ON wallet.id = wallet_id
          GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4",
     )
@@ -79,10 +81,11 @@ pub(crate) async fn take(conn: &mut PgConnection, scope: &Scope, windows: &[Wind
     .fetch_all(conn)
     .await
     .context("settling captured usage")?;
-    let captured = |(subscription_id, window_start, pin, wallet_id, currency, gross): (_, _, String, _, _, _)| {
-        let rest = Money::new(gross, currency)?;
-        Ok(Captured { subscription_id, window_start, wallet_currency: Currency::parse(&pin), wallet_id, rest })
-    };
+    let captured =
+        |(subscription_id, window_start, pin, wallet_id, currency, gross, first_hold): (_, _, String, _, _, _, _)| {
+            let (rest, wallet_currency) = (Money::new(gross, currency)?, Currency::parse(&pin));
+            Ok(Captured { subscription_id, window_start, wallet_currency, wallet_id, rest, first_hold })
+        };
     rows.into_iter().map(captured).collect()
 }
 
@@ -115,11 +118,9 @@ fn has_usage_of(draft: &Draft, window_start: Instant) -> bool {
 }
 
 impl Captured {
-    /// Id of the transfer that gives the rest back: a window is settled once.
+    /// Id of the transfer that gives the rest back: of the holds that are settled together.
     pub(crate) fn return_id(&self) -> TransferId {
-        let pin = self.wallet_currency.map(|currency| currency.to_string()).unwrap_or_default();
-        let name = format!("captured {} {pin} {}", self.window_start.timestamp_micros(), self.wallet_id);
-        TransferId(Uuid::new_v5(&self.subscription_id.0, name.as_bytes()))
+        TransferId(Uuid::new_v5(&self.first_hold, b"captured too much"))
     }
 
     /// Whose usage it was.

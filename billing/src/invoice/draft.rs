@@ -5,6 +5,7 @@
 //! Wallet money is applied when the invoice is finalized, never here (rule D4).
 
 pub(crate) mod commitment;
+pub(crate) mod difference;
 mod recurring;
 mod tax;
 mod totals;
@@ -20,6 +21,7 @@ use rating::Walk;
 use rust_decimal::{Decimal, RoundingStrategy};
 use uuid::Uuid;
 
+use super::invoiced::Invoiced;
 use super::line::{InvoiceLineAtom, InvoiceLineAtomTier};
 use super::model::InvoiceTaxBreakdownRow;
 use super::run::Run;
@@ -39,6 +41,8 @@ pub struct Job<'a> {
     pub run: Run,
     /// Totals of the run's usage window, as checkpointed.
     pub window: Option<&'a StoredWindow>,
+    /// What finalized invoices have charged of that window.
+    pub invoiced: &'a [Invoiced],
 }
 
 /// An invoice that is being computed.
@@ -130,7 +134,7 @@ impl LineTax {
 }
 
 /// Computes the invoices of a run: one for unpinned charges and one for each wallet that usage is pinned to (usage.md
-/// R8). A group without a line makes none.
+/// R8). A group without a line makes none. What is owed to the customer is on no invoice, see [`credits`].
 ///
 /// # Errors
 /// 422 when no price applies, a price is in another currency, or an amount leaves its range.
@@ -138,8 +142,11 @@ pub fn assemble(job: &Job<'_>) -> Result<Vec<Draft>> {
     let mut lines = recurring::lines(job)?;
     recurring::prorate(job, &mut lines)?;
     let rated = usage::rated(job)?;
-    lines.append(&mut usage::lines(job, &rated)?);
-    lines.append(&mut commitment::lines(job, &rated)?);
+    lines.extend(usage::lines(job, &rated)?.into_iter().filter(|line| !line.amount.is_negative()));
+    // What falls short is seen when the window's own bill is made, and stays as it was seen then.
+    if !job.run.key.reason.is_extra() {
+        lines.append(&mut commitment::lines(job, &rated)?);
+    }
     let mut drafts: Vec<Draft> = Vec::new();
     for line in lines {
         match drafts.iter_mut().find(|draft| draft.wallet_currency == line.wallet_currency) {
@@ -152,6 +159,18 @@ pub fn assemble(job: &Job<'_>) -> Result<Vec<Draft>> {
         totals::add_up(draft)?;
     }
     Ok(drafts)
+}
+
+/// Usage lines of which earlier invoices have charged more than they cost now: negative, for credit notes.
+///
+/// # Errors
+/// As `assemble`.
+pub(crate) fn credits(job: &Job<'_>) -> Result<Vec<DraftLine>> {
+    if job.invoiced.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rated = usage::rated(job)?;
+    Ok(usage::lines(job, &rated)?.into_iter().filter(|line| line.amount.is_negative()).collect())
 }
 
 impl Draft {

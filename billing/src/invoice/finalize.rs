@@ -21,7 +21,8 @@ use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use super::captured::{self, Captured};
-use super::draft::assemble;
+use super::draft::{assemble, credits};
+use super::extra::plan_corrections;
 use super::follow::{follow, unfollow};
 use super::leave;
 use super::load::Loaded;
@@ -30,6 +31,7 @@ use super::save::{Computed, Saved, save};
 use super::words::InvoiceStatus;
 use crate::billing::Billing;
 use crate::control::WindowRef;
+use crate::credit_note;
 use crate::events::{self, Event};
 use crate::settings::BillingSettings;
 use crate::windows::{self, WindowStatus};
@@ -139,9 +141,13 @@ impl Billing {
         let computed = compute(&loaded, &runs)?;
         let saved = save(tx.conn(), scope.workspace_id, scope.now(), &computed).await?;
         leave::to_later_windows(scope, tx, &loaded, &runs).await?;
-        close_accruals(tx.conn(), &windows).await?;
+        let free: Vec<_> = runs.iter().filter(|run| run.key.reason.is_free()).collect();
+        let uncharged: Vec<_> = free.into_iter().filter_map(|run| loaded.window_ref(run)).collect();
+        close_accruals(tx.conn(), &windows, &uncharged).await?;
         let captured = captured::take(tx.conn(), scope, &windows).await?;
         finalize_saved(scope, tx, &saved, captured, options).await?;
+        credit_note::issue(scope, tx, &computed).await?;
+        plan_corrections(tx.conn(), scope.now(), &windows).await?;
         Ok(saved.iter().map(|saved| saved.id).collect())
     }
 
@@ -181,7 +187,14 @@ pub(crate) fn runs_of(loaded: &Loaded, refs: &[RunRef]) -> Result<Vec<Run>> {
 pub(crate) fn compute<'a>(loaded: &'a Loaded, runs: &[Run]) -> Result<Vec<Computed<'a>>> {
     let one = |run: &Run| {
         let job = loaded.job(*run)?;
-        Ok(Computed { subscription: job.subscription, run: *run, drafts: assemble(&job)? })
+        Ok(Computed {
+            subscription: job.subscription,
+            run: *run,
+            drafts: assemble(&job)?,
+            credits: credits(&job)?,
+            invoiced: job.invoiced,
+            usage_position: job.window.map(|window| window.position.as_i64()),
+        })
     };
     runs.iter().map(one).collect()
 }
@@ -223,21 +236,23 @@ async fn lock_windows(conn: &mut PgConnection, windows: &[WindowRef]) -> Result<
     Err(Error::Unavailable { dependency: "event_log", detail, retry_after_secs: 1 })
 }
 
-/// The invoice takes the place of what was accrued, and the windows are closed for good.
-async fn close_accruals(conn: &mut PgConnection, windows: &[WindowRef]) -> Result<()> {
+/// The invoice takes the place of what was accrued, and the windows are closed for good; some of them without an invoice.
+async fn close_accruals(conn: &mut PgConnection, windows: &[WindowRef], uncharged: &[WindowRef]) -> Result<()> {
     if windows.is_empty() {
         return Ok(());
     }
     sqlx::query(
-        "WITH closing AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS c (subscription_id, window_start)),
+        "WITH closing AS (
+             SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::boolean[]) AS c (subscription_id, window_start, uncharged)),
               billed AS (
-             UPDATE usage_window SET billed = true FROM closing
+             UPDATE usage_window SET billed = true, uncharged = closing.uncharged FROM closing
              WHERE usage_window.subscription_id = closing.subscription_id AND usage_window.window_start = closing.window_start)
          UPDATE usage_accrual SET closed = true FROM closing
          WHERE usage_accrual.subscription_id = closing.subscription_id AND usage_accrual.window_start = closing.window_start",
     )
     .bind(windows.iter().map(|window| window.subscription_id.0).collect::<Vec<_>>())
     .bind(windows.iter().map(|window| window.window_start).collect::<Vec<_>>())
+    .bind(windows.iter().map(|window| uncharged.contains(window)).collect::<Vec<_>>())
     .execute(conn)
     .await
     .context("closing accruals")?;
@@ -245,7 +260,7 @@ async fn close_accruals(conn: &mut PgConnection, windows: &[WindowRef]) -> Resul
 }
 
 /// Wallets, books, numbers, heads, events: in this order.
-async fn finalize_saved(
+pub(crate) async fn finalize_saved(
     scope: &Scope,
     tx: &mut Tx,
     saved: &[Saved<'_>],
@@ -272,7 +287,7 @@ async fn finalize_saved(
     if saved.is_empty() {
         return Ok(());
     }
-    let first = take_numbers(scope, tx.conn(), saved.len()).await?;
+    let first = take_numbers(scope, tx.conn(), DocumentKind::Invoice, saved.len()).await?;
     let (mut rows, mut events) = (Vec::with_capacity(saved.len()), Vec::new());
     for ((one, sequence), paid) in saved.iter().zip(first..).zip(paid) {
         let id = one.subscription.customer_id;
@@ -371,19 +386,35 @@ async fn wallets_of(
     Ok(wallets.into_iter().map(|(id, customer, currency)| ((customer, currency), id)).collect())
 }
 
-/// Takes consecutive numbers of the workspace's invoice series; the row stays locked until the commit, so that none is
-/// missing and none is given twice (rule D6).
-async fn take_numbers(scope: &Scope, conn: &mut PgConnection, count: usize) -> Result<i64> {
+domain::wire_enum! {
+    /// A series of numbers (invoices.md 4, Numbering).
+    pub enum DocumentKind {
+        /// Invoices.
+        Invoice = "invoice",
+        /// Credit notes.
+        CreditNote = "credit_note",
+    }
+}
+
+/// Takes consecutive numbers of a series of the workspace; the row stays locked until the commit, so that none is missing and
+/// none is given twice (rule D6).
+pub(crate) async fn take_numbers(
+    scope: &Scope,
+    conn: &mut PgConnection,
+    kind: DocumentKind,
+    count: usize,
+) -> Result<i64> {
     sqlx::query_scalar(
-        "INSERT INTO document_series (workspace_id, kind, next_number) VALUES ($1, 'invoice', $2 + 1)
+        "INSERT INTO document_series (workspace_id, kind, next_number) VALUES ($1, $3, $2 + 1)
          ON CONFLICT (workspace_id, kind) DO UPDATE SET next_number = document_series.next_number + $2
          RETURNING next_number - $2",
     )
     .bind(scope.workspace_id)
     .bind(i64::try_from(count).unwrap_or(i64::MAX))
+    .bind(kind)
     .fetch_one(conn)
     .await
-    .context("taking invoice numbers")
+    .context("taking numbers of documents")
 }
 
 fn final_row(

@@ -5,6 +5,7 @@
 //! this, so that counting does not pay for it, and a run without a draft is followed as well: usage in the grace may be its
 //! first.
 
+use domain::period::Period;
 use domain::{Error, Instant, Result, Scope, SubscriptionId, TestClockId, WorkspaceId};
 use serde_json::json;
 use sqlx::types::Json;
@@ -37,7 +38,7 @@ struct Followed {
 
 impl Followed {
     fn run(&self) -> RunRef {
-        let key = RunKey { reason: self.reason, start: self.period_start, end: self.period_end };
+        let key = RunKey::new(self.reason, Period { start: self.period_start, end: self.period_end });
         RunRef { subscription_id: self.subscription_id, key, work_id: None }
     }
 }
@@ -151,7 +152,7 @@ pub(crate) async fn follow(
     let mut rows = Vec::new();
     for run in runs.iter().filter(|run| loaded.has_usage(run.subscription_id)) {
         let Some(usage) = run.usage else { continue };
-        let RunKey { reason, start, end } = run.key;
+        let RunKey { reason, start, end, .. } = run.key;
         let window_read_at = loaded.job(*run)?.window.map(|window| window.written_at);
         rows.push(json!({
             "subscription_id": run.subscription_id, "reason": reason, "period_start": start, "period_end": end,

@@ -160,8 +160,13 @@ impl<'a> Left<'a> {
         match job.run.key.reason {
             // Nothing is charged in a pause: what was carried waits, and nothing is added to it.
             RunReason::Paused => self.keep_lots(job, window),
-            // Nothing is carried out of a trial, nor out of an agreement that is over.
-            RunReason::Trial | RunReason::Activation | RunReason::Manual => {}
+            // Nothing is carried out of a trial, nor out of an agreement that is over; what is billed beside the period's own
+            // invoice leaves nothing of its own.
+            RunReason::Trial
+            | RunReason::Activation
+            | RunReason::Manual
+            | RunReason::Interim
+            | RunReason::Correction => {}
             RunReason::Closing | RunReason::Renewal => {
                 let rated = usage::rated(job)?;
                 if job.run.key.reason == RunReason::Renewal {

@@ -8,6 +8,7 @@ use domain::{Error, Instant, ProductType, Result, SubscriptionId, WorkspaceId};
 use sqlx::PgConnection;
 
 use super::draft::Job;
+use super::invoiced::Invoiced;
 use super::run::Run;
 use crate::control::WindowRef;
 use crate::subscription::{self, Subscription};
@@ -16,8 +17,11 @@ use crate::subscription::{self, Subscription};
 pub(crate) struct Loaded {
     pub(crate) subscriptions: HashMap<SubscriptionId, Subscription>,
     terms: HashMap<SubscriptionId, SubscriptionTerms>,
+    /// Of windows that are billed again: what earlier windows had left to them then.
+    terms_then: HashMap<(SubscriptionId, Instant), SubscriptionTerms>,
     catalog: Arc<WorkspaceCatalog>,
     windows: HashMap<(SubscriptionId, Instant), StoredWindow>,
+    invoiced: HashMap<(SubscriptionId, Instant), Vec<Invoiced>>,
 }
 
 impl Loaded {
@@ -31,10 +35,17 @@ impl Loaded {
     ) -> Result<Self> {
         let subscriptions = subscription::read::load(conn, workspace_id, ids, lock).await?;
         let terms = SubscriptionTerms::load(conn, ids).await?;
-        Ok(Self { subscriptions, terms, catalog, windows: HashMap::new() })
+        Ok(Self {
+            subscriptions,
+            terms,
+            terms_then: HashMap::new(),
+            catalog,
+            windows: HashMap::new(),
+            invoiced: HashMap::new(),
+        })
     }
 
-    /// Adds the windows of these runs, with their totals as they are checkpointed now.
+    /// Adds the windows of these runs, with their totals as they are checkpointed now and what invoices have charged of them.
     pub(crate) async fn add_windows(
         &mut self,
         conn: &mut PgConnection,
@@ -46,8 +57,28 @@ impl Loaded {
         if wanted.is_empty() {
             return Ok(());
         }
-        for window in StoredWindow::load(conn, snapshots, WindowQuery::Starting(&wanted)).await? {
-            self.windows.insert((window.subscription_id, window.window.start), window);
+        for window in StoredWindow::load(&mut *conn, snapshots, WindowQuery::Starting(&wanted)).await? {
+            self.put_window(window);
+        }
+        for line in Invoiced::load(conn, &wanted).await? {
+            self.invoiced.entry((line.subscription_id, line.window_start)).or_default().push(line);
+        }
+        Ok(())
+    }
+
+    /// Puts a window with other totals than the stored ones in its place.
+    pub(crate) fn put_window(&mut self, window: StoredWindow) {
+        self.windows.insert((window.subscription_id, window.window.start), window);
+    }
+
+    /// Rates a billed window by what earlier windows had left to it when it was billed.
+    pub(crate) async fn recall(
+        &mut self,
+        conn: &mut PgConnection,
+        (id, start): (SubscriptionId, Instant),
+    ) -> Result<()> {
+        if let Some(terms) = self.terms.get(&id) {
+            self.terms_then.insert((id, start), terms.as_of_billed(conn, start).await?);
         }
         Ok(())
     }
@@ -84,12 +115,14 @@ impl Loaded {
         let id = run.subscription_id;
         let missing = || Error::not_found("subscription", id);
         let window = run.usage.and_then(|usage| self.windows.get(&(id, usage.start)));
+        let then = run.usage.and_then(|usage| self.terms_then.get(&(id, usage.start)));
         Ok(Job {
             subscription: self.subscription(id)?,
-            terms: self.terms.get(&id).ok_or_else(missing)?,
+            terms: then.or_else(|| self.terms.get(&id)).ok_or_else(missing)?,
             catalog: &self.catalog,
             run,
             window,
+            invoiced: run.usage.and_then(|usage| self.invoiced.get(&(id, usage.start))).map_or(&[], Vec::as_slice),
         })
     }
 }

@@ -121,7 +121,7 @@ impl Billing {
         .await
         .context("looking for the invoice of a period")?;
         let runs = rows.iter().filter_map(|(reason, status)| Some((parse_billing_reason(reason)?.0, *status)));
-        let made: Vec<_> = runs.filter(|(reason, _)| *reason != RunReason::Manual).collect();
+        let made: Vec<_> = runs.filter(|(reason, _)| *reason != RunReason::Manual && !reason.is_extra()).collect();
         if let Some((reason, _)) = made.iter().find(|(_, status)| *status == InvoiceStatus::Draft) {
             return Ok(RunKey::new(*reason, period));
         }
@@ -204,7 +204,7 @@ fn run_of(invoice: &Invoice) -> Result<RunRef> {
             Err(Error::business_rule("this draft is a preview of a period that runs; its end makes the invoice"))
         }
         (Some(reason), Some(subscription_id), Some((start, end))) => {
-            Ok(RunRef { subscription_id, key: RunKey { reason, start, end }, work_id: None })
+            Ok(RunRef { subscription_id, key: RunKey::new(reason, Period { start, end }), work_id: None })
         }
         _ => Err(Error::invariant(format!("invoice {} has no run", invoice.id))),
     }

@@ -2,8 +2,10 @@
 
 pub(crate) mod captured;
 pub mod draft;
+pub(crate) mod extra;
 pub mod finalize;
 pub(crate) mod follow;
+pub mod invoiced;
 pub(crate) mod leave;
 pub mod line;
 pub(crate) mod load;

@@ -6,6 +6,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::draft::{DraftLine, Job, assemble};
+use super::invoiced::Invoiced;
 use super::line::{InvoiceLine, InvoiceLineAtom, InvoiceLineDTO, StoredLine};
 use super::run::{Run, RunKey, RunReason};
 use crate::subscription::Subscription;
@@ -19,6 +20,7 @@ pub fn usage_lines(
     terms: &SubscriptionTerms,
     catalog: &WorkspaceCatalog,
     window: &StoredWindow,
+    invoiced: &[Invoiced],
 ) -> Result<Vec<InvoiceLineDTO>> {
     let run = Run {
         subscription_id: subscription.id,
@@ -26,7 +28,7 @@ pub fn usage_lines(
         recurring: None,
         usage: Some(window.window),
     };
-    let drafts = assemble(&Job { subscription, terms, catalog, run, window: Some(window) })?;
+    let drafts = assemble(&Job { subscription, terms, catalog, run, window: Some(window), invoiced })?;
     let lines = drafts.into_iter().flat_map(|draft| draft.lines).zip(1..);
     lines.map(|(line, position)| shown(subscription, line, position)).collect()
 }

@@ -62,10 +62,19 @@ pub async fn get(scope: &Scope, conn: &mut PgConnection, id: InvoiceId) -> Resul
     let lines: Vec<StoredLine> = sqlx::query_as(AssertSqlSafe(sql))
         .bind(scope.workspace_id)
         .bind(id)
-        .fetch_all(conn)
+        .fetch_all(&mut *conn)
         .await
         .context("reading lines")?;
-    Ok(InvoiceDTO::new(head, lines.into_iter().map(InvoiceLineDTO::from).collect()))
+    let credit_note_ids = sqlx::query_scalar(
+        "SELECT id FROM credit_note WHERE workspace_id = $1 AND invoice_id = $2 AND deleted_at IS NULL ORDER BY id",
+    )
+    .bind(scope.workspace_id)
+    .bind(id)
+    .fetch_all(conn)
+    .await
+    .context("reading the credit notes of the invoice")?;
+    let lines = lines.into_iter().map(InvoiceLineDTO::from).collect();
+    Ok(InvoiceDTO { credit_note_ids, ..InvoiceDTO::new(head, lines) })
 }
 
 /// The head of an invoice.

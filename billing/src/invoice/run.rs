@@ -4,6 +4,7 @@ use chrono::TimeDelta;
 use domain::period::{FAR_FUTURE, Period};
 use domain::{BillingIntervalUnit, BillingTiming, Currency, Instant, Result, SubscriptionId};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::subscription::Subscription;
 
@@ -22,6 +23,10 @@ domain::wire_enum! {
         Trial = "trial",
         /// The end of a window in a pause: it is sealed and nothing is charged (3.4 rule 5).
         Paused = "paused",
+        /// The usage so far of a window that goes on, closed by a threshold.
+        Interim = "interim",
+        /// Late usage of a window that is billed.
+        Correction = "correction",
     }
 }
 
@@ -30,6 +35,12 @@ impl RunReason {
     #[must_use]
     pub fn is_free(self) -> bool {
         matches!(self, Self::Trial | Self::Paused)
+    }
+
+    /// Whether it bills a window beside the run of its period, any number of times.
+    #[must_use]
+    pub fn is_extra(self) -> bool {
+        matches!(self, Self::Interim | Self::Correction)
     }
 }
 
@@ -42,13 +53,22 @@ pub struct RunKey {
     pub start: Instant,
     /// First instant after it.
     pub end: Instant,
+    /// Tells runs of one window and reason apart: the due work that asked for it. None for a reason that a period has once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub occurrence: Option<Uuid>,
 }
 
 impl RunKey {
     /// The key of a run over a period.
     #[must_use]
     pub fn new(reason: RunReason, period: Period) -> Self {
-        Self { reason, start: period.start, end: period.end }
+        Self { reason, start: period.start, end: period.end, occurrence: None }
+    }
+
+    /// What stands in `billing_reason` for every invoice of the run.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.occurrence.map_or_else(|| self.reason.to_string(), |id| format!("{}.{id}", self.reason))
     }
 
     /// The period of the invoice's head.
@@ -60,7 +80,7 @@ impl RunKey {
     /// `billing_reason` of the invoice of one wallet pin: pinned usage is routed to an invoice of its own (usage.md R8).
     #[must_use]
     pub fn billing_reason(&self, wallet_currency: Option<Currency>) -> String {
-        wallet_currency.map_or_else(|| self.reason.to_string(), |currency| format!("{}:{currency}", self.reason))
+        wallet_currency.map_or_else(|| self.name(), |currency| format!("{}:{currency}", self.name()))
     }
 }
 
@@ -68,9 +88,11 @@ impl RunKey {
 #[must_use]
 pub fn parse_billing_reason(text: &str) -> Option<(RunReason, Option<Currency>)> {
     use domain::wire::Word;
-    match text.split_once(':') {
-        None => Some((RunReason::from_wire(text)?, None)),
-        Some((reason, currency)) => Some((RunReason::from_wire(reason)?, Some(Currency::parse(currency)?))),
+    let (name, pin) = text.split_once(':').map_or((text, None), |(name, pin)| (name, Some(pin)));
+    let reason = RunReason::from_wire(name.split_once('.').map_or(name, |(reason, _)| reason))?;
+    match pin {
+        None => Some((reason, None)),
+        Some(pin) => Some((reason, Some(Currency::parse(pin)?))),
     }
 }
 
@@ -114,6 +136,7 @@ impl Run {
             (RunReason::Renewal, true) => (Some(charge), before()),
             (RunReason::Renewal | RunReason::Closing | RunReason::Manual, false) => (Some(charge), Some(head)),
             (RunReason::Closing | RunReason::Manual, true) => (None, Some(head)),
+            (RunReason::Interim | RunReason::Correction, _) => (None, Some(head)),
             (RunReason::Trial | RunReason::Paused, _) => (None, None),
         };
         Ok(Self { subscription_id: subscription.id, key, recurring, usage })

@@ -12,6 +12,7 @@ use store::StoreError;
 use uuid::Uuid;
 
 use super::draft::{Draft, DraftLine};
+use super::invoiced::Invoiced;
 use super::line::InvoiceLineAtom;
 use super::model::InvoiceTaxBreakdownRow;
 use super::run::{Run, RunKey};
@@ -27,6 +28,12 @@ pub(crate) struct Computed<'a> {
     pub(crate) run: Run,
     /// The result: one per wallet pin.
     pub(crate) drafts: Vec<Draft>,
+    /// What is owed to the customer: usage lines with negative amounts.
+    pub(crate) credits: Vec<DraftLine>,
+    /// What the credits are on.
+    pub(crate) invoiced: &'a [Invoiced],
+    /// Position up to which the usage on the drafts is counted.
+    pub(crate) usage_position: Option<i64>,
 }
 
 /// A draft that is stored.
@@ -68,6 +75,7 @@ struct HeadRow<'a> {
     billing_period_start: Instant,
     billing_period_end: Instant,
     billing_reason: String,
+    usage_position: Option<i64>,
     tax_breakdown: &'a [InvoiceTaxBreakdownRow],
     version: i32,
     custom_fields: serde_json::Value,
@@ -122,7 +130,7 @@ pub(crate) async fn save<'a>(
     let existing = existing(conn, workspace_id, computed).await?;
     let (mut saved, mut heads, mut changed, mut events) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut kept: Vec<InvoiceId> = Vec::new();
-    for Computed { subscription, run, drafts } in computed {
+    for Computed { subscription, run, drafts, usage_position, .. } in computed {
         let of_run = existing.get(&(run.subscription_id, run.key.start, run.key.end));
         for draft in drafts {
             let reason = run.key.billing_reason(draft.wallet_currency);
@@ -132,7 +140,7 @@ pub(crate) async fn save<'a>(
                 Some(row) => row.id,
                 None => InvoiceId::generate(),
             };
-            let head = head_row(id, subscription, &run.key, draft, now);
+            let head = head_row(id, subscription, (&run.key, *usage_position), draft, now);
             match known {
                 Some(_) => {
                     kept.push(id);
@@ -170,7 +178,7 @@ async fn existing(conn: &mut PgConnection, workspace_id: WorkspaceId, computed: 
         ids.push(run.subscription_id.0);
         starts.push(run.key.start);
         ends.push(run.key.end);
-        reasons.push(run.key.reason.as_str());
+        reasons.push(run.key.name());
     }
     let rows: Vec<Existing> = sqlx::query_as(
         "SELECT invoice.id, subscription_id, billing_period_start, billing_period_end, billing_reason, status
@@ -222,7 +230,7 @@ pub(crate) async fn remove(
 fn head_row<'a>(
     id: InvoiceId,
     subscription: &Subscription,
-    key: &RunKey,
+    (key, usage_position): (&RunKey, Option<i64>),
     draft: &'a Draft,
     now: Instant,
 ) -> HeadRow<'a> {
@@ -244,6 +252,7 @@ fn head_row<'a>(
         billing_period_start: key.start,
         billing_period_end: key.end,
         billing_reason: key.billing_reason(draft.wallet_currency),
+        usage_position,
         tax_breakdown: &draft.tax_breakdown,
         version: 1,
         custom_fields: json!({}),
@@ -270,6 +279,7 @@ async fn write_heads(
         sqlx::query(
             "UPDATE invoice SET subtotal = new.subtotal, discount_total = new.discount_total, tax_amount = new.tax_amount,
                     total = new.total, amount_due = new.total, tax_breakdown = new.tax_breakdown,
+                    usage_position = new.usage_position,
                     updated_at = new.updated_at, version = invoice.version + 1
              FROM jsonb_populate_recordset(NULL::invoice, $2) AS new
              WHERE invoice.workspace_id = $1 AND invoice.id = new.id",

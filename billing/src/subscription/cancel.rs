@@ -253,7 +253,7 @@ fn waits_for_period_end(subscription: &Subscription, now: Instant) -> bool {
 async fn refuse_unbilled(scope: &Scope, conn: &mut PgConnection, id: SubscriptionId) -> Result<()> {
     let is_unbilled: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT FROM due_work WHERE workspace_id = $1 AND subject_id = $2
-                           AND kind IN ('period_close', 'invoice_finalize'))
+                           AND kind IN ('period_close', 'invoice_finalize', 'interim_invoice', 'usage_correction'))
              OR EXISTS (SELECT FROM invoice WHERE workspace_id = $1 AND subscription_id = $2 AND deleted_at IS NULL
                            AND status IN ('draft', 'pending_approval') AND billing_reason NOT LIKE 'manual%')",
     )

@@ -179,7 +179,6 @@ impl Versioned for Binding {
 
     /// Compiles once with the meter of its start, so that no stored version fails later.
     async fn check(&self, scope: &Scope, tx: &mut Tx, span: Option<&mut Span>) -> Result<()> {
-        meter::refuse_unevaluated(&self.thresholds)?;
         check_formula_bindings(scope, tx, self.formula_bindings.as_ref()).await?;
         let start = span.as_ref().and_then(|span| span.from).unwrap_or_else(|| scope.now());
         let meter = Meter::read(scope, tx.conn(), self.meter_id.0, AsOf::Instant(start)).await?;

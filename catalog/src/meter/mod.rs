@@ -26,7 +26,6 @@ use crate::compiled::EventSchema;
 use crate::formula::field_errors;
 
 pub use request::{CreateMeterRequest, UpdateMeterRequest};
-pub(crate) use write::refuse_unevaluated;
 pub use write::{archive, create};
 
 domain::wire_enum! {

@@ -1,7 +1,6 @@
 //! Writes of meters: create, archive, and what their versions need (edit-as-publish).
 
-use domain::{Error, Instant, JsonMap, LateEventPolicy, MeterId, Patch, ProductId, Result, Scope, ThresholdActionKind};
-use rating::Threshold;
+use domain::{Error, Instant, JsonMap, LateEventPolicy, MeterId, Patch, ProductId, Result, Scope};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use store::{StoreError, Tx};
@@ -28,15 +27,6 @@ pub async fn create(scope: &Scope, tx: &mut Tx, request: CreateMeterRequest) -> 
         (constraint == "meter_workspace_id_key_key").then(|| Error::duplicate("key", None))
     })
     .await
-}
-
-/// Nothing closes usage into an interim invoice yet.
-pub(crate) fn refuse_unevaluated(thresholds: &[Threshold]) -> Result<()> {
-    let kinds = thresholds.iter().flat_map(|threshold| &threshold.actions).map(|action| action.kind);
-    match kinds.into_iter().find(|kind| *kind == ThresholdActionKind::Invoice) {
-        Some(kind) => Err(Error::business_rule(format!("the action {kind} of thresholds is not evaluated yet"))),
-        None => Ok(()),
-    }
 }
 
 fn new_meter(scope: &Scope, request: CreateMeterRequest) -> Meter {
@@ -150,7 +140,6 @@ impl Versioned for Meter {
     }
 
     async fn check(&self, scope: &Scope, tx: &mut Tx, _span: Option<&mut Span>) -> Result<()> {
-        refuse_unevaluated(&self.thresholds)?;
         self.compile(Instant::UNIX_EPOCH)?;
         formula::lock(scope, tx).await?;
         formula::check_named(scope, tx, self).await

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use catalog::compiled::SubscriptionTerms;
-use domain::{BreachId, Error, FastMap, Position, Scope, SubscriptionId, UsageEvent, UsageEventId};
+use domain::{
+    BreachId, Error, FastMap, Position, Scope, SubscriptionId, ThresholdActionKind, UsageEvent, UsageEventId,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant as Moment;
 use uuid::Uuid;
@@ -16,6 +18,7 @@ use super::routing::Catalogs;
 use super::{Failure, Patience, State};
 use crate::checkpoint::{BreachWrite, Checkpoint, DROPPED, Dropped, RejectionWrite, UnattributedWrite, WindowKey};
 use crate::door::{self, Facts, Judged, NewEvent, wire};
+use crate::late::LateUsage;
 use crate::log::Append;
 use crate::record::{self, Control, ControlKind, RecordError};
 use crate::subscription::{Answer, Incoming, SubscriptionMsg, Verdict};
@@ -31,6 +34,9 @@ impl Checkpoint {
             && self.dropped.is_empty()
             && self.unattributed.is_empty()
             && self.closed_voids.is_empty()
+            && self.interims.is_empty()
+            && self.corrections.is_empty()
+            && self.mended.is_empty()
     }
 }
 
@@ -236,8 +242,14 @@ impl State {
                     Verdict::Counted { window_start, late, breaches } => {
                         counted += 1;
                         copies.iter().for_each(|_| self.metric_duplicate());
-                        self.keep_breaches(&incoming.event, &terms, breaches);
+                        self.keep_breaches(&incoming.event, &terms, window_start, breaches);
                         rows.push(self.row(incoming, window_start, late));
+                    }
+                    Verdict::Correcting { window } => {
+                        counted += 1;
+                        copies.iter().for_each(|_| self.metric_duplicate());
+                        self.pending.corrections.push(LateUsage::of(&terms, window, incoming.position));
+                        rows.push(self.row(incoming, window.start, true));
                     }
                     Verdict::Rejected { code, message } => {
                         for refused in std::iter::once(&incoming).chain(&copies) {
@@ -269,8 +281,17 @@ impl State {
         }
     }
 
-    fn keep_breaches(&mut self, event: &UsageEvent, terms: &SubscriptionTerms, breaches: Vec<rating::Breach>) {
+    fn keep_breaches(
+        &mut self,
+        event: &UsageEvent,
+        terms: &SubscriptionTerms,
+        window_start: domain::Instant,
+        breaches: Vec<rating::Breach>,
+    ) {
         for (index, breach) in breaches.into_iter().enumerate() {
+            if breach.action.kind == ThresholdActionKind::Invoice {
+                self.pending.interims.push((terms.id, window_start));
+            }
             let name = format!("{}:{index}:{}", breach.binding.binding_id, breach.threshold_name);
             self.pending.breaches.push(BreachWrite {
                 id: BreachId(Uuid::new_v5(&event.id.0, name.as_bytes())),

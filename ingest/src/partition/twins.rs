@@ -1,5 +1,6 @@
 //! Rows that are taken back: before windows are sealed, ids that other partitions have counted, too (rule B5); whenever it
-//! is asked for, events that were voided by hand (rule C5).
+//! is asked for, events that were voided by hand (rule C5). And rows that are added: when a window is open again, what came late
+//! while it was sealed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,6 +10,7 @@ use domain::period::Period;
 use super::batch::TermsOf;
 use super::{Failure, Patience, State};
 use crate::checkpoint::WindowKey;
+use crate::late;
 use crate::record::{Control, ControlKind};
 use crate::twins::{Seal, take_back};
 use crate::usage::CountedEvent;
@@ -16,8 +18,8 @@ use crate::void::{self, OpenVoid};
 
 impl State {
     /// Counts windows anew that lose rows: those that are about to be sealed, whose ids are compared before, and those of
-    /// voids by hand; and windows whose seal is taken back, if the catalog has changed since. Rows that other customers have
-    /// are kept as rejections. Whatever fails here is repeated from the checkpoint before the records.
+    /// voids by hand; and windows whose seal is taken back, if the catalog has changed since or late usage has come. Rows that
+    /// other customers have are kept as rejections. Whatever fails here is repeated from the checkpoint before the records.
     pub(super) async fn recount(
         &mut self,
         controls: &[(Position, Control)],
@@ -54,6 +56,10 @@ impl State {
         for window in self.changed_meanwhile(&reopened).await? {
             losing.entry(window).or_default();
         }
+        for window in self.late_usage(&keys).await? {
+            losing.entry(window).or_default();
+            self.pending.mended.push(window);
+        }
         for (window, twins) in losing {
             let (Some((period, seal)), Some(terms)) = (windows.get(&window), terms.get(&window.0)) else { continue };
             if !twins.is_empty() {
@@ -72,6 +78,16 @@ impl State {
             match void::open(&self.shared.store, windows).await {
                 Ok(voids) => return Ok(voids),
                 Err(error) => patience.wait(&self.given_up, "reading voids", error).await?,
+            }
+        }
+    }
+
+    async fn late_usage(&self, windows: &[WindowKey]) -> Result<Vec<WindowKey>, Failure> {
+        let mut patience = Patience::default();
+        loop {
+            match late::of_open(&self.shared.store, windows).await {
+                Ok(windows) => return Ok(windows),
+                Err(error) => patience.wait(&self.given_up, "reading late usage", error).await?,
             }
         }
     }

@@ -1,8 +1,10 @@
 //! A window that is counted anew from the usage store, after a row of it was taken back: every meter function can be, since
 //! nothing is subtracted.
 
-use catalog::compiled::{SubscriptionTerms, WorkspaceCatalog};
+use catalog::compiled::{StoredWindow, SubscriptionTerms, WorkspaceCatalog};
 use domain::period::Period;
+use domain::{Error, Result};
+use rating::WindowState;
 
 use super::{Incoming, Judge, Rates, Verdict, Windows};
 use crate::checkpoint::DROPPED;
@@ -24,6 +26,21 @@ impl Rebuilt {
         Self { windows }
     }
 
+    /// A stored window, to be counted on.
+    #[must_use]
+    pub fn on(window: StoredWindow) -> Self {
+        Self { windows: Windows { slots: vec![window.into()], sealed_until: None, rates: Rates::new() } }
+    }
+
+    /// Running totals and counted events.
+    ///
+    /// # Errors
+    /// `Internal` when the window is lost.
+    pub fn into_totals(self) -> Result<(WindowState, u64)> {
+        let slot = self.windows.slots.into_iter().next();
+        slot.map(|slot| (slot.state, slot.event_count)).ok_or_else(|| Error::invariant("a window is at hand"))
+    }
+
     /// Counts a row of the window. Thresholds that it crosses were announced when it came, so they are not told again.
     ///
     /// # Errors
@@ -42,7 +59,7 @@ impl Rebuilt {
             Err(verdict) => verdict,
         };
         match verdict {
-            Verdict::Counted { .. } => Ok(()),
+            Verdict::Counted { .. } | Verdict::Correcting { .. } => Ok(()),
             Verdict::Rejected { code, message } => Err((incoming, code, message)),
             Verdict::Dropped { reason } => Err((incoming, DROPPED, reason.into_owned())),
         }

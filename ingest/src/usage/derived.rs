@@ -43,7 +43,7 @@ pub(super) async fn complete(store: &Store, scope: &Scope, events: Vec<CountedEv
     let complete = |counted: CountedEvent| StoredEvent {
         organization_id: scope.organization_id,
         voided_at: voids.get(&counted.key()).copied(),
-        invoice_id: invoices.get(&window(&counted)).copied(),
+        invoice_id: invoice_of(invoices.get(&window(&counted)), counted.position),
         counted,
     };
     Ok(events.into_iter().map(complete).collect())
@@ -80,19 +80,36 @@ pub(super) async fn standing(
 /// A subscription's window, and the wallet that usage in it is pinned to.
 type Window = (SubscriptionId, Instant, Option<Currency>);
 
-/// The invoice of a window: the numbered one whose usage lines are over it. In advance that is the invoice of the next
-/// period. A draft bills nothing yet, a void invoice nothing any more, and usage that is pinned to a wallet has its own.
-async fn invoices(store: &Store, scope: &Scope, events: &[CountedEvent]) -> Result<HashMap<Window, InvoiceId>> {
+/// An invoice of a window, with the position up to which it charges usage.
+type InvoiceRow = (SubscriptionId, Instant, Option<Currency>, Option<i64>, InvoiceId);
+
+/// The first invoice that charges an event: it is counted up to the event's position, or was made before that was noted.
+fn invoice_of(invoices: Option<&Vec<(Option<i64>, InvoiceId)>>, position: Position) -> Option<InvoiceId> {
+    let mut invoices = invoices?.iter();
+    let charges = |up_to: &Option<i64>| up_to.is_none_or(|up_to| position <= Position::from_i64(up_to));
+    invoices.find(|(up_to, _)| charges(up_to)).map(|(_, invoice)| *invoice)
+}
+
+/// The invoices of a window, in their order: the numbered ones whose usage lines are over it, with how far they charge it.
+/// Usually one; interim invoices come before it, corrections after it. In advance it is the invoice of the next period. A draft
+/// bills nothing yet, a void invoice nothing any more, and usage that is pinned to a wallet has its own.
+async fn invoices(
+    store: &Store,
+    scope: &Scope,
+    events: &[CountedEvent],
+) -> Result<HashMap<Window, Vec<(Option<i64>, InvoiceId)>>> {
     let mut windows: Vec<_> = events.iter().map(|c| (c.event.subscription_id, c.window_start)).collect();
     windows.sort_unstable();
     windows.dedup();
     let (subscriptions, starts): (Vec<_>, Vec<_>) = windows.into_iter().unzip();
-    let rows: Vec<(SubscriptionId, Instant, Option<Currency>, InvoiceId)> = sqlx::query_as(
-        "SELECT DISTINCT w.subscription_id, w.window_start, line.wallet_currency, i.id
+    let rows: Vec<InvoiceRow> = sqlx::query_as(
+        "SELECT DISTINCT ON (i.sequence_number, w.window_start, line.wallet_currency)
+                w.subscription_id, w.window_start, line.wallet_currency, i.usage_position, i.id
          FROM unnest($1::uuid[], $2::timestamptz[]) AS w (subscription_id, window_start)
          JOIN invoice i ON i.subscription_id = w.subscription_id
          JOIN invoice_line line ON line.invoice_id = i.id AND line.charge_kind = 'USAGE' AND line.period_start = w.window_start
-         WHERE i.workspace_id = $3 AND i.deleted_at IS NULL AND i.status <> 'void' AND i.invoice_number IS NOT NULL",
+         WHERE i.workspace_id = $3 AND i.deleted_at IS NULL AND i.status <> 'void' AND i.invoice_number IS NOT NULL
+         ORDER BY i.sequence_number, w.window_start, line.wallet_currency",
     )
     .bind(subscriptions)
     .bind(starts)
@@ -100,5 +117,9 @@ async fn invoices(store: &Store, scope: &Scope, events: &[CountedEvent]) -> Resu
     .fetch_all(store.pool())
     .await
     .context("reading the invoices of windows")?;
-    Ok(rows.into_iter().map(|(subscription, start, pin, invoice)| ((subscription, start, pin), invoice)).collect())
+    let mut invoices: HashMap<Window, Vec<_>> = HashMap::new();
+    for (subscription, start, pin, up_to, invoice) in rows {
+        invoices.entry((subscription, start, pin)).or_default().push((up_to, invoice));
+    }
+    Ok(invoices)
 }

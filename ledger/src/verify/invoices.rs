@@ -1,28 +1,33 @@
-//! Invoice numbers without a gap (rule D6), and invoices booked with their totals.
+//! Numbers of invoices and credit notes without a gap (rule D6), and both booked with their totals.
 
 use std::collections::HashMap;
 
-use domain::{InvoiceId, Result, TransferId, WorkspaceId};
+use domain::{CreditNoteId, InvoiceId, Result, TransferId, WorkspaceId};
 use rust_decimal::Decimal;
 use store::{Store, StoreError};
 use uuid::Uuid;
 
 use super::{Check, Progress, Report};
-use crate::invoice::invoice_transfer_id;
+use crate::invoice::{credit_note_transfer_id, invoice_transfer_id};
 
 const WORKSPACES: i64 = 20;
 const INVOICES: i64 = 2_000;
 
-/// Numbers are unique, so that as many as the largest are all from one on.
+/// Numbers are unique, so that as many as the largest are all from one on. One row per workspace and series.
 const NUMBERS: &str = "
-SELECT w.id, coalesce(s.next_number, 1) - 1, i.numbered, i.largest
-FROM workspace w
-LEFT JOIN document_series s ON s.workspace_id = w.id AND s.kind = 'invoice'
+SELECT w.id, series.kind, coalesce(s.next_number, 1) - 1, i.numbered, i.largest
+FROM (SELECT id FROM workspace WHERE id > $1 ORDER BY id LIMIT $2) AS w
+CROSS JOIN (VALUES ('invoice'), ('credit_note')) AS series (kind)
+LEFT JOIN document_series s ON s.workspace_id = w.id AND s.kind = series.kind
 CROSS JOIN LATERAL (
-    SELECT count(sequence_number), coalesce(max(sequence_number), 0) FROM invoice
-    WHERE invoice.workspace_id = w.id AND sequence_number IS NOT NULL
+    SELECT count(number), coalesce(max(number), 0) FROM (
+        SELECT sequence_number AS number FROM invoice
+        WHERE series.kind = 'invoice' AND invoice.workspace_id = w.id AND sequence_number IS NOT NULL
+        UNION ALL
+        SELECT sequence_number FROM credit_note
+        WHERE series.kind = 'credit_note' AND credit_note.workspace_id = w.id AND sequence_number IS NOT NULL) AS numbers
 ) AS i (numbered, largest)
-WHERE w.id > $1 ORDER BY w.id LIMIT $2";
+ORDER BY w.id, series.kind";
 
 pub(super) async fn check_numbers(
     store: &Store,
@@ -31,7 +36,7 @@ pub(super) async fn check_numbers(
 ) -> Result<()> {
     let mut after = Uuid::nil();
     loop {
-        let rows: Vec<(WorkspaceId, i64, i64, i64)> = sqlx::query_as(NUMBERS)
+        let rows: Vec<(WorkspaceId, String, i64, i64, i64)> = sqlx::query_as(NUMBERS)
             .bind(after)
             .bind(WORKSPACES)
             .fetch_all(store.pool())
@@ -39,18 +44,42 @@ pub(super) async fn check_numbers(
             .context("counting invoice numbers")?;
         let Some((last, ..)) = rows.last() else { return Ok(()) };
         after = last.0;
-        report.workspaces += rows.len() as u64;
-        for (workspace, given, numbered, largest) in rows {
+        report.workspaces += rows.len() as u64 / 2;
+        for (workspace, kind, given, numbered, largest) in rows {
             if given != numbered || given != largest {
                 report.add(
                     Check::InvoiceNumber,
-                    format!("workspace {workspace} invoice numbers"),
+                    format!("workspace {workspace} {kind} numbers"),
                     format!("1 to {given}"),
                     format!("{numbered}, up to {largest}"),
                 );
             }
         }
         progress(Progress { check: Check::InvoiceNumber, done: report.workspaces });
+    }
+}
+
+/// Credit notes are few: as many at a time as invoices.
+pub(super) async fn check_credit_notes(store: &Store, report: &mut Report) -> Result<()> {
+    let mut after = Uuid::nil();
+    loop {
+        let notes: Vec<(CreditNoteId, Decimal)> = sqlx::query_as(
+            "SELECT id, total FROM credit_note WHERE id > $1 AND sequence_number IS NOT NULL ORDER BY id LIMIT $2",
+        )
+        .bind(after)
+        .bind(INVOICES)
+        .fetch_all(store.pool())
+        .await
+        .context("walking credit notes")?;
+        let Some((last, _)) = notes.last() else { return Ok(()) };
+        after = last.0;
+        let booked = receivables(store, notes.iter().map(|(id, _)| credit_note_transfer_id(*id))).await?;
+        for (note, total) in notes {
+            let found = booked.get(&credit_note_transfer_id(note)).copied().unwrap_or_default();
+            if found != -total {
+                report.add(Check::InvoiceBooking, format!("receivable of credit note {note}"), -total, found);
+            }
+        }
     }
 }
 
@@ -72,7 +101,7 @@ pub(super) async fn check_bookings(
         .context("walking invoices")?;
         let Some((last, _)) = invoices.last() else { return Ok(()) };
         after = last.0;
-        let booked = receivables(store, &invoices).await?;
+        let booked = receivables(store, invoices.iter().map(|(id, _)| invoice_transfer_id(*id))).await?;
         report.invoices += invoices.len() as u64;
         for (invoice, total) in invoices {
             let found = booked.get(&invoice_transfer_id(invoice)).copied().unwrap_or_default();
@@ -84,9 +113,12 @@ pub(super) async fn check_bookings(
     }
 }
 
-/// What each invoice's transfer booked on the receivable account.
-async fn receivables(store: &Store, invoices: &[(InvoiceId, Decimal)]) -> Result<HashMap<TransferId, Decimal>> {
-    let ids: Vec<Uuid> = invoices.iter().map(|(id, _)| invoice_transfer_id(*id).0).collect();
+/// What each transfer booked on the receivable account.
+async fn receivables(
+    store: &Store,
+    transfers: impl Iterator<Item = TransferId>,
+) -> Result<HashMap<TransferId, Decimal>> {
+    let ids: Vec<Uuid> = transfers.map(|id| id.0).collect();
     let rows: Vec<(TransferId, Decimal)> = sqlx::query_as(
         "SELECT e.transfer_id, sum(e.amount) FROM ledger_entry e JOIN ledger_account a ON a.id = e.account_id
          WHERE e.transfer_id = ANY($1) AND a.kind = 'receivable' GROUP BY e.transfer_id",

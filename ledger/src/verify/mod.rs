@@ -22,11 +22,11 @@ wire_enum! {
         Transfer = "transfer",
         /// The transfer, account and wallet of an entry exist, in its workspace and currency.
         Entry = "entry",
-        /// No invoice number is missing.
+        /// No number of an invoice or credit note is missing.
         InvoiceNumber = "invoice_number",
-        /// A finalized invoice is booked with its total.
+        /// A finalized invoice, an issued credit note is booked with its total.
         InvoiceBooking = "invoice_booking",
-        /// What a finalized invoice has billed is no longer accrued.
+        /// What a finalized invoice has billed is no longer accrued, and what interim invoices have charged is taken off.
         Accrual = "accrual",
     }
 }
@@ -109,6 +109,7 @@ pub async fn verify(store: &Store, progress: &mut (dyn FnMut(Progress) + Send)) 
     transfers::check(store, &mut report, progress).await?;
     invoices::check_numbers(store, &mut report, progress).await?;
     invoices::check_bookings(store, &mut report, progress).await?;
+    invoices::check_credit_notes(store, &mut report).await?;
     accruals::check(store, &mut report, progress).await?;
     Ok(report)
 }

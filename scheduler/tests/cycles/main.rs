@@ -4,6 +4,7 @@
 mod books;
 mod clocks;
 mod cycles;
+mod extra;
 mod fixture;
 mod housekeeping;
 mod items;

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use billing::Billing;
 use billing::control::{WindowControl, WindowRef};
 use billing::invoice::{FinalizeInvoiceRequest, Invoice};
+use catalog::compiled::{Snapshots, StoredWindow};
 use domain::{Clock, InvoiceId, Position, ProductId, Result, SubscriptionId};
 use ingest::control::Controls;
 use ingest::dedup::DedupOptions;
@@ -21,6 +22,7 @@ use ingest::metrics::Metrics;
 use ingest::partition::{Settings, Shared};
 use ingest::record::{Control, ControlKind};
 use ingest::supervisor::Ingest;
+use ingest::usage::UsageStore;
 use ingest::usage::postgres::PostgresUsage;
 use scheduler::Scheduler;
 use serde_json::json;
@@ -82,7 +84,7 @@ impl EventLog for Gated {
 }
 
 /// Billing's control records on their way into the log, as the server ties them.
-struct LogControl(Controls);
+struct LogControl(Controls, Arc<dyn UsageStore>, Arc<Snapshots>);
 
 impl LogControl {
     async fn publish(&self, kind: ControlKind, windows: &[WindowRef]) -> Result<Vec<Position>> {
@@ -110,6 +112,9 @@ impl WindowControl for LogControl {
     async fn reopen(&self, windows: &[WindowRef]) -> Result<()> {
         self.publish(ControlKind::WindowReopen, windows).await.map(drop)
     }
+    async fn count_late(&self, window: StoredWindow, up_to: Position) -> Result<StoredWindow> {
+        ingest::late::count(&self.1, &self.2, window, up_to).await
+    }
 }
 
 /// A world whose usage goes through the door, the log and the partitions.
@@ -135,18 +140,19 @@ impl Metered {
         let options = LocalLogOptions { segment_bytes: 1 << 20, ..LocalLogOptions::default() };
         let log = LocalLog::open(&path, identity, options).unwrap();
         let log = Arc::new(Gated { log, is_open: watch::Sender::new(true) });
+        let usage: Arc<dyn UsageStore> = Arc::new(PostgresUsage::new(store.clone()));
         let shared = Arc::new(Shared {
             store: store.clone(),
             snapshots: snapshots.clone(),
             log: log.clone(),
-            usage: Arc::new(PostgresUsage::new(store.clone())),
+            usage: usage.clone(),
             settings: Settings { checkpoint_interval: Duration::from_millis(20), ..Settings::default() },
             metrics: Metrics::new(&prometheus::Registry::new()),
             clock: Clock::System,
             secrets: Default::default(),
         });
         let ingest = Ingest::start(shared, dir.path().join("dedup"), DedupOptions::default()).await.unwrap();
-        let control = LogControl(Controls::new(log.clone(), snapshots.clone()));
+        let control = LogControl(Controls::new(log.clone(), snapshots.clone()), usage, snapshots.clone());
         world.billing = Billing::new(store.clone(), snapshots.clone(), Arc::new(control));
         world.scheduler = Scheduler::new(world.billing.clone());
         let door = Door::new(store, snapshots, log.clone());

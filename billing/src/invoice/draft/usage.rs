@@ -3,6 +3,7 @@
 use domain::{BillingTiming, ChargeKind, Error, Instant, Result};
 use rating::{Atom, Finding, Rated, RatedLine, RatingInput};
 
+use super::difference::less_invoiced;
 use super::{DraftLine, Job, LineTax, no_id, rate_of, taken_off, tiers_of, unit_rate};
 use crate::invoice::line::InvoiceLineAtom;
 use crate::invoice::run::RunReason;
@@ -17,7 +18,9 @@ pub(crate) fn rated(job: &Job<'_>) -> Result<Rated> {
     // The window as the schedule has it, also where a cancellation cut the billed period.
     let terms = job.catalog.rating_terms(job.terms, window.window, &window.state)?;
     let period_facts = job.terms.period_facts(window.window);
-    let input = RatingInput { terms: &terms, until: Some(window.window.end), period: period_facts };
+    // What is held counts to the end of the window, or up to the instant at which it is billed in between.
+    let until = if job.run.key.reason == RunReason::Interim { period.end } else { window.window.end };
+    let input = RatingInput { terms: &terms, until: Some(until), period: period_facts };
     let rated = window.state.rate(&input)?;
     for Finding { binding, segment_start } in &rated.findings {
         tracing::warn!(
@@ -28,10 +31,11 @@ pub(crate) fn rated(job: &Job<'_>) -> Result<Rated> {
     Ok(rated)
 }
 
-/// One line for each rated one.
+/// One line for each rated one, less what was charged before.
 pub(super) fn lines(job: &Job<'_>, rated: &Rated) -> Result<Vec<DraftLine>> {
     let (Some(period), Some(window)) = (job.run.usage, job.window) else { return Ok(Vec::new()) };
-    rated.lines.iter().map(|line| usage_line(job, line, window.window.start, period.end)).collect()
+    let lines = rated.lines.iter().map(|line| usage_line(job, line, window.window.start, period.end));
+    less_invoiced(lines.collect::<Result<_>>()?, job.invoiced)
 }
 
 fn usage_line(job: &Job<'_>, rated: &RatedLine, start: Instant, end: Instant) -> Result<DraftLine> {
@@ -52,7 +56,11 @@ fn usage_line(job: &Job<'_>, rated: &RatedLine, start: Instant, end: Instant) ->
     });
     let item = job.terms.item_of(rated.product_id, start).or_else(|| job.terms.item_of(rated.product_id, end));
     Ok(DraftLine {
-        line_type: InvoiceLineType::Usage,
+        line_type: if job.run.key.reason == RunReason::Correction {
+            InvoiceLineType::Adjustment
+        } else {
+            InvoiceLineType::Usage
+        },
         charge_kind: ChargeKind::Usage,
         applies_at: applies_at(job),
         billing_timing: BillingTiming::InArrears,
