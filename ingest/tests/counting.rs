@@ -435,6 +435,20 @@ async fn late_usage_of_a_window_that_is_open_again_counts_in_it() {
     assert_eq!(world.totals(period_start()).await.0, "1501");
 }
 
+/// A period that was closed before anything was metered has no window: late usage that is corrected is not lost in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn late_usage_of_a_period_without_a_window_is_kept_for_its_correction() {
+    let mut world = World::idle(json!({"late_event_policy": "CORRECT"}), json!({})).await;
+    world.run().await;
+    world.control(ControlKind::WindowSeal, "2026-02-01T00:00:00Z", "2026-03-01T00:00:00Z").await;
+    world.accept(&[world.event("late", "500", JANUARY), world.event("more", "5", JANUARY)]).await;
+    world.settle().await;
+    let closed = "SELECT count(*) FROM usage_correction JOIN usage_window w USING (subscription_id, window_start)
+                  WHERE w.billed AND w.window_end = '2026-02-01' AND w.event_count = 0";
+    assert_eq!(world.count(closed).await, 1);
+    assert_eq!(world.count("SELECT count(*) FROM usage_event WHERE late").await, 2);
+}
+
 /// Rule C2: a subscription that was cancelled in mid-period has no window in which a late event could count. Else: after a
 /// restart the event makes the sealed window anew, over the bill, or stops its partition.
 #[tokio::test(flavor = "multi_thread")]
