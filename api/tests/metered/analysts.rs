@@ -309,7 +309,9 @@ async fn c7_rated_usage_follows_its_windows() {
     sqlx::raw_sql("DROP TRIGGER fail ON rated_usage_copy").execute(site.api.app.store.pool()).await.unwrap();
     let job = copies(&site).await;
     let (one, two) = tokio::join!(job.run_once(instant(LATER)), job.run_once(instant(LATER)));
-    assert!(one.unwrap().windows + two.unwrap().windows >= 1, "two nodes at once");
+    // Each leaves a step to the other that has it, so that both may have to come again.
+    let later = job.run_once(instant(LATER)).await;
+    assert!([one, two, later].map(|run| run.unwrap().windows).iter().sum::<usize>() >= 1, "two nodes at once");
     let second = [line(["", "open", "31", "2", "3.1"]), line(["EUR", "open", "5", "1", "0.5"])];
     assert_eq!(rated(&site).await, second);
     // A node that was held up writes what it read long ago.

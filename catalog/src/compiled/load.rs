@@ -237,7 +237,8 @@ fn compile_plan(version: Version) -> Result<PlanVersionTerms> {
 async fn load_prices(conn: &mut PgConnection, catalog: &mut WorkspaceCatalog, mut versions: VersionsOf) -> Result<()> {
     let rows = sqlx::query(
         "SELECT id, product_id, plan_id, plan_version, customer_id, country_code, currency, price_key, custom_dimensions,
-                billing_interval_unit, billing_interval_count, valid_from, LEAST(valid_to, archived_at, deleted_at) AS valid_to
+                billing_interval_unit, billing_interval_count, valid_from,
+                LEAST(valid_to, archived_at, deleted_at) AS valid_to, status <> 'draft' AS is_live
          FROM price WHERE workspace_id = $1 ORDER BY id",
     )
     .bind(catalog.workspace_id)
@@ -255,7 +256,8 @@ async fn load_prices(conn: &mut PgConnection, catalog: &mut WorkspaceCatalog, mu
                 price.versions.push((version.from, version.to, compiled));
             }
         }
-        if !price.versions.is_empty() {
+        let is_live: bool = row.try_get("is_live").context("reading a price")?;
+        if is_live {
             product.prices.push(price);
         }
     }
