@@ -1,18 +1,18 @@
 //! The state of every allowance of a subscription (allowances.md 2), by the function that rates its invoice.
 
-use catalog::compiled::{
-    MetricAllowance, Snapshots, StoredWindow, SubscriptionTerms, WindowQuery, WindowStatus, WorkspaceCatalog,
-};
+use std::borrow::Cow;
+
+use catalog::compiled::{MetricAllowance, Snapshots, StoredWindow, SubscriptionTerms, WindowQuery, WorkspaceCatalog};
 use chrono::{DateTime, TimeDelta, Utc};
 use domain::period::Period;
 use domain::{
     Error, IncludedQuantitySource, Instant, Money, ProductId, ProductType, Quantity, Result, Scope, SubscriptionId,
 };
-use rating::{Exact, Rated, RatedLine, RatingInput};
+use rating::{Exact, Rated, RatedLine};
 use serde::Serialize;
 use store::{Store, StoreError};
 
-use crate::view::present_of;
+use crate::view::{present_of, rate, terms_of};
 
 /// Allowances of a subscription in one period.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -85,29 +85,24 @@ pub async fn allowance_state(
     let stored = StoredWindow::load(&mut conn, snapshots, WindowQuery::Starting(&[(id, window.start)])).await?;
     let stored = stored.into_iter().next();
     let window = stored.as_ref().map_or(window, |stored| stored.window);
-    let is_sealed = stored.as_ref().is_some_and(|stored| stored.status == WindowStatus::Sealed);
-    let billed = if is_sealed { Some(terms.as_of_billed(&mut conn, window.start).await?) } else { None };
-    let terms = billed.as_ref().unwrap_or(&terms);
     let catalog = snapshots.workspace(scope.workspace_id).await?;
-    let rated = match &stored {
-        Some(stored) => rate(&catalog, terms, stored, as_of)?,
-        None => Rated::default(),
+    let (terms, rated) = match &stored {
+        Some(stored) => {
+            let terms = terms_of(&mut conn, &terms, stored).await?;
+            let rated = rate(&catalog, &terms, stored, as_of)?;
+            (terms, rated)
+        }
+        None => (Cow::Borrowed(&*terms), Rated::default()),
     };
     let mut products = Vec::new();
-    for (product_id, metric_key) in metered(&catalog, terms, window) {
-        let allowance = catalog.allowance(terms, product_id, metric_key, window)?;
+    for (product_id, metric_key) in metered(&catalog, &terms, window) {
+        let allowance = catalog.allowance(&terms, product_id, metric_key, window)?;
         let at = last.clamp(window.start, window.end - TimeDelta::microseconds(1));
         let period = (window, at);
-        products.push(state(&catalog, terms, period, (product_id, metric_key), allowance, &rated)?);
+        products.push(state(&catalog, &terms, period, (product_id, metric_key), allowance, &rated)?);
     }
     let (period_start, period_end) = (window.start, window.end);
     Ok(AllowanceStateResponse { subscription_id: id, period_start, period_end, as_of, products })
-}
-
-fn rate(catalog: &WorkspaceCatalog, terms: &SubscriptionTerms, stored: &StoredWindow, as_of: Instant) -> Result<Rated> {
-    let found = catalog.rating_terms(terms, stored.window, &stored.state)?;
-    let (until, period) = (Some(as_of.min(stored.window.end)), terms.period_facts(stored.window));
-    Ok(stored.state.rate(&RatingInput { terms: &found, until, period })?)
 }
 
 /// The metered products of the plan and the items, with their metrics.

@@ -1,5 +1,6 @@
 //! What the API shows of usage: events, aggregates and the running totals of a subscription (usage.md).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use catalog::compiled::{Snapshots, StoredWindow, SubscriptionTerms, WindowQuery, WindowStatus, WorkspaceCatalog};
@@ -343,11 +344,21 @@ pub async fn subscription_usage(
     let stored = StoredWindow::load(&mut conn, snapshots, WindowQuery::Starting(&[(id, window.start)])).await?;
     let Some(stored) = stored.into_iter().next() else { return Ok(usage) };
     let catalog = snapshots.workspace(scope.workspace_id).await?;
-    let is_sealed = stored.status == WindowStatus::Sealed;
-    let billed = if is_sealed { Some(terms.as_of_billed(&mut conn, stored.window.start).await?) } else { None };
-    let rated = rate(&catalog, billed.as_ref().unwrap_or(&terms), &stored, as_of)?;
+    let rated = rate(&catalog, &*terms_of(&mut conn, &terms, &stored).await?, &stored, as_of)?;
     usage.metrics = rated.lines.into_iter().map(|line| metric(line, &stored)).collect();
     Ok(usage)
+}
+
+/// The terms that a window is rated by: once it is sealed, with what earlier windows had left to it then.
+pub(crate) async fn terms_of<'t>(
+    conn: &mut PgConnection,
+    terms: &'t SubscriptionTerms,
+    stored: &StoredWindow,
+) -> Result<Cow<'t, SubscriptionTerms>> {
+    Ok(match stored.status {
+        WindowStatus::Sealed => Cow::Owned(terms.as_of_billed(conn, stored.window.start).await?),
+        WindowStatus::Open | WindowStatus::Ended => Cow::Borrowed(terms),
+    })
 }
 
 /// The running figures of a window as of an instant: what the API shows and analysts read.

@@ -12,6 +12,7 @@ use billing::Billing;
 use billing::control::{WindowControl, WindowRef};
 use catalog::compiled::{Snapshots, StoredWindow};
 use domain::{Clock, Position, Result};
+use futures::StreamExt;
 use ingest::control::Controls;
 use ingest::dedup::DedupOptions;
 use ingest::door::Door;
@@ -354,6 +355,23 @@ impl Shop {
 
     pub async fn reserve(&self, key: &str, quantity: &str) -> Reply {
         self.client.post("/v1/transaction/reserve", self.reservation(key, quantity, json!({}))).await
+    }
+
+    /// Reserves one unit after the other, many of them at once; how many are held. The others must be refused for this reason.
+    pub async fn reserve_at_once(&self, number: i32, refused: &str) -> i32 {
+        let reserve = |number: i32| {
+            let (client, body) = (self.client.clone(), self.reservation(&format!("r{number}"), "1", json!({})));
+            async move { client.post("/v1/transaction/reserve", body).await }
+        };
+        let replies: Vec<_> = futures::stream::iter(0..number).map(reserve).buffer_unordered(32).collect().await;
+        let mut held = 0;
+        for reply in replies {
+            match reply.status.as_u16() {
+                201 => held += 1,
+                _ => assert_eq!(reply.expect(200)["blocked_reasons"], json!([refused])),
+            }
+        }
+        held
     }
 
     /// A hold that must be placed; its id.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
 use serde_json::{Value, json};
 
 use crate::fixture::{Offer, Shop, Site};
@@ -364,18 +363,7 @@ async fn a_thousand_parallel_reserves_never_pass_a_cap() {
     let shop = Shop::open(&site).await;
     shop.credit("1000.00").await;
     let _ = shop.set_caps(json!([shop.cap("BLOCK", "limit_quantity", json!("250"))])).await.data(200);
-    let reserve = |number: i32| {
-        let (client, body) = (shop.client.clone(), shop.reservation(&format!("r{number}"), "1", json!({})));
-        async move { client.post("/v1/transaction/reserve", body).await }
-    };
-    let replies: Vec<_> = futures::stream::iter(0..1_000).map(reserve).buffer_unordered(32).collect().await;
-    let mut held = 0;
-    for reply in replies {
-        match reply.status.as_u16() {
-            201 => held += 1,
-            _ => assert_eq!(reply.expect(200)["blocked_reasons"], json!(["USAGE_CAP_REACHED"])),
-        }
-    }
+    let held = shop.reserve_at_once(1_000, "USAGE_CAP_REACHED").await;
     assert_eq!((held, shop.balances().await.as_str()), (250, "1000.00 / 25.00 / 975.00"));
     site.end().await;
 }

@@ -1,6 +1,5 @@
 //! reserve.md and transactions.md: vectors, refusals, allowances, parallel reservations.
 
-use futures::StreamExt;
 use serde_json::{Value, json};
 
 use crate::fixture::{Offer, Shop, Site};
@@ -268,18 +267,7 @@ async fn a_thousand_parallel_reserves_never_overspend() {
     let site = Site::start().await;
     let shop = Shop::open(&site).await;
     shop.credit("50.00").await;
-    let reserve = |number: i32| {
-        let (client, body) = (shop.client.clone(), shop.reservation(&format!("r{number}"), "1", json!({})));
-        async move { client.post("/v1/transaction/reserve", body).await }
-    };
-    let replies: Vec<_> = futures::stream::iter(0..1_000).map(reserve).buffer_unordered(32).collect().await;
-    let mut held = 0;
-    for reply in replies {
-        match reply.status.as_u16() {
-            201 => held += 1,
-            _ => assert_eq!(reply.expect(200)["blocked_reasons"], json!(["INSUFFICIENT_FUNDS"])),
-        }
-    }
+    let held = shop.reserve_at_once(1_000, "INSUFFICIENT_FUNDS").await;
     assert_eq!((held, shop.balances().await.as_str()), (500, "50.00 / 50.00 / 0.00"));
     site.end().await;
 }

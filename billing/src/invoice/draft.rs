@@ -134,15 +134,26 @@ impl LineTax {
 }
 
 /// Computes the invoices of a run: one for unpinned charges and one for each wallet that usage is pinned to (usage.md
-/// R8). A group without a line makes none. What is owed to the customer is on no invoice, see [`credits`].
+/// R8). A group without a line makes none.
 ///
 /// # Errors
 /// 422 when no price applies, a price is in another currency, or an amount leaves its range.
 pub fn assemble(job: &Job<'_>) -> Result<Vec<Draft>> {
+    assemble_with_credits(job).map(|(drafts, _)| drafts)
+}
+
+/// The same, and the usage lines of which earlier invoices have charged more than they cost now: these are negative, and on
+/// credit notes instead of an invoice.
+///
+/// # Errors
+/// As [`assemble`].
+pub(crate) fn assemble_with_credits(job: &Job<'_>) -> Result<(Vec<Draft>, Vec<DraftLine>)> {
     let mut lines = recurring::lines(job)?;
     recurring::prorate(job, &mut lines)?;
     let rated = usage::rated(job)?;
-    lines.extend(usage::lines(job, &rated)?.into_iter().filter(|line| !line.amount.is_negative()));
+    let (credits, mut charges): (Vec<_>, Vec<_>) =
+        usage::lines(job, &rated)?.into_iter().partition(|line| line.amount.is_negative());
+    lines.append(&mut charges);
     // What falls short is seen when the window's own bill is made, and stays as it was seen then.
     if !job.run.key.reason.is_extra() {
         lines.append(&mut commitment::lines(job, &rated)?);
@@ -158,19 +169,7 @@ pub fn assemble(job: &Job<'_>) -> Result<Vec<Draft>> {
         tax::apply(draft)?;
         totals::add_up(draft)?;
     }
-    Ok(drafts)
-}
-
-/// Usage lines of which earlier invoices have charged more than they cost now: negative, for credit notes.
-///
-/// # Errors
-/// As `assemble`.
-pub(crate) fn credits(job: &Job<'_>) -> Result<Vec<DraftLine>> {
-    if job.invoiced.is_empty() {
-        return Ok(Vec::new());
-    }
-    let rated = usage::rated(job)?;
-    Ok(usage::lines(job, &rated)?.into_iter().filter(|line| line.amount.is_negative()).collect())
+    Ok((drafts, credits))
 }
 
 impl Draft {

@@ -21,7 +21,7 @@ use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use super::captured::{self, Captured};
-use super::draft::{assemble, credits};
+use super::draft::{assemble, assemble_with_credits};
 use super::extra::plan_corrections;
 use super::follow::{follow, unfollow};
 use super::leave;
@@ -187,11 +187,12 @@ pub(crate) fn runs_of(loaded: &Loaded, refs: &[RunRef]) -> Result<Vec<Run>> {
 pub(crate) fn compute<'a>(loaded: &'a Loaded, runs: &[Run]) -> Result<Vec<Computed<'a>>> {
     let one = |run: &Run| {
         let job = loaded.job(*run)?;
+        let (drafts, credits) = assemble_with_credits(&job)?;
         Ok(Computed {
             subscription: job.subscription,
             run: *run,
-            drafts: assemble(&job)?,
-            credits: credits(&job)?,
+            drafts,
+            credits,
             invoiced: job.invoiced,
             usage_position: job.window.map(|window| window.position.as_i64()),
         })

@@ -193,11 +193,8 @@ impl Copies {
         for window in &windows {
             let Some(terms) = terms.get(&window.subscription_id) else { continue };
             let rated_at = terms.test_clock_id.and_then(|clock| clocks.get(&clock).copied()).unwrap_or(now);
-            let billed = match window.status {
-                WindowStatus::Sealed => Some(terms.as_of_billed(tx.conn(), window.window.start).await?),
-                WindowStatus::Open | WindowStatus::Ended => None,
-            };
-            let lines = self.rated(window, billed.as_ref().unwrap_or(terms), rated_at).await?;
+            let terms_then = view::terms_of(tx.conn(), terms, window).await?;
+            let lines = self.rated(window, &terms_then, rated_at).await?;
             let written = Written { window, is_billed, is_trial: terms.is_trial(window.window.start), rated_at };
             let stored = gone.remove(&(window.subscription_id, window.window.start)).unwrap_or_default();
             for line in rows.lines(&written, &lines, stored) {
