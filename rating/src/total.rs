@@ -27,7 +27,7 @@ pub struct Terms {
     pub product_id: ProductId,
     /// The metric.
     pub metric_key: String,
-    /// Total allowance of the period, all sources together.
+    /// Allowance of the period, all sources together, without what price keys have of their own.
     pub allowance: Quantity,
     /// Own allowances of price keys (`pool_scope` ITEM); usage of another key draws `allowance`.
     pub of_price_keys: Vec<(String, Quantity)>,
@@ -49,6 +49,16 @@ impl Terms {
             tiers_on_total: false,
             commitments: Vec::new(),
         }
+    }
+
+    /// All allowances together: the shared one and those of price keys.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub fn total_allowance(&self) -> Result<Quantity> {
+        self.of_price_keys.iter().try_fold(self.allowance, |sum, (_, own)| {
+            sum.checked_add(*own).map_err(|_| RatingError::Overflow("the allowance"))
+        })
     }
 }
 
@@ -626,21 +636,13 @@ pub(crate) fn pair_totals(
             None => pair_totals.push(PairTotal {
                 binding,
                 quantity: billable.quantity,
-                allowance: allowance_of(terms_of(input, billable.latest))?,
+                allowance: terms_of(input, billable.latest).map_or(Ok(Quantity::ZERO), Terms::total_allowance)?,
                 amount,
             }),
         }
         Ok(())
     })?;
     Ok(pair_totals)
-}
-
-/// All allowances of a product and metric together.
-fn allowance_of(terms: Option<&Terms>) -> Result<Quantity> {
-    let Some(terms) = terms else { return Ok(Quantity::ZERO) };
-    let own = terms.of_price_keys.iter().map(|(_, quantity)| *quantity);
-    own.into_iter()
-        .try_fold(terms.allowance, |sum, own| sum.checked_add(own).map_err(|_| RatingError::Overflow("the allowance")))
 }
 
 fn add_total(totals: &mut SmallVec<[Accrual; 2]>, wallet_currency: Option<Currency>, amount: Money) -> Result<()> {

@@ -495,6 +495,8 @@ async fn items_have_allowances_of_their_own() {
     let product = &state["products"][0];
     let figures = ["total_quantity", "used_quantity", "remaining_quantity", "overage_quantity"];
     assert_eq!(figures.map(|name| product[name].clone()), ["1500", "1650", "100", "250"].map(|text| json!(text)));
+    // 80 and 100 percent of all lines together, and exhausted.
+    assert_eq!(site.number("SELECT count(*) FROM outbox WHERE event_type LIKE 'allowance.%'").await, 3);
     advance(&site, &shop, "2026-02-02").await;
     let expected = [line("900", "0", "0.00"), line("500", "200", "4.00"), line("0", "50", "1.00")];
     assert_eq!(billed(&shop).await, expected);

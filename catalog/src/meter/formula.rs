@@ -432,6 +432,20 @@ pub(super) async fn user_of(scope: &Scope, tx: &mut Tx, key: &str, now: Instant)
     .context("looking for formulas that name a meter")
 }
 
+/// FORMULA meters of which any version, also a draft, names the meter.
+pub(super) async fn users_of(scope: &Scope, tx: &mut Tx, id: uuid::Uuid) -> Result<Vec<uuid::Uuid>> {
+    sqlx::query_scalar(
+        "SELECT DISTINCT v.entity_id FROM meter m JOIN entity_version v ON v.workspace_id = $1 AND v.entity_type = 'meter'
+         WHERE m.id = $2 AND v.snapshot ->> 'function' = 'FORMULA'
+           AND v.snapshot -> 'formula' -> 'variables' @> jsonb_build_array(jsonb_build_object('meter_key', m.key))",
+    )
+    .bind(scope.workspace_id)
+    .bind(id)
+    .fetch_all(tx.conn())
+    .await
+    .context("looking for formulas that name a meter")
+}
+
 /// The meters that read events for a meter as it is tried: itself, or what a FORMULA meter names, as they are now.
 ///
 /// # Errors

@@ -166,40 +166,32 @@ impl Versioned for Meter {
 
     /// That of the products which it is bound to, or a FORMULA meter that may name it.
     async fn touched(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<Touched> {
-        let (products, is_named): (Vec<ProductId>, bool) = sqlx::query_as(
-            "SELECT array(SELECT DISTINCT product_id FROM product_meter_binding
-                          WHERE workspace_id = $1 AND meter_id = $2 AND status <> 'draft'),
-                    EXISTS (SELECT FROM meter m JOIN entity_version v ON v.workspace_id = $1 AND v.entity_type = 'meter'
-                            WHERE m.id = $2 AND v.snapshot ->> 'function' = 'FORMULA'
-                              AND v.snapshot -> 'formula' -> 'variables'
-                                  @> jsonb_build_array(jsonb_build_object('meter_key', m.key)))",
-        )
-        .bind(scope.workspace_id)
-        .bind(id)
-        .fetch_one(tx.conn())
-        .await
-        .context("looking for the products of a meter")?;
-        Ok(match products {
-            _ if is_named => Touched::Everything,
-            products if products.is_empty() => Touched::Nothing,
-            products => Touched::Products(products),
-        })
-    }
-
-    /// Bindings of the meter, and FORMULA meters that name it.
-    async fn dependents(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<Vec<Uuid>> {
-        sqlx::query_scalar(
-            "SELECT id FROM product_meter_binding WHERE workspace_id = $1 AND meter_id = $2
-             UNION
-             SELECT v.entity_id FROM meter m JOIN entity_version v ON v.workspace_id = $1 AND v.entity_type = 'meter'
-             WHERE m.id = $2 AND v.snapshot ->> 'function' = 'FORMULA'
-               AND v.snapshot -> 'formula' -> 'variables' @> jsonb_build_array(jsonb_build_object('meter_key', m.key))",
+        if !formula::users_of(scope, tx, id).await?.is_empty() {
+            return Ok(Touched::Everything);
+        }
+        let products: Vec<ProductId> = sqlx::query_scalar(
+            "SELECT DISTINCT product_id FROM product_meter_binding
+             WHERE workspace_id = $1 AND meter_id = $2 AND status <> 'draft'",
         )
         .bind(scope.workspace_id)
         .bind(id)
         .fetch_all(tx.conn())
         .await
-        .context("looking for what builds on a meter")
+        .context("looking for the products of a meter")?;
+        Ok(if products.is_empty() { Touched::Nothing } else { Touched::Products(products) })
+    }
+
+    /// Bindings of the meter, and FORMULA meters that name it.
+    async fn dependents(scope: &Scope, tx: &mut Tx, id: Uuid) -> Result<Vec<Uuid>> {
+        let mut found: Vec<Uuid> =
+            sqlx::query_scalar("SELECT id FROM product_meter_binding WHERE workspace_id = $1 AND meter_id = $2")
+                .bind(scope.workspace_id)
+                .bind(id)
+                .fetch_all(tx.conn())
+                .await
+                .context("looking for the bindings of a meter")?;
+        found.append(&mut formula::users_of(scope, tx, id).await?);
+        Ok(found)
     }
 
     fn event_members(&self) -> Vec<(&'static str, Value)> {

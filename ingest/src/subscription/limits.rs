@@ -50,7 +50,7 @@ fn reached(
     let has_limits = !terms.caps.is_empty()
         || !ending.is_empty()
         || slot.state.has_reached_limits()
-        || rating_terms.iter().any(|one| !one.allowance.is_zero());
+        || rating_terms.iter().any(|one| !one.allowance.is_zero() || !one.of_price_keys.is_empty());
     if !has_limits {
         return Ok(Vec::new());
     }
