@@ -131,7 +131,7 @@ pub enum SubscriptionMsg {
 }
 
 /// A window that is not sealed, or was sealed since the last checkpoint.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct WindowSlot {
     /// Start and end.
     pub window: Period,

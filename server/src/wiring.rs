@@ -23,12 +23,13 @@ use ingest::metrics::Metrics;
 use ingest::outbox::Relay;
 use ingest::partition::Shared;
 use ingest::record::{Control, ControlKind};
+use ingest::reserve::ReservationDesk;
 use ingest::supervisor::Ingest;
 use ingest::usage::UsageStore;
 use ingest::usage::clickhouse::{ClickHouseAddress, ClickHouseUsage, Rollups};
 use ingest::usage::postgres::PostgresUsage;
 use scheduler::Scheduler;
-use store::Store;
+use store::{Groups, Store};
 use tokio::sync::watch;
 
 use crate::config::{Config, LogKind, Role, StoreKind};
@@ -66,7 +67,8 @@ pub async fn start_rooms(config: &Config, store: &Store, running: &mut Running) 
     let relay = Arc::new(Relay::new(store.clone(), log.clone()));
     start_relay(&relay, running);
     let door = Arc::new(Door::new(store.clone(), snapshots.clone(), log));
-    app.engine = Some(Engine { snapshots, door, usage, relay, billing });
+    let reservations = Groups::new(store.clone(), ReservationDesk::new(snapshots.clone()));
+    app.engine = Some(Engine { snapshots, door, usage, relay, reservations, billing });
     // Without the role `api`, only health and metrics are served.
     Ok(if config.has(Role::Api) { api::router(app) } else { api::health_router(app) })
 }

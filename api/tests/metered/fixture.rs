@@ -23,11 +23,13 @@ use ingest::metrics::Metrics;
 use ingest::outbox::Relay;
 use ingest::partition::{Settings, Shared};
 use ingest::record::{Control, ControlKind};
+use ingest::reserve::ReservationDesk;
 use ingest::supervisor::Ingest;
 use ingest::usage::UsageStore;
 use ingest::usage::clickhouse::{ClickHouseAddress, ClickHouseUsage, Rollups};
 use ingest::usage::postgres::PostgresUsage;
 use serde_json::{Value, json};
+use store::Groups;
 use tokio::sync::watch;
 
 const PARTITIONS: u32 = 2;
@@ -97,6 +99,7 @@ async fn with_engine(mut app: App, dir: &std::path::Path, clickhouse: Option<&Cl
         door: Arc::new(Door::new(store.clone(), snapshots.clone(), log.clone())),
         usage,
         relay: Arc::new(Relay::new(store.clone(), log)),
+        reservations: Groups::new(store.clone(), ReservationDesk::new(snapshots.clone())),
         billing: Billing::new(store, snapshots.clone(), control),
         snapshots,
     });

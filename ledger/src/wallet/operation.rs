@@ -1,16 +1,13 @@
-//! Credit, debit, adjust and transfer: each as a step of a [`WalletBatch`], and as one operation with its idempotency key.
+//! Credit, debit, adjust and transfer as steps of a [`WalletBatch`].
 
-use domain::{Error, Instant, Money, Result, Scope, TransferId, WalletId};
+use domain::{Error, Instant, Money, Result, TransferId, WalletId};
 use rust_decimal::Decimal;
-use store::{BodyKey, Tx};
 
-use super::batch::{Details, WalletBatch, lock_wallets};
+use super::batch::{Details, WalletBatch};
 use super::entry::{Operation, Split, counter_of_credit, counter_of_debit, smaller};
 use super::model::{
     WalletBalanceKind, WalletTransaction, WalletTransactionSource, WalletTransactionType, WalletTransferResult,
 };
-use super::replay::{Outcome, movements_of};
-use super::request::{AdjustRequest, CreditRequest, DebitRequest, TransferRequest};
 use crate::account::{Account, WalletAccount, WorkspaceAccount};
 use crate::transfer::TransferKind;
 
@@ -293,112 +290,4 @@ fn convert(amount: Money, to: domain::Currency, fx_rate: Option<Decimal>) -> Res
         return Err(Error::business_rule("nothing would arrive at this rate"));
     }
     Ok(arriving)
-}
-
-/// `POST /v1/wallets/{id}/credit`.
-///
-/// # Errors
-/// `NotFound`, `IDEMPOTENCY_CONFLICT`, and as [`WalletBatch::credit`].
-pub async fn credit(
-    scope: &Scope,
-    tx: &mut Tx,
-    id: WalletId,
-    transfer_id: TransferId,
-    request: &CreditRequest,
-) -> Result<Outcome<WalletTransaction>> {
-    let key = BodyKey::new(scope, "wallet.credit", id, request.idempotency_key.as_deref(), request)?;
-    if let Some(earlier) = key.claim(scope, tx).await? {
-        return Ok(Outcome::replayed(earlier));
-    }
-    let mut batch = lock_wallets(tx, scope, &[id]).await?;
-    if let Some(booked) = movements_of(tx, scope, id, transfer_id).await?.pop() {
-        return Ok(Outcome::replayed(booked));
-    }
-    let kind = match request.is_promotional {
-        true => CreditKind::Promotional { expires_at: request.expires_at },
-        false => CreditKind::Cash,
-    };
-    let movement = batch.credit(id, transfer_id, request.amount, kind, &request.details())?;
-    batch.write(tx, scope).await?;
-    key.complete(tx, &movement).await?;
-    Ok(Outcome::first(movement))
-}
-
-/// `POST /v1/wallets/{id}/debit`; answers the last of its movements, which bears the balances after it.
-///
-/// # Errors
-/// `NotFound`, `IDEMPOTENCY_CONFLICT`, and as [`WalletBatch::debit`].
-pub async fn debit(
-    scope: &Scope,
-    tx: &mut Tx,
-    id: WalletId,
-    transfer_id: TransferId,
-    request: &DebitRequest,
-) -> Result<Outcome<WalletTransaction>> {
-    let key = BodyKey::new(scope, "wallet.debit", id, request.idempotency_key.as_deref(), request)?;
-    if let Some(earlier) = key.claim(scope, tx).await? {
-        return Ok(Outcome::replayed(earlier));
-    }
-    let mut batch = lock_wallets(tx, scope, &[id]).await?;
-    if let Some(booked) = movements_of(tx, scope, id, transfer_id).await?.pop() {
-        return Ok(Outcome::replayed(booked));
-    }
-    let movement = batch.debit(id, transfer_id, request.amount, &request.details())?.pop();
-    let movement = movement.ok_or_else(|| Error::invariant("a debit without a movement"))?;
-    batch.write(tx, scope).await?;
-    key.complete(tx, &movement).await?;
-    Ok(Outcome::first(movement))
-}
-
-/// `POST /v1/wallets/{id}/adjust`.
-///
-/// # Errors
-/// `NotFound`, `IDEMPOTENCY_CONFLICT`, and as [`WalletBatch::adjust`].
-pub async fn adjust(
-    scope: &Scope,
-    tx: &mut Tx,
-    id: WalletId,
-    transfer_id: TransferId,
-    request: &AdjustRequest,
-) -> Result<Outcome<WalletTransaction>> {
-    let key = BodyKey::new(scope, "wallet.adjust", id, request.idempotency_key.as_deref(), request)?;
-    if let Some(earlier) = key.claim(scope, tx).await? {
-        return Ok(Outcome::replayed(earlier));
-    }
-    let mut batch = lock_wallets(tx, scope, &[id]).await?;
-    if let Some(booked) = movements_of(tx, scope, id, transfer_id).await?.pop() {
-        return Ok(Outcome::replayed(booked));
-    }
-    let movement = batch.adjust(id, transfer_id, request.amount, request.balance, &request.details())?;
-    batch.write(tx, scope).await?;
-    key.complete(tx, &movement).await?;
-    Ok(Outcome::first(movement))
-}
-
-/// `POST /v1/wallets/{id}/transfer`.
-///
-/// # Errors
-/// `NotFound`, `IDEMPOTENCY_CONFLICT`, and as [`WalletBatch::transfer`].
-pub async fn transfer(
-    scope: &Scope,
-    tx: &mut Tx,
-    id: WalletId,
-    transfer_id: TransferId,
-    request: &TransferRequest,
-) -> Result<Outcome<WalletTransferResult>> {
-    let key = BodyKey::new(scope, "wallet.transfer", id, request.idempotency_key.as_deref(), request)?;
-    if let Some(earlier) = key.claim(scope, tx).await? {
-        return Ok(Outcome::replayed(earlier));
-    }
-    let to = request.to_wallet_id;
-    let mut batch = lock_wallets(tx, scope, &[id, to]).await?;
-    let (sent, received) =
-        (movements_of(tx, scope, id, transfer_id).await?, movements_of(tx, scope, to, transfer_id).await?);
-    if let (Some(debit), Some(credit)) = (sent.into_iter().next(), received.into_iter().next()) {
-        return Ok(Outcome::replayed(WalletTransferResult { debit, credit, fx_rate: request.fx_rate }));
-    }
-    let result = batch.transfer(id, to, transfer_id, request.amount, request.fx_rate, &request.details())?;
-    batch.write(tx, scope).await?;
-    key.complete(tx, &result).await?;
-    Ok(Outcome::first(result))
 }

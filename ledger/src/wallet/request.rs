@@ -373,6 +373,16 @@ impl HoldRequest {
         input.finish()?;
         Ok(Self { amount: checked(amount)?, expires_at, reference_type, reference_id, description, idempotency_key })
     }
+
+    pub(super) fn details(&self) -> Details {
+        Details {
+            description: self.description.clone(),
+            reference_type: self.reference_type.clone(),
+            reference_id: self.reference_id,
+            idempotency_key: self.idempotency_key.clone(),
+            ..Details::of(WalletTransactionSource::Manual)
+        }
+    }
 }
 
 /// `domain.CaptureHoldRequest`. The members about usage belong to reservations; a hold by amount refuses them.

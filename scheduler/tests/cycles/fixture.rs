@@ -319,8 +319,9 @@ impl World {
         let wallet = ledger::wallet::create_primary(&self.scope, &mut tx, new).await.unwrap().wallet.id;
         let body = json!({"amount": {"value": cash, "currency": "EUR"}, "source": "MANUAL"});
         let request = ledger::wallet::CreditRequest::read(&body).unwrap();
-        let id = domain::TransferId::generate();
-        ledger::wallet::operation::credit(&self.scope, &mut tx, wallet, id, &request).await.unwrap();
+        let (transfer_id, request) = (domain::TransferId::generate(), ledger::wallet::WalletRequest::Credit(request));
+        let operation = ledger::wallet::WalletOperation { transfer_id, wallet_id: wallet, request };
+        ledger::wallet::perform(&self.scope, &mut tx, operation).await.unwrap();
         tx.commit().await.unwrap();
         wallet
     }
