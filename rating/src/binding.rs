@@ -75,10 +75,10 @@ impl CompiledBinding {
     /// Checks and compiles a definition.
     ///
     /// # Errors
-    /// `Definition` for a multiplier or thresholds that break a rule, `Unsupported` for a window that does not go with the meter or the role.
+    /// `Definition` for a multiplier or thresholds that break a rule, `Unsupported` for a window that does not go with the role.
     pub fn compile(definition: BindingDefinition) -> Result<Self> {
         let window = definition.window.unwrap_or(definition.meter.window);
-        supported(&definition.meter, window, Some(definition.role))?;
+        supported(window, definition.role)?;
         let mut errors = crate::threshold::check(&definition.thresholds);
         let factor = Factor::new(definition.multiplier);
         if factor.is_none() {

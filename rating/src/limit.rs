@@ -266,7 +266,7 @@ impl WindowState {
             known.limits.retain(|limit| limit.is_told_once());
         }
         let mut news = Vec::new();
-        for pool in pair_totals(input, self.entries(), wants_amount)? {
+        for pool in pair_totals(input, &self.seen_at(input.until)?, wants_amount)? {
             let before = self.reached.iter().find(|known| known.is_of(pool.pair()));
             for limit in limits.of(&pool)?.into_iter().filter(|limit| limit.is_reached(&pool)) {
                 let is_known = before.is_some_and(|before| before.limits.contains(&limit));

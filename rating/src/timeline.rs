@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
 use domain::{Currency, Instant, Quantity, UsageEventId};
 use smallvec::SmallVec;
 use uuid::Uuid;
@@ -35,7 +36,7 @@ pub struct Held {
 }
 
 impl Held {
-    fn add(&mut self, value: Quantity, from: Instant, to: Instant) -> Result<()> {
+    pub(crate) fn add(&mut self, value: Quantity, from: Instant, to: Instant) -> Result<()> {
         let micros = i128::from((to - from).num_microseconds().ok_or(AREA)?);
         let part = |time: i128| value.units().checked_mul(time);
         let sums = part(micros / SECOND)
@@ -43,6 +44,28 @@ impl Held {
             .and_then(|(seconds, micros)| Some((self.seconds.checked_add(seconds)?, self.micros.checked_add(micros)?)));
         (self.seconds, self.micros) = sums.ok_or(AREA)?;
         Ok(())
+    }
+
+    /// Puts what was held in two windows together; at most one of them still holds.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub(crate) fn merge(&mut self, other: &Self) -> Result<()> {
+        let sums = self.seconds.checked_add(other.seconds).zip(self.micros.checked_add(other.micros));
+        (self.seconds, self.micros) = sums.ok_or(AREA)?;
+        self.open = self.open.or(other.open);
+        Ok(())
+    }
+
+    /// What was held up to an instant, where it is taken over by the next window.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub(crate) fn closed(mut self, at: Instant) -> Result<Self> {
+        if let Some((since, value)) = self.open.take() {
+            self.add(value, since, at.max(since))?;
+        }
+        Ok(self)
     }
 
     /// The sum in hours up to an instant, rounded half-even to 12 fraction digits; `None`: up to the last report.
@@ -110,6 +133,8 @@ pub(crate) struct Timeline {
     points: BTreeMap<LastKey, (Quantity, RatingKey)>,
     /// Reports that are not yet stored, and reports that are gone.
     changed: Vec<LastKey>,
+    /// Whether there are others than were carried into the next window.
+    pub(crate) has_news: bool,
 }
 
 /// The reports before and after an instant.
@@ -138,11 +163,44 @@ impl Timeline {
     pub(crate) fn insert(&mut self, point: Point) {
         self.points.insert(point.at, (point.value, point.key));
         self.changed.push(point.at);
+        self.has_news = true;
     }
 
     pub(crate) fn remove(&mut self, at: LastKey) {
         self.points.remove(&at);
         self.changed.push(at);
+        self.has_news = true;
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Point> {
+        self.points.iter().map(|(at, (value, key))| Point { at: *at, value: *value, key: *key })
+    }
+
+    /// The reports that have a say in windows that begin at an instant or later: those behind it, and the one that holds there.
+    fn since(&self, from: Instant) -> impl Iterator<Item = Point> {
+        let behind = (from, DateTime::<Utc>::MAX_UTC, UsageEventId(Uuid::max()));
+        let first = self.points.range(..=behind).next_back().map_or(behind, |(at, _)| *at);
+        self.points.range(first..).map(|(at, (value, key))| Point { at: *at, value: *value, key: *key })
+    }
+
+    /// What was held between two instants, by the running total of the report that held it.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub(crate) fn held_within(&self, from: Instant, to: Instant) -> Result<Vec<(RatingKey, Held)>> {
+        let mut held: Vec<(RatingKey, Held)> = Vec::new();
+        let mut reports = self.since(from).take_while(|point| point.at.0 < to).peekable();
+        while let Some(point) = reports.next() {
+            let until = reports.peek().map_or(to, |next| next.at.0);
+            add_to(&mut held, point.key, point.value, (point.at.0.max(from), until.max(from)))?;
+        }
+        Ok(held)
+    }
+
+    /// The reports that no window which begins at an instant or later needs.
+    pub(crate) fn before(&self, from: Instant) -> Vec<LastKey> {
+        let first = self.since(from).next().map(|point| point.at);
+        first.map_or_else(Vec::new, |first| self.points.range(..first).map(|(at, _)| *at).collect())
     }
 
     /// Puts a stored report in.
@@ -160,7 +218,27 @@ impl Timeline {
 
     /// Reports that only `old` has are gone; all of these are to be stored.
     pub(crate) fn supersede(&mut self, old: &Self) {
+        self.changed.extend(&old.changed);
         self.changed.extend(old.points.keys().filter(|at| !self.points.contains_key(at)));
+    }
+}
+
+/// Adds a value that was held from one instant to another to what is known of a running total.
+///
+/// # Errors
+/// `Overflow`.
+pub(crate) fn add_to(
+    held: &mut Vec<(RatingKey, Held)>,
+    key: RatingKey,
+    value: Quantity,
+    (from, to): (Instant, Instant),
+) -> Result<()> {
+    match held.iter_mut().find(|(known, _)| *known == key) {
+        Some((_, known)) => known.add(value, from, to),
+        None => {
+            held.push((key, Held::default()));
+            add_to(held, key, value, (from, to))
+        }
     }
 }
 

@@ -220,7 +220,7 @@ fn group_of(entry: &Entry) -> impl Ord + '_ {
 }
 
 /// What was carried into a window stands together with its own totals.
-fn segment_of(entry: &Entry) -> Instant {
+pub(crate) fn segment_of(entry: &Entry) -> Instant {
     if is_running(entry) { CARRIED } else { entry.segment_start }
 }
 
@@ -258,16 +258,16 @@ fn group_quantity(group: &[&Entry], reading: &Reading) -> Result<Exact> {
     }
     let running = group.iter().copied().filter(|entry| is_running(entry));
     let running: Run<'_> = running.filter(|entry| reading.until.is_none_or(|end| is_within(entry, end))).collect();
-    let going_on = if running.is_empty() { Exact::ZERO } else { running_quantity(&running)? };
+    let going_on = if running.is_empty() { Exact::ZERO } else { running_quantity(&running, reading)? };
     // Others are there where a version has changed the kind of window.
     let rest: Run<'_> = group.iter().copied().filter(|entry| !is_running(entry)).collect();
     if rest.is_empty() { Ok(going_on) } else { going_on.checked_add(group_quantity(&rest, reading)?) }
 }
 
 /// Quantity of a window that goes on: what was carried and what was counted is one set of events.
-fn running_quantity(entries: &[&Entry]) -> Result<Exact> {
+fn running_quantity(entries: &[&Entry], reading: &Reading) -> Result<Exact> {
     let merged = merged(entries)?;
-    part_quantity(&merged.iter().collect::<Run<'_>>(), None)
+    sub_window_quantity(&merged.iter().collect::<Run<'_>>(), reading)
 }
 
 fn sub_window_quantity(parts: &[&Entry], reading: &Reading) -> Result<Exact> {

@@ -265,12 +265,19 @@ async fn meters_are_compiled_when_they_are_made() {
         let fields = meter(more.clone()).await.bad_fields();
         assert_eq!(fields[0].0, field, "{more}: {fields:?}");
     }
-    for unsupported in [
-        json!({"window": {"kind": "SLIDING", "size": "1h"}, "dedup_key_path": "dimension_vars.id"}),
-        json!({"window": {"kind": "LIFETIME"}, "function": "TIME_WEIGHTED"}),
+    for going_on in [
+        json!({"key": "slides", "window": {"kind": "SLIDING", "size": "1h"}, "dedup_key_path": "dimension_vars.id"}),
+        json!({"key": "lasts", "window": {"kind": "LIFETIME"}, "function": "TIME_WEIGHTED"}),
+        json!({"key": "seen", "window": {"kind": "LIFETIME"}, "function": "UNIQUE_COUNT",
+               "unique_by_field": "dimension_vars.id"}),
     ] {
-        meter(unsupported).await.problem(422, "BUSINESS_RULE_VIOLATION");
+        let _ = meter(going_on).await.data(201);
     }
+    // What is held has no steps in which a formula could find it.
+    let formula = json!({"expression": "a + 1", "variables": [{"name": "a", "meter_key": "lasts"}]});
+    let sliding = json!({"key": "mixed", "function": "FORMULA", "formula": formula,
+                         "window": {"kind": "SLIDING", "size": "1h"}});
+    meter(sliding).await.problem(422, "BUSINESS_RULE_VIOLATION");
     let filter = json!({"root": {"field": "dimension_vars.model", "operator": "IN", "value": ["large", "small"]}});
     let made = meter(
         json!({"filter": filter, "thresholds": [{"name": "high", "value": 80, "actions": [{"kind": "WEBHOOK"}]}]}),
