@@ -166,6 +166,17 @@ impl CompiledBinding {
         Ok(Some(if self.meter.negative_allowed { exact } else { exact.floored() }))
     }
 
+    /// Whether the quantity can be expressed. What was held needs divisions, which only what is near the limit is worth.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub(crate) fn check_quantity(&self, state: &MeterState) -> Result<()> {
+        match state {
+            MeterState::TimeWeighted(held) if self.factor.is_safe(held.bound()) => Ok(()),
+            _ => self.quantity(state, None).map(drop),
+        }
+    }
+
     /// Start of the part of a window that this version and its meter version judge.
     #[must_use]
     pub fn part_start(&self) -> Instant {

@@ -18,6 +18,7 @@ use crate::binding::CompiledBinding;
 use crate::entry::{RatingKey, push_value};
 use crate::error::{RatingError, Result};
 use crate::member::Identity;
+use crate::span::Span;
 
 /// A value or a key, and where it counts.
 #[derive(Clone, Debug, PartialEq)]
@@ -269,8 +270,17 @@ pub(crate) fn row_hash(hash: u128, whose: Whose) -> u128 {
     }
 }
 
-/// Whether a binding counts values or keys once over billing windows and steps. A dedup key of another function counts once in
-/// each billing window and step: a repeat that says the same changes none of them.
+/// Whether dedup keys of a binding are members of the billing window. In windows that go on they are sightings where a repeat
+/// would change the value; where it would not, as long as it says the same, steps do without them.
+pub(crate) fn has_key_members(binding: &CompiledBinding) -> bool {
+    match binding.span() {
+        Span::Sliding { .. } => false,
+        Span::Lifetime => !is_sighted(binding) || binding.meter.function == MeterFunction::UniqueCount,
+        Span::BillingPeriod | Span::Calendar { .. } | Span::Tumbling { .. } => true,
+    }
+}
+
+/// Whether a binding counts values or keys once over billing windows and steps.
 pub(crate) fn is_sighted(binding: &CompiledBinding) -> bool {
     let counts_keys = matches!(binding.meter.function, MeterFunction::Count | MeterFunction::Sum | MeterFunction::Avg);
     let is_distinct = binding.meter.function == MeterFunction::UniqueCount;

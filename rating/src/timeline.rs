@@ -22,6 +22,7 @@ use crate::wide::{U256, div_half_even, signed};
 /// Microseconds of an hour.
 const HOUR: u128 = 3_600_000_000;
 const SECOND: i128 = 1_000_000;
+const SECOND_MICROS: i64 = 1_000_000;
 const AREA: RatingError = RatingError::Overflow("the time-weighted sum");
 
 /// What the reports of one rating key have held: value × time, and the report that still holds.
@@ -37,13 +38,18 @@ pub struct Held {
 
 impl Held {
     pub(crate) fn add(&mut self, value: Quantity, from: Instant, to: Instant) -> Result<()> {
-        let micros = i128::from((to - from).num_microseconds().ok_or(AREA)?);
-        let part = |time: i128| value.units().checked_mul(time);
-        let sums = part(micros / SECOND)
-            .zip(part(micros % SECOND))
+        let micros = (to - from).num_microseconds().ok_or(AREA)?;
+        let part = |time: i64| value.units().checked_mul(time.into());
+        let sums = part(micros / SECOND_MICROS) // in 64 bits, where a division is one instruction
+            .zip(part(micros % SECOND_MICROS))
             .and_then(|(seconds, micros)| Some((self.seconds.checked_add(seconds)?, self.micros.checked_add(micros)?)));
         (self.seconds, self.micros) = sums.ok_or(AREA)?;
         Ok(())
+    }
+
+    /// An upper bound of the hours up to the last report, in units of a quantity.
+    pub(crate) fn bound(&self) -> u128 {
+        self.seconds.unsigned_abs().saturating_add(self.micros.unsigned_abs())
     }
 
     /// Puts what was held in two windows together; at most one of them still holds.
@@ -130,7 +136,9 @@ pub(crate) fn carried_at(window_start: Instant) -> LastKey {
 /// The reports of one chain in one window, in order of time.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Timeline {
-    points: BTreeMap<LastKey, (Quantity, RatingKey)>,
+    /// Value, and place of the running total among `keys`: there are many reports of few totals.
+    points: BTreeMap<LastKey, (Quantity, u32)>,
+    keys: Vec<RatingKey>,
     /// Reports that are not yet stored, and reports that are gone.
     changed: Vec<LastKey>,
     /// Whether there are others than were carried into the next window.
@@ -145,23 +153,40 @@ pub(crate) struct Neighbours {
 }
 
 impl Timeline {
+    fn point(&self, (at, (value, key)): (&LastKey, &(Quantity, u32))) -> Point {
+        Point { at: *at, value: *value, key: self.keys[*key as usize] }
+    }
+
+    fn value_of(&mut self, point: &Point) -> (Quantity, u32) {
+        let known = self.keys.iter().rposition(|key| *key == point.key);
+        let place = known.unwrap_or_else(|| {
+            self.keys.push(point.key);
+            self.keys.len() - 1
+        });
+        (point.value, u32::try_from(place).unwrap_or(u32::MAX)) // a window has thousands of keys at most
+    }
+
     pub(crate) fn neighbours(&self, at: LastKey) -> Neighbours {
-        let point =
-            |(at, (value, key)): (&LastKey, &(Quantity, RatingKey))| Point { at: *at, value: *value, key: *key };
+        // Most reports come behind all others.
+        if let Some(last) = self.points.last_key_value().filter(|(last, _)| **last < at) {
+            return Neighbours { before: Some(self.point(last)), after: None };
+        }
         let after = self.points.range((std::ops::Bound::Excluded(at), std::ops::Bound::Unbounded)).next();
-        Neighbours { before: self.points.range(..at).next_back().map(point), after: after.map(|(at, _)| at.0) }
+        let before = self.points.range(..at).next_back().map(|found| self.point(found));
+        Neighbours { before, after: after.map(|(at, _)| at.0) }
     }
 
     pub(crate) fn get(&self, at: LastKey) -> Option<Point> {
-        self.points.get(&at).map(|(value, key)| Point { at, value: *value, key: *key })
+        self.points.get_key_value(&at).map(|found| self.point(found))
     }
 
     pub(crate) fn last(&self) -> Option<Point> {
-        self.points.last_key_value().map(|(at, (value, key))| Point { at: *at, value: *value, key: *key })
+        self.points.last_key_value().map(|found| self.point(found))
     }
 
     pub(crate) fn insert(&mut self, point: Point) {
-        self.points.insert(point.at, (point.value, point.key));
+        let value = self.value_of(&point);
+        self.points.insert(point.at, value);
         self.changed.push(point.at);
         self.has_news = true;
     }
@@ -173,14 +198,14 @@ impl Timeline {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Point> {
-        self.points.iter().map(|(at, (value, key))| Point { at: *at, value: *value, key: *key })
+        self.points.iter().map(|found| self.point(found))
     }
 
     /// The reports that have a say in windows that begin at an instant or later: those behind it, and the one that holds there.
     fn since(&self, from: Instant) -> impl Iterator<Item = Point> {
         let behind = (from, DateTime::<Utc>::MAX_UTC, UsageEventId(Uuid::max()));
         let first = self.points.range(..=behind).next_back().map_or(behind, |(at, _)| *at);
-        self.points.range(first..).map(|(at, (value, key))| Point { at: *at, value: *value, key: *key })
+        self.points.range(first..).map(|found| self.point(found))
     }
 
     /// What was held between two instants, by the running total of the report that held it.
@@ -205,7 +230,8 @@ impl Timeline {
 
     /// Puts a stored report in.
     pub(crate) fn load(&mut self, point: Point) {
-        self.points.insert(point.at, (point.value, point.key));
+        let value = self.value_of(&point);
+        self.points.insert(point.at, value);
     }
 
     /// Reports to be stored, and those (without a value) whose rows are gone.

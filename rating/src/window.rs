@@ -275,7 +275,7 @@ impl WindowState {
         let part = binding.span().part(event.timestamp, target.window, target.timezone).filter(|_| !is_held);
         let sub_window = part.map(|part| part.start);
         let meter_id = binding.meter.meter_id;
-        let dedup = binding.meter.dedup_key(event).filter(|_| !counts_keys_once(binding));
+        let dedup = binding.meter.dedup_key(event).filter(|_| sighting::has_key_members(binding));
         let dedup = dedup.map(|value| dedup_hash(binding, sub_window, value));
         if dedup.is_some_and(|hash| self.member_count(meter_id, hash) > 0) {
             return Ok(None);
@@ -333,7 +333,7 @@ impl WindowState {
         }
         self.check_expressions(&prepared)?;
         if binding.bound_thresholds().is_empty() {
-            prepared.quantity()?; // a total that cannot be expressed is refused with the event that causes it
+            binding.check_quantity(&prepared.state)?; // a total that cannot be expressed is refused with its event
         } else {
             self.observe(&mut prepared)?;
         }
@@ -549,7 +549,8 @@ impl WindowState {
         let (key, chain) = (carry.key(), carry.chain());
         let at = timeline::carried_at(window_start);
         let known = self.timelines.iter().find(|(known, _, _)| *known == chain);
-        let (after, old) = known.map_or((None, None), |(_, _, t)| (t.neighbours(at).after, t.get(at)));
+        let (around, old) = known.map_or_else(Default::default, |(_, _, t)| (t.neighbours(at), t.get(at)));
+        let Neighbours { before, after } = around;
         if old.is_some_and(|old| old.key == key && old.value == carry.value) {
             return Ok(false);
         }
@@ -559,12 +560,24 @@ impl WindowState {
             let mut state = self.entries[slot].state;
             timeline::unput(held(&mut state)?, window_start, old.value, after, window_start)?;
             self.entries[slot].state = state;
+            self.mark_changed(slot);
+        } else if let (None, Some(before)) = (old, before)
+            && let Some(slot) = self.find(&before.key)
+        {
+            // A late report of an earlier window held on from the start until now.
+            let mut state = self.entries[slot].state;
+            timeline::cut(held(&mut state)?, &before, window_start, after, window_start)?;
+            self.entries[slot].state = state;
+            self.mark_changed(slot);
         }
         let slot = self.find(&key);
         let mut state = slot.map_or(MeterState::TimeWeighted(Held::default()), |slot| self.entries[slot].state);
         timeline::put(held(&mut state)?, window_start, carry.value, after, window_start)?;
         match slot {
-            Some(slot) => self.entries[slot].state = state,
+            Some(slot) => {
+                self.entries[slot].state = state;
+                self.mark_changed(slot);
+            }
             None => {
                 let Carry { binding, price, segment_start, wallet_currency, unit_currency, variables, .. } =
                     carry.clone();
@@ -580,7 +593,8 @@ impl WindowState {
                     event_count: 0,
                     is_changed: false,
                 };
-                self.push(entry, key.fingerprint());
+                let slot = self.push(entry, key.fingerprint());
+                self.mark_changed(slot);
             }
         }
         self.timeline_mut(chain, carry.binding.meter.meter_id).insert(Point { at, value: carry.value, key });
@@ -605,6 +619,7 @@ impl WindowState {
                 let mut state = self.entries[slot].state;
                 timeline::unput(held(&mut state)?, window_start, old.value, *after, window_start)?;
                 self.entries[slot].state = state;
+                self.mark_changed(slot);
             }
             if let Some(before) = before
                 && let Some(slot) = self.find(&before.key)
@@ -612,6 +627,7 @@ impl WindowState {
                 let mut state = self.entries[slot].state;
                 timeline::uncut(held(&mut state)?, before, window_start, *after, window_start)?;
                 self.entries[slot].state = state;
+                self.mark_changed(slot);
             }
             let meter_id = self.timelines.iter().find(|(known, _, _)| known == chain).map(|(_, meter_id, _)| *meter_id);
             if let Some(meter_id) = meter_id {
@@ -1003,11 +1019,6 @@ impl WindowState {
         }
         Ok(())
     }
-}
-
-/// Whether repeats of dedup keys are known over billing windows and steps.
-fn counts_keys_once(binding: &CompiledBinding) -> bool {
-    is_sighted(binding) && binding.meter.function != MeterFunction::UniqueCount
 }
 
 /// The state of a TIME_WEIGHTED meter.

@@ -120,6 +120,26 @@ fn old_steps_are_dropped() {
     assert!(state.entries().len() <= 721, "{} steps of ten seconds in two hours", state.entries().len());
 }
 
+/// What was seen, and reports, of twice the size are kept, whatever came before.
+#[test]
+fn what_nobody_can_see_any_more_is_dropped() {
+    for (function, rows_max) in [(MeterFunction::UniqueCount, 721 + 2_401), (MeterFunction::TimeWeighted, 2_402)] {
+        let binding = watched(function, HOUR, &["1000000"]);
+        let (mut state, mut rows) = (WindowState::new(), BTreeMap::<u128, MemberRow>::new());
+        for number in 0..6_000_u128 {
+            let mut event = with_dimension(event(number, "1"), "user", &number.to_string());
+            event.timestamp = at(0) + TimeDelta::seconds(i64::try_from(number).expect("small") * 3);
+            count(&mut state, &binding, month(), &event);
+            if number % 500 == 499 {
+                rows.extend(state.take_changed_rows().into_iter().map(|row| (row.hash, row)));
+                rows.retain(|_, row| row.count > 0);
+                assert!(rows.len() <= rows_max, "{function}: {} rows", rows.len());
+            }
+        }
+        assert!(rows.len() > 2_000, "{function}: {} rows", rows.len());
+    }
+}
+
 /// A LIFETIME window goes on in the next month, with what a late event adds to the month before, and fires once.
 #[test]
 fn a_lifetime_goes_on_in_the_next_window() {
