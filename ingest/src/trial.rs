@@ -148,15 +148,32 @@ impl Trial {
     /// # Errors
     /// 422 when a sum leaves its range.
     pub fn used(&self, start: Instant, product_id: ProductId, metric_key: &str) -> Result<Used> {
-        let none = Used { quantity: Exact::ZERO, overage: Exact::ZERO, amount: Money::zero(self.terms.currency) };
+        let none = Used { quantity: Exact::ZERO, amount: Money::zero(self.terms.currency) };
         let is_of = |line: &&RatedLine| line.product_id == product_id && line.metric_key == metric_key;
         self.rated(start)?.iter().filter(is_of).try_fold(none, |used, line| {
             Ok(Used {
                 quantity: used.quantity.checked_add(line.quantity)?,
-                overage: used.overage.checked_add(line.billable_quantity)?,
                 amount: if self.terms.is_trial(start) { used.amount } else { used.amount.add(line.amount)? },
             })
         })
+    }
+
+    /// What is used in a window beyond the allowance that an event draws.
+    ///
+    /// # Errors
+    /// 422 when a quantity leaves its range.
+    pub fn overage(&self, start: Instant, event: &UsageEvent) -> Result<Exact> {
+        let Some(slot) = self.windows.starting(start) else { return Ok(Exact::ZERO) };
+        let (product_id, metric_key) = (event.product_id, event.metric_key.as_str());
+        let allowance = self.catalog.allowance(&self.terms, product_id, metric_key, slot.window)?;
+        let own = allowance.pool_of(event.price_key.as_deref());
+        let is_of = |line: &&RatedLine| {
+            (line.product_id, line.metric_key.as_str()) == (product_id, metric_key)
+                && allowance.pool_of(line.price_key.as_deref()) == own
+        };
+        let rated = self.rated(start)?;
+        let mut lines = rated.iter().filter(is_of);
+        Ok(lines.try_fold(Exact::ZERO, |sum, line| sum.checked_add(line.billable_quantity))?)
     }
 
     /// Whether a threshold of the window refuses further usage of a product and metric at an instant.
@@ -164,7 +181,7 @@ impl Trial {
     pub fn is_blocked(&self, start: Instant, event: &UsageEvent) -> bool {
         let Some(slot) = self.windows.starting(start) else { return false };
         let mut blocks = slot.state.blocks_of_thresholds(slot.window, self.terms.schedule.timezone);
-        blocks.any(|block| block.refuses(event.product_id, &event.metric_key, event.timestamp))
+        blocks.any(|block| block.refuses(event))
     }
 
     /// What one more event costs in a window, on top of everything that is counted in it: f(used + q) - f(used), and nothing
@@ -197,8 +214,6 @@ pub struct Marginal {
 pub struct Used {
     /// Before the allowance.
     pub quantity: Exact,
-    /// Beyond the allowance.
-    pub overage: Exact,
     /// Net amount; nothing in a trial.
     pub amount: Money,
 }

@@ -55,5 +55,5 @@ pub use rate_table::{RateTable, RateTableDefinition};
 pub use span::Span;
 pub use state::{StateError, Versions, WindowRecord};
 pub use threshold::{Breach, Threshold, ThresholdAction, ThresholdOwner};
-pub use total::{Accrual, Atom, Finding, PairTotal, Rated, RatedLine, RatingInput, Terms};
+pub use total::{Accrual, Atom, Finding, PairTotal, PoolTotal, Rated, RatedLine, RatingInput, Terms};
 pub use window::{Carry, Counted, Outcome, Target, WindowState};

@@ -376,7 +376,9 @@ mod limit {
     pub(super) const ALLOWANCE_END: u8 = 2;
     pub(super) const QUANTITY: u8 = 3;
     pub(super) const AMOUNT: u8 = 4;
-    /// Bit of a cap that blocks.
+    /// No limit: a price key with an allowance of its own.
+    pub(super) const OWN_KEY: u8 = 5;
+    /// Bit of a cap that blocks, and of an own allowance that is used up.
     pub(super) const BLOCKS: u8 = 0x80;
 }
 
@@ -487,11 +489,15 @@ impl Writer {
 
     fn reached(&mut self, pools: &[ReachedLimits]) {
         self.unsigned(pools.len() as u128);
-        for ReachedLimits { product_id, metric_key, limits } in pools {
+        for ReachedLimits { product_id, metric_key, limits, own_keys } in pools {
             self.id(product_id.0);
             self.text(metric_key);
-            self.unsigned(limits.len() as u128);
+            self.unsigned((limits.len() + own_keys.len()) as u128);
             limits.iter().for_each(|limit| self.limit(*limit));
+            for (key, is_used_up) in own_keys {
+                self.byte(limit::OWN_KEY | if *is_used_up { limit::BLOCKS } else { 0 });
+                self.text(key);
+            }
         }
     }
 
@@ -630,17 +636,21 @@ impl<'a> Reader<'a> {
         let mut pools = Vec::new();
         for _ in 0..self.unsigned64()? {
             let (product_id, metric_key) = (ProductId(self.id()?), self.text()?);
-            let mut limits = SmallVec::new();
+            let mut pool = ReachedLimits { product_id, metric_key, limits: SmallVec::new(), own_keys: Vec::new() };
             for _ in 0..self.unsigned64()? {
-                limits.push(self.limit()?);
+                let bits = self.byte()?;
+                if bits & !limit::BLOCKS == limit::OWN_KEY {
+                    pool.own_keys.push((self.text()?, bits & limit::BLOCKS != 0));
+                } else {
+                    pool.limits.push(self.limit(bits)?);
+                }
             }
-            pools.push(ReachedLimits { product_id, metric_key, limits });
+            pools.push(pool);
         }
         Ok(pools)
     }
 
-    fn limit(&mut self) -> Result<Limit, StateError> {
-        let bits = self.byte()?;
+    fn limit(&mut self, bits: u8) -> Result<Limit, StateError> {
         let action = if bits & limit::BLOCKS == 0 { UsageCapAction::Notify } else { UsageCapAction::Block };
         Ok(match bits & !limit::BLOCKS {
             limit::ALLOWANCE_PERCENT => Limit::AllowancePercent(self.byte()?),

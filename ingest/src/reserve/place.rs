@@ -231,7 +231,8 @@ impl Desk<'_> {
         let marginal = trial.price(start, event)?;
         let after = trial.used(start, product, metric)?;
         let mut limits = Vec::new();
-        if !after.overage.is_zero() && self.catalog.products_ending_at_allowance(terms).any(|id| id == product) {
+        let ends_at_allowance = self.catalog.products_ending_at_allowance(terms).any(|id| id == product);
+        if ends_at_allowance && !trial.overage(start, event)?.is_zero() {
             limits.push(BlockedReason::AllowanceExhausted);
         }
         let mut caps = terms.caps.iter().filter(|cap| cap.is_on(product, metric));
