@@ -170,11 +170,22 @@ impl WindowState {
         report: Point,
         entry: &Entry,
     ) -> Result<(Option<Exact>, Exact)> {
-        let binding = &entry.binding;
-        let mut held = Vec::new();
-        for (_, _, timeline, _) in self.slid_timelines(Some(binding.binding_id)) {
-            held.append(&mut timeline.held_within(window.start, window.end)?);
-        }
+        let binding_id = entry.binding.binding_id;
+        let value_of = |held: &[(RatingKey, Held)]| -> Result<Exact> {
+            let known = self.entries().iter().filter(|known| known.binding.binding_id == binding_id);
+            let others = known.filter(|known| known.key() != entry.key());
+            let seen = |entry: &Entry| {
+                let found = held.iter().find(|(key, _)| *key == entry.key());
+                let state = MeterState::TimeWeighted(found.map(|(_, held)| *held).unwrap_or_default());
+                Entry { state, ..entry.clone() }
+            };
+            combined(&others.chain([entry]).map(seen).collect::<Vec<_>>())
+        };
+        let before = match self.latest_report(&entry.binding) {
+            None => Exact::ZERO,
+            Some(end) => value_of(&self.held_within(binding_id, end - (window.end - window.start), end)?)?,
+        };
+        let mut held = self.held_within(binding_id, window.start, window.end)?;
         let known = self.timelines.iter().find(|(known, _, _)| *known == chain);
         let around = known.map(|(_, _, timeline)| timeline.neighbours(report.at)).unwrap_or_default();
         let inside = |at: Instant| at.clamp(window.start, window.end);
@@ -183,25 +194,16 @@ impl WindowState {
             timeline::add_to(&mut held, before.key, before.value, (to, from))?; // negative: no more
         }
         timeline::add_to(&mut held, report.key, report.value, (from, to))?;
-        let with = |held: Vec<(RatingKey, Held)>| -> Result<Exact> {
-            let known = self.entries().iter().filter(|known| known.binding.binding_id == binding.binding_id);
-            let mut entries: Vec<Entry> = known.filter(|known| known.key() != entry.key()).cloned().collect();
-            entries.push(entry.clone());
-            for entry in &mut entries {
-                let found = held.iter().find(|(key, _)| *key == entry.key());
-                entry.state = MeterState::TimeWeighted(found.map(|(_, held)| *held).unwrap_or_default());
-            }
-            combined(&entries)
-        };
-        let earlier = self.latest_report(binding).map(|end| {
-            let size = window.end - window.start;
-            let mut held = Vec::new();
-            for (_, _, timeline, _) in self.slid_timelines(Some(binding.binding_id)) {
-                held.append(&mut timeline.held_within(end - size, end)?);
-            }
-            with(held)
-        });
-        Ok((Some(earlier.transpose()?.unwrap_or(Exact::ZERO)), with(held)?))
+        Ok((Some(before), value_of(&held)?))
+    }
+
+    /// What a binding that is read from its reports held between two instants, by running total.
+    fn held_within(&self, binding_id: BindingId, from: Instant, to: Instant) -> Result<Vec<(RatingKey, Held)>> {
+        let mut held = Vec::new();
+        for (_, _, timeline, _) in self.slid_timelines(Some(binding_id)) {
+            held.append(&mut timeline.held_within(from, to)?);
+        }
+        Ok(held)
     }
 
     /// Whether totals go on over the end of the window.

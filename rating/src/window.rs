@@ -477,8 +477,11 @@ impl WindowState {
         let chain = timeline::chain_of(target.binding, price_key, &key);
         let at = (input.timestamp, input.accepted_at, input.event_id);
         prepared.report = Some(Report { chain, at, value: input.value });
-        if matches!(target.binding.span(), Span::Sliding { .. }) {
-            return Ok(());
+        if let Span::Sliding { size } = target.binding.span() {
+            // Held for the whole window, which is the most that it can come to.
+            let mut most = Held::default();
+            most.add(input.value, at.0 - size, at.0)?;
+            return target.binding.check_quantity(&MeterState::TimeWeighted(most));
         }
         let state = &mut prepared.state;
         let known = self.timelines.iter().find(|(known, _, _)| *known == chain);
