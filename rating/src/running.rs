@@ -359,12 +359,11 @@ impl WindowState {
     fn carry_sightings(
         &mut self,
         meter_id: MeterId,
-        news: News,
+        mut news: News,
         keys: &HashSet<RatingKey>,
         moved: &mut Vec<(Sighting, bool)>,
     ) -> Result<bool> {
         let sightings = self.sightings_mut(meter_id);
-        let mut news = news;
         if news.is_whole {
             let told: HashSet<u128> = news.counting.iter().map(|(hash, _)| *hash).collect();
             let untold = sightings.iter().filter(|(hash, seen)| seen.carried.is_some() && !told.contains(hash));

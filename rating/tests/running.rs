@@ -15,6 +15,7 @@ use rating::{
     BindingDefinition, Breach, CompiledBinding, CompiledMeter, Component, MemberRow, MeterDefinition, MeterFormula,
     Outcome, PeriodFacts, RatingError, RatingInput, Span, Step, Target, WindowRecord, WindowState,
 };
+use rust_decimal::{Decimal, RoundingStrategy};
 
 const HOUR: Span = Span::Sliding { size: TimeDelta::hours(1) };
 
@@ -365,15 +366,21 @@ fn any_once() -> impl Strategy<Value = MeterFunction> {
     prop::sample::select(vec![MeterFunction::UniqueCount, MeterFunction::Count, MeterFunction::Sum, MeterFunction::Avg])
 }
 
-/// Sum and number of events that stand for their values.
-fn naive_once(function: MeterFunction, samples: &[&Sample]) -> Option<f64> {
-    let sum: i64 = samples.iter().map(|sample| sample.units).sum();
-    let count = samples.len();
+/// The value over events that stand for their values, as numerator and denominator.
+fn naive_once(function: MeterFunction, samples: &[&Sample]) -> Option<(i64, i64)> {
+    let sum = samples.iter().map(|sample| sample.units).sum();
+    let count = i64::try_from(samples.len()).expect("small");
     match function {
-        MeterFunction::Sum => Some(sum as f64),
-        MeterFunction::Avg => (count > 0).then(|| sum as f64 / count as f64),
-        _ => Some(count as f64),
+        MeterFunction::Sum => Some((sum, 1)),
+        MeterFunction::Avg => (count > 0).then_some((sum, count)),
+        _ => Some((count, 1)),
     }
+}
+
+/// As meters show a quotient: half-even at 12 fraction digits.
+fn quotient((numerator, denominator): (i64, i64)) -> String {
+    let exact = Decimal::from(numerator) / Decimal::from(denominator);
+    exact.round_dp_with_strategy(12, RoundingStrategy::MidpointNearestEven).normalize().to_string()
 }
 
 const BOUNDARY: i64 = 100; // minutes
@@ -497,14 +504,14 @@ proptest! {
                 let inside = standing.filter(|other| end - 3_600 < other.step() && other.step() <= end);
                 inside.map(|other| (other.units, other.second)).collect()
             };
-            let value = |known: &[&Sample]| -> Option<f64> {
+            let value = |known: &[&Sample]| -> Option<(i64, i64)> {
                 let standing: Vec<Sample> = latest(known).into_iter().map(|(units, second)| Sample { units, second, who: 0 }).collect();
                 naive_once(function, &standing.iter().collect::<Vec<_>>())
             };
             let before = value(&others);
             others.push(sample);
             let after = value(&others);
-            let holds = |value: Option<f64>| value.is_some_and(|value| value >= limit as f64);
+            let holds = |value: Option<(i64, i64)>| value.is_some_and(|(sum, count)| sum >= limit * count);
             let fires = holds(after) && !holds(before);
             prop_assert_eq!(breaches.len(), usize::from(fires), "{:?} {:?}: {:?} to {:?}", function, sample, before, after);
         }
@@ -586,10 +593,7 @@ proptest! {
         }
         anew.inherit(&states[1], windows[1].start).expect("in range");
         for state in [&states[1], &anew] {
-            let shown = shown(state);
-            let (quantity, count) = shown.split_once('/').expect("two numbers");
-            prop_assert!((quantity.parse::<f64>().expect("a number") - expected).abs() < 1e-9, "{} for {}", shown, expected);
-            prop_assert_eq!(count, events.to_string());
+            prop_assert_eq!(shown(state), format!("{}/{events}", quotient(expected)));
         }
     }
 
@@ -625,8 +629,8 @@ proptest! {
         let (last, index) = *reports.last().expect("there is an event");
         area += samples[index].units * (200 * 60 - last);
         let rated = states[1].rate(&RatingInput { until: Some(windows[1].end), ..RatingInput::default() });
-        let quantity: f64 = rated.expect("can be rated").informational[0].quantity.to_string().parse().expect("a number");
-        prop_assert!((quantity - area as f64 / 3_600.0).abs() < 1e-9, "{} for {}", quantity, area);
+        let shown = rated.expect("can be rated").informational[0].quantity.to_string();
+        prop_assert_eq!(shown, quotient((area, 3_600)));
     }
 
     /// A lifetime over two billing windows is the meter over all events, in any order.
