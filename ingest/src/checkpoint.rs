@@ -120,9 +120,15 @@ impl RejectionWrite {
     /// UUIDv5 of event, partition and position, so that a replay of the log writes it once (rule B2).
     #[must_use]
     pub fn id(&self, partition: Partition) -> RejectionId {
-        let place = [&partition.to_be_bytes()[..], &self.position.as_i64().to_be_bytes()].concat();
-        RejectionId(Uuid::new_v5(&self.event_id.0, &place))
+        rejection_id(self.event_id, partition, self.position)
     }
+}
+
+/// The id of the rejection of an event at its place.
+#[must_use]
+pub fn rejection_id(event_id: UsageEventId, partition: Partition, position: Position) -> RejectionId {
+    let place = [&partition.to_be_bytes()[..], &position.as_i64().to_be_bytes()].concat();
+    RejectionId(Uuid::new_v5(&event_id.0, &place))
 }
 
 /// A record that belongs to no workspace.
@@ -167,6 +173,8 @@ pub struct Checkpoint {
     pub breaches: Vec<BreachWrite>,
     /// Refused events.
     pub rejections: Vec<RejectionWrite>,
+    /// Rejections of stored events that count again, because their windows were counted anew.
+    pub counted_again: Vec<RejectionId>,
     /// Events that a policy dropped.
     pub dropped: Vec<Dropped>,
     /// Refused records without a workspace.
@@ -250,6 +258,7 @@ impl Ownership {
         write_breaches(&mut tx, &breaches.collect::<Vec<_>>(), now).await?;
         announce_allowances(&mut tx, &checkpoint.windows, now).await?;
         write_rejections(&mut tx, self.partition, &checkpoint.rejections, now).await?;
+        close_counted_again(&mut tx, &checkpoint.counted_again, now).await?;
         announce_dropped(&mut tx, &checkpoint.dropped, now).await?;
         late::announce(&mut tx, &checkpoint.events, now).await?;
         write_unattributed(&mut tx, self, &checkpoint.unattributed, now).await?;
@@ -531,7 +540,7 @@ async fn write_rejections(
     let text = |r: &RejectionWrite, name: &str| {
         r.payload.get(name).and_then(|v| v.as_str()).map(|text| storable(text).into_owned())
     };
-    // The event `usage_event.dropped` goes out once, with the row that is really new.
+    // The event `usage_event.dropped` goes out once, with the row that is really new, or open again.
     sqlx::query(
         "WITH kept AS (
              INSERT INTO usage_rejection (id, organization_id, workspace_id, event_id, customer_id, subscription_id, product_id,
@@ -541,7 +550,9 @@ async fn write_rejections(
                          $9::text[], $10::jsonb[], $11::bigint[], $13::timestamptz[])
                   AS t (id, w, e, cu, su, pr, mk, code, message, payload, pos, at)
              JOIN workspace ON workspace.id = t.w
-             ON CONFLICT (id) DO NOTHING
+             ON CONFLICT (id) DO UPDATE
+                SET status = 'open', code = EXCLUDED.code, message = EXCLUDED.message, reason = NULL, resolved_at = NULL
+                WHERE usage_rejection.status = 'replayed' AND usage_rejection.reason = $15
              RETURNING id, workspace_id, event_id, code, message)
          INSERT INTO outbox (id, workspace_id, event_type, entity_type, entity_id, payload, created_at)
          SELECT gen_random_uuid(), workspace_id, 'usage_event.dropped', 'usage_event', event_id,
@@ -562,9 +573,30 @@ async fn write_rejections(
     .bind(partition.cast_signed())
     .bind(rejections.iter().map(|r| r.accepted_at).collect::<Vec<_>>())
     .bind(now)
+    .bind(COUNTED_AGAIN)
     .execute(tx.conn())
     .await
     .context("writing usage rejections")?;
+    Ok(())
+}
+
+/// Why a rejection is closed that no operator has closed.
+const COUNTED_AGAIN: &str = "counted when its window was counted anew";
+
+async fn close_counted_again(tx: &mut Tx, ids: &[RejectionId], now: Instant) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE usage_rejection SET status = 'replayed', reason = $2, resolved_at = $3
+         WHERE id = ANY($1) AND status = 'open'",
+    )
+    .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+    .bind(COUNTED_AGAIN)
+    .bind(now)
+    .execute(tx.conn())
+    .await
+    .context("closing rejections of usage that counts again")?;
     Ok(())
 }
 

@@ -259,7 +259,7 @@ impl Judge<'_> {
     /// Total allowance of an event's product and metric.
     fn allowance(&self, event: &UsageEvent, window: Period) -> domain::Result<Quantity> {
         let allowance = self.catalog.allowance(self.terms, event.product_id, &event.metric_key, window)?;
-        Ok(allowance.sources.total()?)
+        Ok(allowance.sources()?.total()?)
     }
 
     /// Largest rate of the commitments that an event may fall under, in whole units.

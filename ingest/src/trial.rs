@@ -139,21 +139,26 @@ impl Trial {
         Ok(slot.state.rate(&RatingInput { terms: &terms, until, period })?.lines)
     }
 
-    /// What a window costs, and what is used in it of a product and metric, all price keys and wallet pins together.
+    /// What a window costs, and what is used in it of an event's product and metric, all price keys and wallet pins together.
     ///
     /// # Errors
     /// 422 when an amount leaves its range.
-    pub fn standing(&self, start: Instant, product_id: ProductId, metric_key: &str) -> Result<Standing> {
+    pub fn standing(&self, start: Instant, event: &UsageEvent) -> Result<Standing> {
         let none = Money::zero(self.terms.currency);
         let mut standing = Standing { quantity: Exact::ZERO, overage: Exact::ZERO, amount: none, total: none };
+        let Some(slot) = self.windows.starting(start) else { return Ok(standing) };
+        let allowance = self.catalog.allowance(&self.terms, event.product_id, &event.metric_key, slot.window)?;
+        let pool = allowance.pool_of(event.price_key.as_deref());
         let is_free = self.terms.is_trial(start);
         for line in self.rated(start)? {
             let amount = if is_free { none } else { line.amount };
             standing.total = standing.total.add(amount)?;
-            if line.product_id == product_id && line.metric_key == metric_key {
+            if line.product_id == event.product_id && line.metric_key == event.metric_key {
                 standing.quantity = standing.quantity.checked_add(line.quantity)?;
-                standing.overage = standing.overage.checked_add(line.billable_quantity)?;
                 standing.amount = standing.amount.add(amount)?;
+                if allowance.pool_of(line.price_key.as_deref()) == pool {
+                    standing.overage = standing.overage.checked_add(line.billable_quantity)?;
+                }
             }
         }
         Ok(standing)
@@ -164,7 +169,7 @@ impl Trial {
     pub fn is_blocked(&self, start: Instant, event: &UsageEvent) -> bool {
         let Some(slot) = self.windows.starting(start) else { return false };
         let mut blocks = slot.state.blocks_of_thresholds(slot.window, self.terms.schedule.timezone);
-        blocks.any(|block| block.refuses(event.product_id, &event.metric_key, event.timestamp))
+        blocks.any(|block| block.refuses(event))
     }
 
     /// Counts one more event of a window; the answer is whether it goes past a threshold with BLOCK.
@@ -184,7 +189,7 @@ impl Trial {
 pub struct Standing {
     /// Used of it, before the allowance.
     pub quantity: Exact,
-    /// Beyond the allowance.
+    /// Beyond the allowance that the event draws.
     pub overage: Exact,
     /// Net amount of it; nothing in a trial.
     pub amount: Money,

@@ -243,6 +243,11 @@ impl Factor {
         }
     }
 
+    /// Whether the product with a quantity of at most so many units is in the range without a look at it.
+    pub(crate) fn is_safe(self, units: u128) -> bool {
+        units.checked_mul(self.mantissa.unsigned_abs()).is_some_and(|product| product < i128::MAX.unsigned_abs())
+    }
+
     /// The product leaves 128 bits: it can still be kept when it ends in zeros.
     fn apply_wide(self, quantity: Quantity) -> Result<Exact> {
         let product = U256::product(quantity.units().unsigned_abs(), self.mantissa.unsigned_abs());

@@ -21,7 +21,7 @@ use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use super::captured::{self, Captured};
-use super::draft::{assemble, assemble_with_credits};
+use super::draft::{Assembled, assemble, assemble_with_credits};
 use super::extra::plan_corrections;
 use super::follow::{follow, unfollow};
 use super::leave;
@@ -140,7 +140,7 @@ impl Billing {
         loaded.add_windows(tx.conn(), &self.snapshots, &runs).await?;
         let computed = compute(&loaded, &runs)?;
         let saved = save(tx.conn(), scope.workspace_id, scope.now(), &computed).await?;
-        leave::to_later_windows(scope, tx, &loaded, &runs).await?;
+        leave::to_later_windows(scope, tx, &loaded, &computed).await?;
         let free: Vec<_> = runs.iter().filter(|run| run.key.reason.is_free()).collect();
         let uncharged: Vec<_> = free.into_iter().filter_map(|run| loaded.window_ref(run)).collect();
         close_accruals(tx.conn(), &windows, &uncharged).await?;
@@ -187,12 +187,13 @@ pub(crate) fn runs_of(loaded: &Loaded, refs: &[RunRef]) -> Result<Vec<Run>> {
 pub(crate) fn compute<'a>(loaded: &'a Loaded, runs: &[Run]) -> Result<Vec<Computed<'a>>> {
     let one = |run: &Run| {
         let job = loaded.job(*run)?;
-        let (drafts, credits) = assemble_with_credits(&job)?;
+        let Assembled { drafts, credits, rated } = assemble_with_credits(&job)?;
         Ok(Computed {
             subscription: job.subscription,
             run: *run,
             drafts,
             credits,
+            rated,
             invoiced: job.invoiced,
             usage_position: job.window.map(|window| window.position.as_i64()),
         })

@@ -387,23 +387,29 @@ impl Present {
     }
 
     /// Takes the windows with what is promised of a metric on top. Whoever has counted a hold more gives them back with it.
-    pub fn take_top(&mut self, key: &UsageKey, context: &Context, window_start: Instant) -> Result<Top> {
+    pub fn take_top(
+        &mut self,
+        key: &UsageKey,
+        context: &Context,
+        window_start: Instant,
+        event: &UsageEvent,
+    ) -> Result<Top> {
         if let Some(top) = self.tops.remove(key) {
             return Ok(top);
         }
         let windows = self.windows.get(&key.0).cloned().unwrap_or_default();
         let mut trial = Trial::from(self.catalog.clone(), context.terms.clone(), windows);
         for promised in self.promises.get(key).into_iter().flat_map(Promises::values) {
-            let mut event = promised.event.clone();
+            let mut promise = promised.event.clone();
             // A hold that outlives its period will be captured in the present one.
-            if !promised.is_captured && event.timestamp < window_start {
-                event.timestamp = context.now;
+            if !promised.is_captured && promise.timestamp < window_start {
+                promise.timestamp = context.now;
             }
-            if let Err(error) = trial.count(&event) {
-                tracing::warn!(hold.id = ?event.hold_id, error = %error, "promised usage cannot be counted");
+            if let Err(error) = trial.count(&promise) {
+                tracing::warn!(hold.id = ?promise.hold_id, error = %error, "promised usage cannot be counted");
             }
         }
-        let standing = trial.standing(window_start, key.1, &key.2)?;
+        let standing = trial.standing(window_start, event)?;
         Ok(Top { trial, standing })
     }
 

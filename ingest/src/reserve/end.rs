@@ -163,10 +163,9 @@ fn charge(
     let start = reserved.window_start;
     let window = terms.window_at(start).ok_or_else(|| Error::invariant("a reservation lies in a window"))?;
     let mut trial = Trial::over(catalog, terms.clone(), window, &reserved.basis)?;
-    let (product, metric) = (reserved.event.product_id, reserved.event.metric_key.as_str());
-    let before = trial.standing(start, product, metric)?;
+    let before = trial.standing(start, &reserved.event)?;
     trial.add(start, &UsageEvent { quantity: event.quantity, ..reserved.event.clone() })?;
-    let net = trial.standing(start, product, metric)?.costs_since(&before)?;
+    let net = trial.standing(start, &reserved.event)?.costs_since(&before)?;
     let gross = Gross::at(net, reserved.tax_rate)?;
     let is_less = event.quantity < reserved.event.quantity;
     Ok(if is_less && gross.total()?.amount() > held.total()?.amount() { held } else { gross })

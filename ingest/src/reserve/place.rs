@@ -177,7 +177,7 @@ impl<'a> Reserving<'a> {
     /// Prices the usage on what is counted and promised, and holds what it costs (rule D1).
     pub fn decide(self, present: &mut Present) -> Result<ReserveResponse> {
         let key = self.usage_key();
-        let mut top = present.take_top(&key, &self.context, self.window.start)?;
+        let mut top = present.take_top(&key, &self.context, self.window.start, &self.event)?;
         let priced = self.price(&present.catalog, &mut top)?;
         let mut response = self.response(&present.catalog, &priced);
         response.blocked_reasons = refusals(&present.wallets, self.wallet_id, &priced)?;
@@ -196,7 +196,7 @@ impl<'a> Reserving<'a> {
         let basis = top.trial.encode_metric(start, product, metric);
         let is_blocked = top.trial.is_blocked(start, &self.event);
         let is_refused = top.trial.add(start, &self.event)?;
-        let before = std::mem::replace(&mut top.standing, top.trial.standing(start, product, metric)?);
+        let before = std::mem::replace(&mut top.standing, top.trial.standing(start, &self.event)?);
         let after = &top.standing;
         let terms = &self.context.terms;
         let mut limits = Vec::new();
