@@ -157,14 +157,12 @@ impl RatesFeed {
         };
         let local = now.with_timezone(&Berlin).date_naive();
         let is_behind = latest.is_none_or(|latest| latest < working_day_before(local));
-        let fetched = match is_behind {
-            true => self.fetch(NINETY_DAYS, None).await,
-            false => self.fetch(DAILY, Some(&claimed)).await,
-        };
+        let document = if is_behind { NINETY_DAYS } else { DAILY };
+        let fetched = self.fetch(document, (!is_behind).then_some(&claimed)).await;
         let read = fetched.and_then(|fetched| match fetched {
             Fetched::Unchanged => Ok(None),
             Fetched::Document { text, etag, last_modified } => {
-                let days = feed::read(&text, now.date_naive()).map_err(|error| error.to_string())?;
+                let days = feed::read(&text, now.date_naive()).map_err(|error| format!("{document}: {error}"))?;
                 Ok(Some((days, if is_behind { (None, None) } else { (etag, last_modified) })))
             }
         });

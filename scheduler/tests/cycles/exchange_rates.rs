@@ -74,7 +74,7 @@ fn answer(behaviour: &Behaviour, path: &str, known: Option<&str>) -> Option<Stri
         }
         Behaviour::Half => {
             let body = document(&[("2026-03-02", "1.09")]);
-            Some(whole("200 OK", &body[..body.len() - 30]))
+            Some(whole("200 OK", &body[..body.len() - "</Cube>\n</gesmes:Envelope>".len()]))
         }
         Behaviour::Status(status) => Some(whole(status, &document(&[("2026-03-02", "1.09")]))),
         Behaviour::Says(text) => Some(whole("200 OK", text)),
