@@ -1,6 +1,6 @@
 //! Which moment's rate counts: the organization's setting `fx_policy` (fx.md 4).
 
-use domain::{Instant, OrganizationId, Result, wire::Word};
+use domain::{Instant, Result, WorkspaceId, wire::Word};
 use sqlx::PgConnection;
 use store::StoreError;
 
@@ -44,18 +44,21 @@ impl FXPolicy {
         }
     }
 
-    /// The policy of an organization; `invoice_issue` where it has chosen none.
+    /// The policy of a workspace's organization; `invoice_issue` where it has chosen none.
     ///
     /// # Errors
     /// As every statement.
-    pub async fn of(conn: &mut PgConnection, organization: OrganizationId) -> Result<Self> {
-        let text: Option<String> = sqlx::query_scalar("SELECT settings ->> $2 FROM organization WHERE id = $1")
-            .bind(organization)
-            .bind(SETTING)
-            .fetch_optional(conn)
-            .await
-            .context("reading the policy of exchange rates")?
-            .flatten();
+    pub async fn of_workspace(conn: &mut PgConnection, workspace: WorkspaceId) -> Result<Self> {
+        let text: Option<String> = sqlx::query_scalar(
+            "SELECT settings ->> $2 FROM organization JOIN workspace ON workspace.organization_id = organization.id
+             WHERE workspace.id = $1",
+        )
+        .bind(workspace)
+        .bind(SETTING)
+        .fetch_optional(conn)
+        .await
+        .context("reading the policy of exchange rates")?
+        .flatten();
         Ok(text.and_then(|text| Self::from_wire(&text)).unwrap_or(Self::InvoiceIssue))
     }
 }

@@ -180,7 +180,8 @@ async fn take_over_accruals(tx: &mut Tx, id: WalletId, new: NewWallet) -> Result
         "WITH open AS (
              SELECT subscription_id, window_start, wallet_currency FROM usage_accrual
              WHERE subscription_id IN (SELECT id FROM subscription WHERE customer_id = $2)
-               AND currency = $3 AND wallet_currency IN ('', $3) AND NOT closed
+               AND coalesce(nullif(wallet_currency, ''), currency) = $3 AND NOT closed
+               AND (currency = $3 OR fx_rate IS NOT NULL)
              ORDER BY subscription_id, window_start, wallet_currency FOR UPDATE)
          UPDATE usage_accrual SET wallet_id = $1 FROM open
          WHERE usage_accrual.subscription_id = open.subscription_id AND usage_accrual.window_start = open.window_start
