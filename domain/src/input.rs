@@ -306,6 +306,22 @@ impl<'a> Field<'a> {
         quantity.to_decimal().or_else(|error| Field { value, path }.refuse(Code::OutOfRange, error.to_string()))
     }
 
+    /// An exchange rate: a decimal string above 0 and below 1,000,000,000 with at most 10 fraction digits (fx.md 4).
+    pub fn exchange_rate(self) -> FieldResult<Decimal> {
+        let (path, value) = (self.path.clone(), self.value);
+        let rate = self.quantity()?.to_decimal().ok().filter(|rate| {
+            let in_range = rate.is_sign_positive() && !rate.is_zero() && *rate < Decimal::from(1_000_000_000);
+            in_range && rate.normalize().scale() <= 10
+        });
+        rate.map_or_else(
+            || {
+                let message = "must be above 0 and below 1000000000, with at most 10 decimal places";
+                Field { value, path }.refuse(Code::OutOfRange, message)
+            },
+            Ok,
+        )
+    }
+
     /// Money: `{"value": "120.00", "currency": "EUR"}`; more decimals than the currency has are refused.
     pub fn money(self) -> FieldResult<Money> {
         let path = self.path.clone();

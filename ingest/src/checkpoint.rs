@@ -2,10 +2,12 @@
 //! only its owner's epoch can commit it.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use billing::due::{DueKind, plan_windows};
 use catalog::compiled::WindowStatus;
+use currency::{FXPolicy, Pair};
 use domain::period::Period;
 use domain::{
     BreachId, Currency, CustomerId, Error, Instant, OrganizationId, Position, RejectionId, Result, SubscriptionId,
@@ -252,7 +254,7 @@ impl Ownership {
         late::close(&mut tx, &checkpoint.mended).await?;
         write_members(&mut tx, &checkpoint.windows).await?;
         clear_accruals(&mut tx, &checkpoint.windows).await?;
-        write_accruals(&mut tx, &checkpoint.windows).await?;
+        write_accruals(&mut tx, &checkpoint.windows, now).await?;
         write_blocks(&mut tx, &checkpoint.windows, now).await?;
         let breaches = checkpoint.breaches.iter().chain(checkpoint.windows.iter().flat_map(|w| &w.limits.breaches));
         write_breaches(&mut tx, &breaches.collect::<Vec<_>>(), now).await?;
@@ -430,26 +432,29 @@ async fn clear_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
 }
 
 /// Sets, never adds; a closed row is a fence: its window is billed, and nothing may change it (rule D3). What captures have
-/// paid of the counted usage is not accrued any more, nor what interim invoices have charged.
-async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
+/// paid of the counted usage is not accrued any more, nor what interim invoices have charged. What is pinned to a wallet of
+/// another currency counts there at the rate of now: the invoice takes that of its own moment.
+async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite], now: Instant) -> Result<()> {
     let mut rows: Vec<_> = windows.iter().flat_map(|w| w.accruals.iter().map(move |accrual| (w, accrual))).collect();
     if rows.is_empty() {
         return Ok(());
     }
     rows.sort_by_key(|(w, accrual)| (w.subscription_id, w.window.start, accrual.wallet_currency));
+    let rates = exchange_rates(tx, &rows, now).await?;
     let written = sqlx::query(
         "INSERT INTO usage_accrual AS a (subscription_id, window_start, wallet_currency, workspace_id, customer_id, wallet_id,
-                                         currency, net, accrued)
-         SELECT s, ws, pin, w, c, wallet.id, cur, net, greatest(net - captured.gross, 0)
-         FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[], $5::uuid[], $6::text[], $7::numeric[])
-              AS t (s, ws, pin, w, c, cur, net)
-         LEFT JOIN wallet ON wallet.customer_id = c AND wallet.currency = cur AND pin IN ('', cur)
+                                         currency, net, accrued, fx_rate)
+         SELECT s, ws, pin, w, c, wallet.id, cur, net, greatest(net - captured.gross, 0), rate
+         FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[], $5::uuid[], $6::text[], $7::numeric[], $8::numeric[])
+              AS t (s, ws, pin, w, c, cur, net, rate)
+         LEFT JOIN wallet ON wallet.customer_id = c AND wallet.currency = coalesce(nullif(pin, ''), cur) AND rate IS NOT NULL
          CROSS JOIN LATERAL (
              SELECT coalesce(sum(captured_net + captured_tax), 0) AS gross FROM usage_reservation r
              WHERE r.subscription_id = s AND r.counted_in = ws AND r.wallet_currency = pin AND r.settled_at IS NULL
          ) AS captured
          ON CONFLICT (subscription_id, window_start, wallet_currency) DO UPDATE SET net = EXCLUDED.net,
-             accrued = greatest(EXCLUDED.accrued - a.invoiced, 0), wallet_id = EXCLUDED.wallet_id, customer_id = EXCLUDED.customer_id
+             accrued = greatest(EXCLUDED.accrued - a.invoiced, 0), wallet_id = EXCLUDED.wallet_id, customer_id = EXCLUDED.customer_id,
+             fx_rate = EXCLUDED.fx_rate
          WHERE NOT a.closed",
     )
     .bind(rows.iter().map(|(w, _)| w.subscription_id.0).collect::<Vec<_>>())
@@ -459,6 +464,7 @@ async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
     .bind(rows.iter().map(|(w, _)| w.customer_id.0).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, a)| a.currency.to_string()).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, a)| a.net).collect::<Vec<_>>())
+    .bind(rates)
     .execute(tx.conn())
     .await
     .context("writing usage accruals")?;
@@ -466,6 +472,33 @@ async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
         return Err(Error::invariant("a checkpoint wanted to change the accrual of a window that is billed"));
     }
     Ok(())
+}
+
+/// Units of the wallet's currency for one of the accrual's: 1 in nearly every row; none where no rate is known, or the
+/// organization converts nothing.
+async fn exchange_rates(
+    tx: &mut Tx,
+    rows: &[(&WindowWrite, &AccrualWrite)],
+    now: Instant,
+) -> Result<Vec<Option<Decimal>>> {
+    let mut rates = vec![Some(Decimal::ONE); rows.len()];
+    let mut asked: BTreeMap<WorkspaceId, Vec<(usize, Pair)>> = BTreeMap::new();
+    for (index, (window, accrual)) in rows.iter().enumerate() {
+        let target = accrual.wallet_currency.unwrap_or(accrual.currency);
+        if target != accrual.currency {
+            let pair = Pair { source: accrual.currency, target };
+            asked.entry(window.workspace_id).or_default().push((index, pair));
+        }
+    }
+    for (workspace, pairs) in asked {
+        let converts = FXPolicy::of_workspace(tx.conn(), workspace).await? != FXPolicy::None;
+        let questions: Vec<_> = pairs.iter().map(|(_, pair)| (*pair, now)).collect();
+        let found = currency::rate::rates(tx.conn(), workspace, &questions).await?;
+        for ((index, _), rate) in pairs.iter().zip(found) {
+            rates[*index] = rate.filter(|_| converts).map(|rate| rate.rate);
+        }
+    }
+    Ok(rates)
 }
 
 /// Breaches with the events and mails that announce them; a replay writes none of them again. A BLOCK is delivered with the row:

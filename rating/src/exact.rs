@@ -13,7 +13,7 @@ use rust_decimal::Decimal;
 use serde::{Serialize, Serializer};
 
 use crate::error::{RatingError, Result};
-use crate::wide::{U256, div_half_even, power_of_ten, signed};
+use domain::wide::{U256, div_half_even, power_of_ten, signed};
 
 /// An exact decimal with 12 to 24 fraction digits, in its shortest form: more than 12 only where they are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -33,7 +33,6 @@ pub mod state;
 pub mod threshold;
 pub mod timeline;
 pub mod total;
-mod wide;
 pub mod window;
 
 pub use allowance::Allowance;

@@ -15,7 +15,7 @@ use crate::sighting::Share;
 use crate::span::Span;
 use crate::threshold::Threshold;
 use crate::timeline::Held;
-use crate::wide::{U256, div_half_even, signed};
+use domain::wide::{U256, div_half_even, signed};
 
 /// A version of a meter as the catalog stores it.
 #[derive(Clone, Debug, PartialEq)]

@@ -17,7 +17,7 @@ use crate::binding::CompiledBinding;
 use crate::entry::RatingKey;
 use crate::error::{RatingError, Result};
 use crate::meter::LastKey;
-use crate::wide::{U256, div_half_even, signed};
+use domain::wide::{U256, div_half_even, signed};
 
 /// Microseconds of an hour.
 const HOUR: u128 = 3_600_000_000;

@@ -29,6 +29,7 @@ use ingest::usage::UsageStore;
 use ingest::usage::clickhouse::{ClickHouseAddress, ClickHouseUsage, Rollups};
 use ingest::usage::postgres::PostgresUsage;
 use scheduler::Scheduler;
+use scheduler::exchange_rates::{RatesFeed, RatesOptions};
 use store::{Groups, Store};
 use tokio::sync::watch;
 
@@ -61,6 +62,7 @@ pub async fn start_rooms(config: &Config, store: &Store, running: &mut Running) 
     let billing = Billing::new(store.clone(), snapshots.clone(), control);
     if config.has(Role::Scheduler) {
         start_scheduler(billing.clone(), running);
+        start_exchange_rates(config, store, running);
     }
     let mut app = App::new(store.clone(), settings(config)?, registry);
     app.dependencies = dependencies(config, store, &log, &usage);
@@ -223,6 +225,21 @@ fn start_scheduler(billing: Billing, running: &mut Running) {
         // The scheduler may have ended by itself, which is a stop as well.
         let _ = stop.send(true);
         let _ = scheduler.await;
+    });
+}
+
+/// Rates of the day, fetched once they are published.
+fn start_exchange_rates(config: &Config, store: &Store, running: &mut Running) {
+    if config.exchange_rates_url.is_empty() {
+        return;
+    }
+    let feed = RatesFeed::new(store.clone(), &RatesOptions::new(&config.exchange_rates_url));
+    let (stop, stopped) = watch::channel(false);
+    let job = tokio::spawn(feed.run(stopped));
+    running.add("exchange rates", move || async move {
+        // A document that does not come must not hold up the stop: what is taken is taken in one transaction.
+        let _ = stop.send(true);
+        job.abort();
     });
 }
 

@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use currency::Pair;
 use domain::{Error, HoldId, Result, Scope, TransferId, WalletId};
 use store::{BodyKey, BodyKeys, Desk, Patience, Served, Sheet, StoreError, Tx, kept};
 
 use super::batch::WalletBatch;
 use super::model::{HoldStatus, WalletHold, WalletTransaction, WalletTransferResult};
-use super::operation::CreditKind;
+use super::operation::{CreditKind, pinned_rate, transfer_rate};
 use super::replay::{Outcome, movements_of};
 use super::request::{AdjustRequest, CaptureHoldRequest, CreditRequest, DebitRequest, HoldRequest, TransferRequest};
 
@@ -147,7 +148,7 @@ impl WalletOperation {
     }
 
     /// Decides it on the locked state, as the operations before it left that.
-    fn decide(&self, present: &mut Present) -> Result<WalletAnswer> {
+    async fn decide(&self, scope: &Scope, tx: &mut Tx, present: &mut Present) -> Result<WalletAnswer> {
         let (id, transfer_id, batch) = (self.wallet_id, self.transfer_id, &mut present.batch);
         if let Some(missing) = self.wallets().find(|id| !batch.is_locked(*id)) {
             return Err(Error::not_found("wallet", missing));
@@ -172,7 +173,10 @@ impl WalletOperation {
                 WalletAnswer::Movement(first(adjusted))
             }
             WalletRequest::Transfer(r) => {
-                let moved = batch.transfer(id, r.to_wallet_id, transfer_id, r.amount, r.fx_rate, &r.details())?;
+                let currency = |id| batch.wallet(id).map(|dto| dto.wallet.currency);
+                let pair = Pair { source: currency(id)?, target: currency(r.to_wallet_id)? };
+                let fx = transfer_rate(scope, tx, (pair, batch.now(id)?), r.fx_rate).await?;
+                let moved = batch.transfer(id, r.to_wallet_id, transfer_id, r.amount, &fx, &r.details())?;
                 WalletAnswer::Transfer(Outcome::first(moved))
             }
             WalletRequest::Hold(request) => {
@@ -205,8 +209,8 @@ impl WalletOperation {
             return Ok(WalletAnswer::Movement(Outcome::replayed(last)));
         };
         let credit = movements_of(tx, scope, request.to_wallet_id, self.transfer_id).await?.pop();
-        let result =
-            WalletTransferResult { debit: last, credit: credit.ok_or_else(of_another)?, fx_rate: request.fx_rate };
+        let fx_rate = pinned_rate(&last);
+        let result = WalletTransferResult { debit: last, credit: credit.ok_or_else(of_another)?, fx_rate };
         Ok(WalletAnswer::Transfer(Outcome::replayed(result)))
     }
 }
@@ -261,7 +265,7 @@ impl Desk for WalletDesk {
                 () if booked.contains(&operation.transfer_id) => {
                     sheet.done(place, operation.booked(scope, tx, &present).await);
                 }
-                () => sheet.done(place, operation.decide(&mut present)),
+                () => sheet.done(place, operation.decide(scope, tx, &mut present).await),
             }
         }
         present.batch.write(tx, scope).await?;

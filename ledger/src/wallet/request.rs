@@ -297,7 +297,7 @@ pub struct TransferRequest {
     pub to_wallet_id: WalletId,
     /// In the currency of the source; above zero.
     pub amount: Money,
-    /// Units of the target's currency for one of the source's.
+    /// Units of the target's currency for one of the source's; default: the rate in effect (fx.md 4).
     #[schema(value_type = Option<String>)]
     pub fx_rate: Option<Decimal>,
     /// For people.
@@ -315,10 +315,7 @@ impl TransferRequest {
         let mut input = Input::new(body)?;
         let to_wallet_id = input.required("to_wallet_id", Field::id);
         let amount = input.required("amount", positive_money);
-        let fx_rate = input.optional("fx_rate", Field::rate);
-        if fx_rate.is_some_and(|rate| rate.is_zero()) {
-            input.error("fx_rate", Code::OutOfRange, "must be above zero");
-        }
+        let fx_rate = input.optional("fx_rate", Field::exchange_rate);
         let description = input.optional("description", |v| v.text(0, DESCRIPTION_MAX));
         let idempotency_key = input.optional("idempotency_key", |v| v.text(1, 255));
         input.finish()?;

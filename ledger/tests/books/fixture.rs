@@ -197,6 +197,15 @@ pub async fn workspace(store: &Store) -> Scope {
     .execute(store.pool())
     .await
     .unwrap();
+    // Beside the default, which the database gives every workspace.
+    sqlx::query(
+        "INSERT INTO workspace_currency (workspace_id, currency_code, billing_enabled, catalog_enabled, created_at, updated_at)
+         SELECT $1, unnest(ARRAY['USD', 'GBP', 'JPY', 'KWD']), true, true, now(), now()",
+    )
+    .bind(workspace_id)
+    .execute(store.pool())
+    .await
+    .unwrap();
     Scope { organization_id, workspace_id, mode: WorkspaceMode::Live, actor: Actor::System, clock: Clock::System }
 }
 
