@@ -588,12 +588,14 @@ async fn items_end_their_own_usage() {
     let exhausted = json!(["ALLOWANCE_EXHAUSTED"]);
     assert_eq!(reserve("r1", "ben", "41").await, (json!(false), exhausted.clone()));
     assert_eq!(reserve("r2", "anna", "1").await, (json!(false), exhausted.clone()));
-    assert_eq!(reserve("r3", "ben", "40").await.0, json!(true));
     // A line without an item shares what no line has for itself: nothing, which the first event shows.
     let _ = post("c", "carl", "1").await.data(202);
     assert!(is_refused("carl").await);
     let _ = post("d", "ben", "1").await.data(202);
+    site.eventually("SELECT count(*) FROM usage_event WHERE idempotency_key = 'd'", 1).await;
     assert_eq!(site.number("SELECT count(*) FROM usage_block").await, 2);
+    assert_eq!(reserve("r3", "ben", "40").await, (json!(false), exhausted));
+    assert_eq!(reserve("r4", "ben", "39").await.0, json!(true));
     site.end().await;
 }
 
