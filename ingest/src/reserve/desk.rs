@@ -212,7 +212,7 @@ impl<'a> Group<'a> {
             };
             match prepared {
                 Ok(Prepared::Ready(ready)) => group.reserving.push((place, *ready)),
-                Ok(Prepared::Answered(response)) => group.answered.push((place, response)),
+                Ok(Prepared::Answered(response)) => group.answered.push((place, *response)),
                 Err(error) => sheet.done(place, Err(error)),
             }
         }

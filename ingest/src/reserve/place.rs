@@ -43,7 +43,7 @@ pub(super) struct Reserving<'a> {
 pub(super) enum Prepared<'a> {
     Ready(Box<Reserving<'a>>),
     /// Blocked or dropped before any price.
-    Answered(ReserveResponse),
+    Answered(Box<ReserveResponse>),
 }
 
 /// 15 minutes unless the request says otherwise (reserve.md 5).
@@ -148,7 +148,8 @@ impl<'a> Reserving<'a> {
         let context = of_customer(scope, tx.conn(), contexts, customer_id, subscription_id).await?;
         let expires_at = expiry(request, context.now)?;
         let blocked = context.blocked();
-        let without_hold = |status, reasons| Ok(Prepared::Answered(ReserveResponse::without_hold(status, reasons)));
+        let without_hold =
+            |status, reasons| Ok(Prepared::Answered(Box::new(ReserveResponse::without_hold(status, reasons))));
         let event = match examine(scope, snapshots, context, request, !blocked.is_empty()).await? {
             Examined::Good(event) if blocked.is_empty() => *event,
             Examined::Good(_) | Examined::Blocked => return without_hold(ReserveStatus::Blocked, blocked),

@@ -54,7 +54,7 @@ pub enum WalletAnswer {
     /// Of a credit, a debit, an adjustment.
     Movement(Outcome<WalletTransaction>),
     /// Of a transfer.
-    Transfer(Outcome<WalletTransferResult>),
+    Transfer(Box<Outcome<WalletTransferResult>>),
     /// Of an operation on a hold.
     Hold(Outcome<WalletHold>),
 }
@@ -77,7 +77,7 @@ impl WalletAnswer {
     /// `Internal` for another answer.
     pub fn transfer(self) -> Result<Outcome<WalletTransferResult>> {
         match self {
-            Self::Transfer(outcome) => Ok(outcome),
+            Self::Transfer(outcome) => Ok(*outcome),
             _ => Err(Error::invariant("a transfer was answered without its result")),
         }
     }
@@ -123,7 +123,7 @@ impl WalletOperation {
             WalletRequest::Credit(_) | WalletRequest::Debit(_) | WalletRequest::Adjust(_) => {
                 WalletAnswer::Movement(Outcome::replayed(kept(body)?))
             }
-            WalletRequest::Transfer(_) => WalletAnswer::Transfer(Outcome::replayed(kept(body)?)),
+            WalletRequest::Transfer(_) => WalletAnswer::Transfer(Box::new(Outcome::replayed(kept(body)?))),
             WalletRequest::Hold(_) | WalletRequest::CaptureHold(..) | WalletRequest::ReleaseHold(_) => {
                 WalletAnswer::Hold(Outcome::replayed(kept(body)?))
             }
@@ -177,7 +177,7 @@ impl WalletOperation {
                 let pair = Pair { source: currency(id)?, target: currency(r.to_wallet_id)? };
                 let fx = transfer_rate(scope, tx, (pair, batch.now(id)?), r.fx_rate).await?;
                 let moved = batch.transfer(id, r.to_wallet_id, transfer_id, r.amount, &fx, &r.details())?;
-                WalletAnswer::Transfer(Outcome::first(moved))
+                WalletAnswer::Transfer(Box::new(Outcome::first(moved)))
             }
             WalletRequest::Hold(request) => {
                 let (amount, expires_at) = (request.amount, request.expires_at);
@@ -211,7 +211,7 @@ impl WalletOperation {
         let credit = movements_of(tx, scope, request.to_wallet_id, self.transfer_id).await?.pop();
         let fx_rate = pinned_rate(&last);
         let result = WalletTransferResult { debit: last, credit: credit.ok_or_else(of_another)?, fx_rate };
-        Ok(WalletAnswer::Transfer(Outcome::replayed(result)))
+        Ok(WalletAnswer::Transfer(Box::new(Outcome::replayed(result))))
     }
 }
 
