@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::http::{Method, StatusCode};
 use domain::{Clock, Error, Result};
 use serde::Serialize;
-use store::{Desk, Groups, IdempotencyKey, Patience, Served, StoredAnswer, Tx};
+use store::{Desk, Groups, IdempotencyKey, StoredAnswer, Tx};
 
 use crate::{Answer, Ctx, Refusal, answer};
 
@@ -135,13 +135,11 @@ impl Ctx {
             let (status, body) = reply(groups.submit(&self.scope, operation).await?)?;
             return Ok(answer::raw(status, answer::bytes(&body)?));
         }
+        groups.desk().prepare().await?;
         let mut write = self.write(name).await?;
         let operation = read(self)?;
-        let served = groups.desk().serve(&self.scope, write.tx(), &[&operation], Patience::Wait).await?.pop();
-        let Some(Served::Done(done)) = served else {
-            return Err(Error::invariant("an operation that may wait was put off").into());
-        };
-        let (status, body) = reply(done?)?;
+        let done = groups.desk().serve_alone(&self.scope, write.tx(), &operation).await?;
+        let (status, body) = reply(done)?;
         write.status(status, body).await
     }
 }

@@ -12,7 +12,6 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use domain::{Error, Result, Scope, WorkspaceId};
-use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::{BodyKeys, Claim, Store, Tx};
@@ -62,6 +61,15 @@ pub trait Desk: std::fmt::Debug + Send + Sync + 'static {
     /// Name of its transactions.
     const NAME: &'static str;
 
+    /// What has to be read on other connections, done before the transaction begins: whoever holds a connection must not wait
+    /// for a second one, which others in its place may hold.
+    ///
+    /// # Errors
+    /// As every statement.
+    fn prepare(&self) -> impl Future<Output = Result<()>> + Send {
+        async { Ok(()) }
+    }
+
     /// Does operations of one workspace in one transaction, which the caller commits; the answers stand in the order of the
     /// operations.
     ///
@@ -74,6 +82,24 @@ pub trait Desk: std::fmt::Debug + Send + Sync + 'static {
         operations: &[&Self::Operation],
         patience: Patience,
     ) -> impl Future<Output = Result<Vec<Served<Self::Answer>>>> + Send;
+
+    /// Does one operation in a transaction of the caller, waiting for whatever it needs.
+    ///
+    /// # Errors
+    /// What the desk says of it.
+    fn serve_alone(
+        &self,
+        scope: &Scope,
+        tx: &mut Tx,
+        operation: &Self::Operation,
+    ) -> impl Future<Output = Result<Self::Answer>> + Send {
+        async move {
+            match self.serve(scope, tx, &[operation], Patience::Wait).await?.pop() {
+                Some(Served::Done(answer)) => answer,
+                _ => Err(Error::invariant("an operation that may wait was put off")),
+            }
+        }
+    }
 }
 
 /// The lanes of one desk: two for each workspace that has work, one that skips locked rows and one that waits.
@@ -106,7 +132,8 @@ impl<D: Desk> Groups<D> {
         &self.desk
     }
 
-    /// Does an operation in a group, and answers when that is committed.
+    /// Does an operation in a group, and answers when that is committed. The group has the scope of its first operation: of a
+    /// scope only tenant and clock count, not who asks.
     ///
     /// # Errors
     /// What the desk says; `Unavailable` when the answer to the COMMIT was lost or too many wait.
@@ -180,6 +207,7 @@ impl<D: Desk> Groups<D> {
         members: &[Member<D>],
     ) -> Result<Vec<Served<D::Answer>>> {
         let operations: Vec<&D::Operation> = members.iter().map(|member| &member.operation).collect();
+        self.desk.prepare().await?;
         let mut tx = self.store.begin(D::NAME).await?;
         let outcome = self.desk.serve(scope, &mut tx, &operations, patience).await;
         tx.end(outcome).await
@@ -222,6 +250,12 @@ impl<A> Sheet<A> {
         self.0.get(place).is_some_and(Option::is_none)
     }
 
+    /// Whether every operation has an outcome: nothing is to be locked or read.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.0.iter().all(Option::is_some)
+    }
+
     /// An operation is done, or refused.
     pub fn done(&mut self, place: usize, outcome: Result<A>) {
         self.0[place] = Some(Served::Done(outcome));
@@ -253,13 +287,4 @@ impl<A> Sheet<A> {
         keys.complete(tx, &bodies).await?;
         Ok(served)
     }
-}
-
-/// Reads what an idempotency key keeps.
-///
-/// # Errors
-/// `Internal` for an answer of another form.
-pub fn kept<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    serde_json::from_slice(body)
-        .map_err(|error| Error::internal("reading the first result of an idempotency key", error))
 }

@@ -179,10 +179,7 @@ impl BodyKey {
     /// `Conflict` with `IDEMPOTENCY_CONFLICT` when the key was used for another request.
     pub async fn claim<T: DeserializeOwned>(&self, scope: &Scope, tx: &mut Tx) -> Result<Option<T>> {
         let Some(key) = &self.0 else { return Ok(None) };
-        let Some(answer) = key.claim(tx, scope.now()).await? else { return Ok(None) };
-        let value = serde_json::from_slice(&answer.body)
-            .map_err(|error| Error::internal("reading the first result of an idempotency key", error))?;
-        Ok(Some(value))
+        key.claim(tx, scope.now()).await?.map(|answer| kept(&answer.body)).transpose()
     }
 
     /// Stores the result.
@@ -232,6 +229,9 @@ impl<'a> BodyKeys<'a> {
             }
         }
         let places: Vec<usize> = first.into_values().collect();
+        if places.is_empty() {
+            return Ok((all, keys.iter().map(|_| Ok(Claim::New)).collect()));
+        }
         let (operations, names, hashes) = all.columns(&places);
         let inserted: Vec<(String, String)> = sqlx::query_as(
             "INSERT INTO idempotency_key (workspace_id, operation, key, request_hash, status, body, created_at, lapses)
@@ -343,4 +343,13 @@ impl<'a> BodyKeys<'a> {
 
 fn used_for_another() -> Error {
     Error::conflict("IDEMPOTENCY_CONFLICT", "this idempotency key was used for another request")
+}
+
+/// Reads the result that a key of a body keeps.
+///
+/// # Errors
+/// `Internal` for a result of another form.
+pub fn kept<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body)
+        .map_err(|error| Error::internal("reading the first result of an idempotency key", error))
 }

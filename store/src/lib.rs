@@ -8,8 +8,8 @@ pub mod list;
 pub mod transaction;
 
 pub use error::{StoreError, on_constraint};
-pub use group::{Desk, Groups, Patience, Served, Sheet, kept};
-pub use idempotency::{BodyKey, BodyKeys, Claim, IdempotencyKey, StoredAnswer};
+pub use group::{Desk, Groups, Patience, Served, Sheet};
+pub use idempotency::{BodyKey, BodyKeys, Claim, IdempotencyKey, StoredAnswer, kept};
 pub use list::{ListField, ListKind, ListQuery, ListSpec, Page};
 pub use transaction::{DomainEvent, Store, Tx};
 

@@ -133,6 +133,11 @@ impl Desk for ReservationDesk {
     type Answer = ReservationAnswer;
     const NAME: &'static str = "reserving usage";
 
+    /// Catalog and terms as of now, for all of the group.
+    async fn prepare(&self) -> Result<()> {
+        self.snapshots.refresh().await
+    }
+
     async fn serve(
         &self,
         scope: &Scope,
@@ -142,9 +147,10 @@ impl Desk for ReservationDesk {
     ) -> Result<Vec<Served<ReservationAnswer>>> {
         let keys = operations.iter().map(|operation| operation.key(scope)).collect::<Result<Vec<_>>>()?;
         let (keys, claims) = BodyKeys::claim(scope, tx, &keys).await?;
-        // Catalog and terms as of now, for all of the group.
-        self.snapshots.refresh().await?;
         let mut sheet = Sheet::new(claims, |place, body| operations[place].replayed(body));
+        if sheet.is_settled() {
+            return sheet.close(tx, keys, ReservationAnswer::kept).await;
+        }
         put_off_second_ends(operations, &mut sheet);
         let mut group = Group::prepare(scope, tx, &self.snapshots, operations, &mut sheet).await?;
         let wallets = group.lock(scope, tx, patience, &mut sheet).await?;

@@ -247,6 +247,9 @@ impl Desk for WalletDesk {
         let keys = operations.iter().map(|operation| operation.key(scope)).collect::<Result<Vec<_>>>()?;
         let (keys, claims) = BodyKeys::claim(scope, tx, &keys).await?;
         let mut sheet = Sheet::new(claims, |place, body| operations[place].replayed(body));
+        if sheet.is_settled() {
+            return sheet.close(tx, keys, WalletAnswer::kept).await;
+        }
         let open: Vec<(usize, &WalletOperation)> =
             operations.iter().copied().enumerate().filter(|(place, _)| sheet.is_open(*place)).collect();
         let ids: BTreeSet<WalletId> = open.iter().flat_map(|(_, operation)| operation.wallets()).collect();
@@ -291,8 +294,5 @@ async fn booked(scope: &Scope, tx: &mut Tx, open: &[(usize, &WalletOperation)]) 
 /// # Errors
 /// As [`WalletRequest`].
 pub async fn perform(scope: &Scope, tx: &mut Tx, operation: WalletOperation) -> Result<WalletAnswer> {
-    match WalletDesk.serve(scope, tx, &[&operation], Patience::Wait).await?.pop() {
-        Some(Served::Done(answer)) => answer,
-        _ => Err(Error::invariant("an operation that may wait was put off")),
-    }
+    WalletDesk.serve_alone(scope, tx, &operation).await
 }
