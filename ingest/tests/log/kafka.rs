@@ -307,6 +307,24 @@ async fn p3_two_nodes_share_the_partitions_and_one_takes_over_when_the_other_die
     second.log.passed(0, 2).await;
 }
 
+/// Else: the group gives a static member back what it had, and the node waits for a topic that nobody assigns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p3_a_node_that_comes_back_with_another_topic_gets_its_partitions() {
+    let Some(mut harness) = KafkaHarness::new().await else { return };
+    let all: BTreeSet<u32> = (0..PARTITIONS).collect();
+    for topic in [harness.options.topic.clone(), format!("{}-anew", harness.options.topic)] {
+        harness.options.topic = topic;
+        let mut node = Node::start(&harness, "node-1").await;
+        let waited = tokio::time::Instant::now();
+        while node.has != all {
+            assert!(waited.elapsed() < PATIENCE, "the node has {:?}", node.has);
+            node.settle().await;
+        }
+        drop(node.assignments);
+        node.log.close().await;
+    }
+}
+
 #[tokio::test]
 async fn a6_one_insync_replica_is_enough_for_a_topic_with_one_copy() {
     let Some(harness) = KafkaHarness::new().await else { return };

@@ -163,7 +163,7 @@ fn config(options: &KafkaOptions) -> rdkafka::ClientConfig {
     let mut config = options.client();
     config
         .set("group.id", &options.group)
-        .set("group.instance.id", &options.instance)
+        .set("group.instance.id", options.group_instance())
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", options.session_timeout.as_millis().to_string())
         .set("heartbeat.interval.ms", (options.session_timeout.as_millis() / 4).to_string())

@@ -26,6 +26,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 use super::{Append, Assignment, EventLog, LogError, LogIdentity, Partition, PartitionReader};
 use fatal::Fatal;
@@ -47,8 +48,8 @@ pub struct KafkaOptions {
     pub topic: String,
     /// Consumer group of all `ingest` nodes.
     pub group: String,
-    /// The node's configured name (`group.instance.id`): a node that restarts within the session time-out keeps its
-    /// partitions (P3).
+    /// The node's configured name, from which it has its `group.instance.id`: a node that restarts within the session time-out
+    /// keeps its partitions (P3).
     pub instance: String,
     /// Replication of a topic that has to be created; `None` = 3, or as many as there are brokers.
     pub replication: Option<u16>,
@@ -77,6 +78,13 @@ impl KafkaOptions {
             in_flight_bytes_max: 128 << 20,
             properties: Vec::new(),
         }
+    }
+
+    /// The name of the static member: of the node and the topic. A static member that comes back gets the partitions that it
+    /// had, whatever it subscribes to: with another topic it must not be taken for the one before.
+    fn group_instance(&self) -> String {
+        let topic = Uuid::new_v5(&Uuid::NAMESPACE_OID, self.topic.as_bytes()).simple().to_string();
+        format!("{}.{}", self.instance, &topic[..12])
     }
 
     /// What producer, consumer and administration have in common.
