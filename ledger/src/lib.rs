@@ -51,6 +51,7 @@
 //! | invoice settled by captures before it | `captured_usage` | `receivable` |
 //! | captured more than the invoice shows | `captured_usage` | `wallet_cash` |
 //! | credit note issued | `revenue` (net), `tax_payable` (tax) | `receivable` (total) |
+//! | top-up refunded at the gateway: what the wallet has; the rest | `wallet_promotional`, then `wallet_cash`; `write_off` | `gateway_clearing` |
 //! | invoice drawn from a wallet | `wallet_promotional`, then `wallet_cash` | `receivable` |
 
 pub mod account;

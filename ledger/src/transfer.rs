@@ -36,6 +36,8 @@ wire_enum! {
         UsageSettlement = "usage_settlement",
         /// Issued credit note.
         CreditNote = "credit_note",
+        /// Part of a payment that was given back and that nobody can be charged for.
+        PaymentRefund = "payment_refund",
     }
 }
 

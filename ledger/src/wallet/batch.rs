@@ -283,6 +283,7 @@ impl WalletBatch {
                 emit_outcome(tx, scope, Some(hold.id), outcome, &[], Some(amount)).await?;
             }
         }
+        super::topup::want(tx, self.wallets.values().map(|locked| (&locked.row.wallet, locked.cash_before))).await?;
         for locked in self.wallets.values() {
             let wallet = &locked.row.wallet;
             let fell = wallet.low_balance_threshold.is_some_and(|threshold| {

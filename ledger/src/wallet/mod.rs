@@ -15,6 +15,7 @@ mod replay;
 mod request;
 mod row;
 mod settings;
+pub mod topup;
 
 pub use batch::{Details, WalletBatch, emit_outcome, lock_wallets};
 pub use create::{NewWallet, WalletDefaults, create_primary, create_secondary, wallet_for};

@@ -251,7 +251,8 @@ fn last_movement(movements: &[super::entry::Movement]) -> Result<WalletTransacti
     Ok(movement.row.clone())
 }
 
-fn check_caps(wallet: &super::Wallet, amount: Money) -> Result<()> {
+/// Refuses a credit beyond the caps of a wallet.
+pub(super) fn check_caps(wallet: &super::Wallet, amount: Money) -> Result<()> {
     if let Some(cap) = wallet.max_single_credit.filter(|cap| amount.amount() > cap.amount()) {
         let detail = format!("one credit may be at most {cap}, this is {amount}");
         return Err(Error::rule("MAX_SINGLE_CREDIT_EXCEEDED", detail).with("max_single_credit", cap));

@@ -1,0 +1,9 @@
+//! Payments on a real PostgreSQL with a bank that counts what it really takes. What could go wrong costs money: a charge that
+//! is made twice, a charge that nobody knows of, a wallet that is filled twice or not at all.
+
+mod automatic;
+mod crashes;
+mod fixture;
+mod methods;
+mod receiving;
+mod secrets;
