@@ -7,6 +7,7 @@ use std::time::Duration;
 use access::{Authenticator, Network};
 use ingest::log::EventLog;
 use ingest::usage::UsageStore;
+use payments::Payments;
 use store::Store;
 
 use crate::limit::{Limiter, Rate};
@@ -126,6 +127,8 @@ pub struct Parts {
     pub http_metrics: HttpMetrics,
     /// What `/readyz` asks.
     pub dependencies: Vec<Dependency>,
+    /// Gateways, payment methods, and charging.
+    pub payments: Payments,
     /// Ingest; `None` where a process prints the document only, and in tests that need none.
     pub engine: Option<Engine>,
 }
@@ -144,9 +147,10 @@ impl DerefMut for App {
 }
 
 impl App {
-    /// With this database as its only dependency, and metrics in `registry`.
+    /// With the database of `payments` as its only dependency, and metrics in `registry`.
     #[must_use]
-    pub fn new(store: Store, settings: Settings, registry: prometheus::Registry) -> Self {
+    pub fn new(payments: Payments, settings: Settings, registry: prometheus::Registry) -> Self {
+        let store = payments.store.clone();
         Self(Arc::new(Parts {
             authenticator: Authenticator::new(store.clone()),
             limiter: Arc::default(),
@@ -154,6 +158,7 @@ impl App {
             settings: Arc::new(settings),
             dependencies: vec![Dependency::Database(store.clone())],
             engine: None,
+            payments,
             registry,
             store,
         }))

@@ -11,6 +11,7 @@ pub mod app;
 pub mod ctx;
 pub mod document;
 pub mod health;
+pub mod inbound;
 pub mod json;
 pub mod limit;
 pub mod metrics;

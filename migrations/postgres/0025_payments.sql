@@ -159,6 +159,7 @@ CREATE TABLE payment_gateway_event (
     received_at  timestamptz NOT NULL,
     PRIMARY KEY (gateway_id, event_id)
 );
+CREATE INDEX payment_gateway_event_received ON payment_gateway_event (received_at);
 
 -- Wallets with automatic top-up that an operation left below their threshold. Written under the wallet's lock.
 CREATE TABLE wallet_auto_topup (

@@ -11,6 +11,7 @@
 
 mod claim;
 pub mod housekeeping;
+pub mod payments;
 mod run;
 pub mod test_clock;
 

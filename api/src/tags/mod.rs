@@ -12,6 +12,8 @@ pub mod credit_notes;
 pub mod customers;
 pub mod invoices;
 pub mod meters;
+pub mod payment_gateways;
+pub mod payment_methods;
 pub mod plans;
 pub mod price_formulas;
 pub mod prices;
@@ -19,6 +21,7 @@ pub mod products;
 pub mod rate_tables;
 pub mod subscriptions;
 pub mod test_clocks;
+pub mod test_payment_simulations;
 pub mod transactions;
 pub mod usage;
 pub mod wallets;
@@ -34,6 +37,8 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(customers::routes())
         .merge(invoices::routes())
         .merge(meters::routes())
+        .merge(payment_gateways::routes())
+        .merge(payment_methods::routes())
         .merge(plans::routes())
         .merge(price_formulas::routes())
         .merge(prices::routes())
@@ -41,6 +46,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(rate_tables::routes())
         .merge(subscriptions::routes())
         .merge(test_clocks::routes())
+        .merge(test_payment_simulations::routes())
         .merge(transactions::routes())
         .merge(usage::routes())
         .merge(wallets::routes())

@@ -1,15 +1,19 @@
 //! Wallets (wallets.md).
 
+use axum::http::StatusCode;
 use domain::{CustomerId, HoldId, TransferId, WalletId};
 use ledger::wallet::{
     self, AdjustRequest, CaptureHoldRequest, CreateWalletRequest, CreditRequest, DebitRequest, HoldRequest,
     TransferRequest, UpdateWalletSettingsRequest, WalletTransferResult, hold, operation,
 };
 use ledger::{Outcome, WalletDTO, WalletHold, WalletTransaction};
-use serde::Serialize;
+use payments::charge::Attempt;
+use payments::topup::{Opened, TopupRequest, TopupResponse, WalletTopupRequest, WalletTopupResponse};
+use payments::transaction::Transaction;
+use serde::{Deserialize, Serialize};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{Answer, App, Ctx, Data, PageOf, Write, answer};
+use crate::{Answer, App, Ctx, Data, PageOf, Refusal, Write, answer};
 
 const TAG: &str = "Wallets";
 
@@ -24,6 +28,8 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(debit_wallet))
         .routes(routes!(adjust_wallet))
         .routes(routes!(transfer_between_wallets))
+        .routes(routes!(topup_wallet))
+        .routes(routes!(topup_customer_wallet))
         .routes(routes!(list_wallet_holds, create_wallet_hold))
         .routes(routes!(get_wallet_hold))
         .routes(routes!(capture_wallet_hold))
@@ -203,6 +209,113 @@ async fn transfer_between_wallets(ctx: Ctx) -> Answer {
     let request = ctx.body(TransferRequest::read)?;
     let done = operation::transfer(&ctx.scope, write.tx(), id, TransferId::generate(), &request).await?;
     once(write, done).await
+}
+
+/// A top-up whose step 1 is committed, by this call or by an earlier one under the same key.
+struct Begun {
+    opened: Opened,
+    /// Whether an earlier call began it under the key in its body: 200 in the place of 201.
+    is_repeated: bool,
+    /// Whether it was the key in the header.
+    is_replayed: bool,
+}
+
+impl Begun {
+    /// Commits step 1. What is stored under the key in the header leads repeats to the payment.
+    async fn commit(write: Write, opened: Outcome<Opened>) -> Result<Self, Refusal> {
+        let begun = Self { opened: opened.value, is_repeated: opened.replayed, is_replayed: false };
+        write.created(Data(begun.opened)).await?;
+        Ok(begun)
+    }
+
+    /// The payment that the first call with this header began; a refusal is passed on.
+    fn repeated(refusal: Refusal) -> Result<Self, Refusal> {
+        #[derive(Deserialize)]
+        struct Stored {
+            data: Opened,
+        }
+        let Refusal::Replayed(answer) = refusal else { return Err(refusal) };
+        match serde_json::from_slice::<Stored>(&answer.body) {
+            Ok(stored) => Ok(Self { opened: stored.data, is_repeated: false, is_replayed: true }),
+            Err(_) => Err(Refusal::Replayed(answer)),
+        }
+    }
+
+    /// Steps 2 and 3, in a task of their own: a client that hangs up does not stop them.
+    async fn proceed(&self, ctx: &Ctx) -> domain::Result<Transaction> {
+        let (payments, scope, id) = (ctx.app.payments.clone(), ctx.scope, self.opened.transaction_id);
+        let attempt = if self.is_repeated || self.is_replayed { Attempt::Again } else { Attempt::First };
+        let done = tokio::spawn(async move { payments.proceed(&scope, id, attempt).await }).await;
+        done.map_err(|error| domain::Error::internal("charging for a top-up", error))?
+    }
+
+    fn answer(&self, body: impl Serialize) -> Answer {
+        let status = if self.is_repeated { StatusCode::OK } else { StatusCode::CREATED };
+        let mut response = answer::json(status, &Data(body))?;
+        if self.is_replayed {
+            answer::mark_replayed(&mut response);
+        }
+        Ok(response)
+    }
+}
+
+/// Charge a payment method and credit the wallet
+///
+/// A payment that its provider has not decided answers with status PENDING or PROCESSING; the credit follows by itself, and
+/// `wallet.topup_succeeded` or `wallet.topup_failed` tells of it. A repeat under the same key answers how far the first is.
+#[utoipa::path(
+    post, path = "/v1/wallets/{id}/topup", operation_id = "topup_wallet", tag = TAG, request_body = TopupRequest,
+    params(("id" = WalletId, Path, description = "Wallet")),
+    responses(
+        (status = 200, description = "How far the top-up of an earlier call with the same idempotency_key is", body = Data<TopupResponse>),
+        (status = 201, description = "The wallet and how far the payment is", body = Data<TopupResponse>),
+    )
+)]
+async fn topup_wallet(ctx: Ctx) -> Answer {
+    ctx.require("wallets:write")?;
+    let begun = match ctx.write("topup_wallet").await {
+        Ok(mut write) => {
+            let id = ctx.path_id("id")?;
+            let request = ctx.body(TopupRequest::read)?;
+            let opened = ctx.app.payments.topup(&ctx.scope, write.tx(), id, &request).await?;
+            Begun::commit(write, opened).await?
+        }
+        Err(refusal) => Begun::repeated(refusal)?,
+    };
+    let payment = begun.proceed(&ctx).await?;
+    begun.answer(ctx.app.payments.answer(&ctx.scope, &payment).await?)
+}
+
+/// Fill the customer's wallet in the currency of the amount, which is made when it is missing
+#[utoipa::path(
+    post, path = "/v1/customers/{id}/wallets/topup", operation_id = "topup_customer_wallet", tag = TAG,
+    request_body = WalletTopupRequest,
+    params(("id" = CustomerId, Path, description = "Customer")),
+    responses(
+        (status = 200, description = "How far the top-up of an earlier call with the same idempotency_key is", body = Data<WalletTopupResponse>),
+        (status = 201, description = "How far the payment is", body = Data<WalletTopupResponse>),
+    )
+)]
+async fn topup_customer_wallet(ctx: Ctx) -> Answer {
+    ctx.require("wallets:write")?;
+    let begun = match ctx.write("topup_customer_wallet").await {
+        Ok(mut write) => {
+            let customer = ctx.path_id("id")?;
+            let request = ctx.body(WalletTopupRequest::read)?;
+            let opened = ctx.app.payments.topup_customer(&ctx.scope, write.tx(), customer, &request).await?;
+            Begun::commit(write, opened).await?
+        }
+        Err(refusal) => Begun::repeated(refusal)?,
+    };
+    let payment = begun.proceed(&ctx).await?;
+    payment.refusal()?;
+    begun.answer(WalletTopupResponse {
+        wallet_id: begun.opened.wallet_id,
+        mode: begun.opened.mode,
+        status: payment.status,
+        invoice_id: None,
+        transaction_id: Some(payment.id),
+    })
 }
 
 /// Hold an amount

@@ -77,6 +77,12 @@ pub enum Method {
     Json(Value),
 }
 
+/// A provider's name of something, as it can stand in a path: names have letters, digits and `_` only.
+#[must_use]
+pub fn in_path(name: &str) -> String {
+    name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+}
+
 /// An answer of any status.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {

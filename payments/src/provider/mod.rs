@@ -99,6 +99,22 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// A refusal for good.
+    pub(crate) fn declined(code: FailureCode, message: impl Into<String>, reference: Option<String>) -> Self {
+        Self::Declined(Decline { code, message: message.into(), reference })
+    }
+}
+
+impl From<http::CallError> for Outcome {
+    fn from(error: http::CallError) -> Self {
+        match error {
+            http::CallError::NotSent(detail) => Self::NotSent { detail },
+            http::CallError::Lost(detail) => Self::Unknown { detail },
+        }
+    }
+}
+
 /// One account at a provider.
 #[async_trait]
 pub trait Gateway: Send + Sync {

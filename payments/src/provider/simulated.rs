@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use store::{Store, StoreError};
 
-use super::{ChargeOrder, Decline, Gateway, Outcome, RefundOrder, Subject};
+use super::{ChargeOrder, Gateway, Outcome, RefundOrder, Subject};
 use crate::simulation;
 use crate::words::FailureCode;
 
@@ -35,7 +35,7 @@ impl Gateway for Simulated {
                 Some(FailureCode::NetworkError) => Outcome::NotSent { detail: "simulated network error".to_owned() },
                 Some(code) => {
                     let message = format!("simulated outcome {code}");
-                    Outcome::Declined(Decline { code, message, reference: Some(reference) })
+                    Outcome::declined(code, message, Some(reference))
                 }
             },
             Err(error) => Outcome::Unknown { detail: error.to_string() },

@@ -12,8 +12,8 @@ use domain::{Clock, Money};
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
 
-use super::http::{Answer, Call, CallError, Method, Server};
-use super::{ChargeOrder, Decline, Gateway, Outcome, RefundOrder, Subject, is_forgotten};
+use super::http::{Answer, Call, CallError, Method, Server, in_path};
+use super::{ChargeOrder, Gateway, Outcome, RefundOrder, Subject, is_forgotten};
 use crate::gateway::ProviderSettings;
 use crate::words::FailureCode;
 
@@ -55,8 +55,7 @@ impl Gocardless {
         let call = self.call(Method::Json(json!({ name: body })), format!("/{name}"), Some(key));
         let answer = match self.server.call(call).await {
             Ok(answer) => answer,
-            Err(CallError::NotSent(detail)) => return Outcome::NotSent { detail },
-            Err(CallError::Lost(detail)) => return Outcome::Unknown { detail },
+            Err(error) => return error.into(),
         };
         let conflicting = answer.body["error"]["errors"][0]["links"]["conflicting_resource_id"].as_str();
         match (answer.status, conflicting) {
@@ -75,7 +74,7 @@ impl Gocardless {
         let ours = |payment: &&Value| payment["metadata"]["transaction_id"] == order.transaction_id.to_string();
         match answer.body["payments"].as_array().into_iter().flatten().find(ours) {
             Some(payment) => outcome_of(Subject::Charge, payment),
-            None => declined(FailureCode::NetworkError, "the order has not reached GoCardless".to_owned(), None),
+            None => Outcome::declined(FailureCode::NetworkError, "the order has not reached GoCardless", None),
         }
     }
 }
@@ -125,11 +124,6 @@ impl Gateway for Gocardless {
     }
 }
 
-/// Tokens and references stand in paths.
-fn in_path(text: &str) -> String {
-    text.chars().filter(char::is_ascii_alphanumeric).collect()
-}
-
 fn name_of(subject: Subject) -> &'static str {
     match subject {
         Subject::Charge => "payments",
@@ -146,11 +140,7 @@ fn minor_units(amount: Money) -> Option<u64> {
 }
 
 fn unrepresentable() -> Outcome {
-    declined(FailureCode::InvalidRequest, "GoCardless does not take this currency".to_owned(), None)
-}
-
-fn declined(code: FailureCode, message: String, reference: Option<String>) -> Outcome {
-    Outcome::Declined(Decline { code, message, reference })
+    Outcome::declined(FailureCode::InvalidRequest, "GoCardless does not take this currency", None)
 }
 
 fn message_of(answer: &Answer) -> String {
@@ -169,7 +159,7 @@ fn refused(answer: &Answer) -> Outcome {
         Some("invalid_state") => FailureCode::Decline,
         _ => FailureCode::InvalidRequest,
     };
-    declined(code, message_of(answer), None)
+    Outcome::declined(code, message_of(answer), None)
 }
 
 /// What a payment or a refund says.
@@ -182,7 +172,7 @@ fn outcome_of(subject: Subject, resource: &Value) -> Outcome {
         (Subject::Charge, "confirmed" | "paid_out") | (Subject::Refund, "paid") => Outcome::Succeeded { reference },
         (Subject::Charge, "failed" | "cancelled" | "customer_approval_denied" | "charged_back")
         | (Subject::Refund, "failed" | "cancelled" | "bounced" | "funds_returned") => {
-            declined(FailureCode::Decline, format!("the {status} state at GoCardless"), Some(reference))
+            Outcome::declined(FailureCode::Decline, format!("the {status} state at GoCardless"), Some(reference))
         }
         (Subject::Charge, "pending_customer_approval" | "pending_submission" | "submitted")
         | (Subject::Refund, "created" | "pending_submission" | "submitted") => Outcome::Pending { reference },

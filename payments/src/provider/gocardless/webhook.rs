@@ -4,7 +4,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::Value;
 use sha2::Sha256;
 
-use crate::provider::{Decline, Outcome, Subject};
+use crate::provider::{Outcome, Subject};
 use crate::words::{FailureCode, PaymentMethodStatus};
 
 /// Whether `header` (`Webhook-Signature`) is the hexadecimal HMAC-SHA256 of the body.
@@ -74,7 +74,7 @@ fn failed(reference: String, details: &Value) -> Outcome {
         _ => FailureCode::Decline,
     };
     let message = format!("{} ({cause})", details["description"].as_str().unwrap_or("the payment failed"));
-    Outcome::Declined(Decline { code, message, reference: Some(reference) })
+    Outcome::declined(code, message, Some(reference))
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ use chrono::TimeDelta;
 use domain::Clock;
 use serde_json::Value;
 
-use super::http::{Answer, Call, CallError, Method, Server};
-use super::{ChargeOrder, Decline, Gateway, Outcome, RefundOrder, Subject, is_forgotten};
+use super::http::{Answer, Call, CallError, Method, Server, in_path};
+use super::{ChargeOrder, Gateway, Outcome, RefundOrder, Subject, is_forgotten};
 use crate::gateway::ProviderSettings;
 use crate::words::{FailureCode, PaymentMethodType};
 
@@ -29,11 +29,6 @@ const API_VERSION: &str = "2024-06-20";
 const REMEMBERED: TimeDelta = TimeDelta::hours(24);
 /// Name of our transaction in Stripe's metadata.
 const TRANSACTION: &str = "transaction_id";
-
-/// Tokens stand in paths.
-fn in_path(token: &str) -> String {
-    token.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
-}
 
 /// An account at Stripe.
 pub struct Stripe {
@@ -109,12 +104,16 @@ impl Gateway for Stripe {
         if is_forgotten(order.ordered_at, Clock::System.now(), REMEMBERED) {
             return match self.find(order).await {
                 Ok(Some(outcome)) => outcome,
-                Ok(None) => declined(FailureCode::NetworkError, "the order has not reached Stripe", None),
+                Ok(None) => Outcome::declined(FailureCode::NetworkError, "the order has not reached Stripe", None),
                 Err(error) => Outcome::Unknown { detail: error.to_string() },
             };
         }
         let Some(amount) = minor_units(order.amount) else {
-            return declined(FailureCode::InvalidRequest, "Stripe cannot take an amount of so many decimals", None);
+            return Outcome::declined(
+                FailureCode::InvalidRequest,
+                "Stripe cannot take an amount of so many decimals",
+                None,
+            );
         };
         let customer = match self.customer_of(&order.token).await {
             Ok(customer) => customer,
@@ -129,13 +128,17 @@ impl Gateway for Stripe {
             },
             Ok(answer) if answer.status == 200 => outcome_of_intent(&answer.body),
             Ok(answer) => refused(&answer),
-            Err(error) => unsent(error),
+            Err(error) => error.into(),
         }
     }
 
     async fn refund(&self, order: &RefundOrder) -> Outcome {
         let Some(amount) = minor_units(order.amount) else {
-            return declined(FailureCode::InvalidRequest, "Stripe cannot take an amount of so many decimals", None);
+            return Outcome::declined(
+                FailureCode::InvalidRequest,
+                "Stripe cannot take an amount of so many decimals",
+                None,
+            );
         };
         let form = [
             ("payment_intent", order.charge_reference.clone()),
@@ -147,7 +150,7 @@ impl Gateway for Stripe {
         match self.server.call(call).await {
             Ok(answer) if answer.status == 200 => outcome_of_refund(&answer.body),
             Ok(answer) => refused(&answer),
-            Err(error) => unsent(error),
+            Err(error) => error.into(),
         }
     }
 
@@ -179,17 +182,6 @@ fn type_of(method: PaymentMethodType) -> &'static str {
     }
 }
 
-fn declined(code: FailureCode, message: &str, reference: Option<String>) -> Outcome {
-    Outcome::Declined(Decline { code, message: message.to_owned(), reference })
-}
-
-fn unsent(error: CallError) -> Outcome {
-    match error {
-        CallError::NotSent(detail) => Outcome::NotSent { detail },
-        CallError::Lost(detail) => Outcome::Unknown { detail },
-    }
-}
-
 fn message_of(answer: &Answer) -> String {
     let text = answer.body["error"]["message"].as_str().unwrap_or("no message");
     format!("Stripe answered {}: {text}", answer.status)
@@ -217,10 +209,10 @@ pub(crate) fn outcome_of_intent(intent: &Value) -> Outcome {
         }
         Some("requires_action" | "requires_confirmation") => {
             let message = "the bank wants to hear from the customer";
-            declined(FailureCode::AuthenticationRequired, message, Some(reference))
+            Outcome::declined(FailureCode::AuthenticationRequired, message, Some(reference))
         }
         Some("canceled") => {
-            declined(FailureCode::Decline, "the PaymentIntent was cancelled at Stripe", Some(reference))
+            Outcome::declined(FailureCode::Decline, "the PaymentIntent was cancelled at Stripe", Some(reference))
         }
         other => Outcome::Unknown { detail: format!("PaymentIntent {reference} has the status {other:?}") },
     }
@@ -235,7 +227,7 @@ fn outcome_of_refund(refund: &Value) -> Outcome {
         Some("pending" | "requires_action") => Outcome::Pending { reference },
         Some("failed" | "canceled") => {
             let message = refund["failure_reason"].as_str().unwrap_or("the refund was cancelled at Stripe");
-            declined(FailureCode::Decline, message, Some(reference))
+            Outcome::declined(FailureCode::Decline, message, Some(reference))
         }
         other => Outcome::Unknown { detail: format!("refund {reference} has the status {other:?}") },
     }
