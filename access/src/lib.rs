@@ -3,6 +3,7 @@
 //! * [`organization`] makes a tenant with its live and its sandbox workspace (`kontorion org create`).
 //! * [`api_key`] mints, rotates, changes and revokes keys (api-keys.md).
 //! * [`authenticator`] turns a bearer token into a [`Credential`], from a cache of a few seconds.
+//! * [`settings`] is the catalog of settings and what organizations have written (organization-settings).
 //! * [`permission`] is the closed catalog of names that guard operations (authorization.md).
 
 pub mod allowlist;
@@ -10,6 +11,7 @@ pub mod api_key;
 pub mod authenticator;
 pub mod organization;
 pub mod permission;
+pub mod settings;
 pub mod token;
 
 pub use allowlist::Network;

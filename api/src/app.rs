@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use access::{Authenticator, Network};
 use ingest::log::EventLog;
+use ingest::reserve::ReservationDesk;
 use ingest::usage::UsageStore;
+use ledger::wallet::WalletDesk;
 use payments::Payments;
-use store::Store;
+use store::{Groups, Store};
 
 use crate::limit::{Limiter, Rate};
 use crate::metrics::HttpMetrics;
@@ -101,6 +103,8 @@ pub struct Engine {
     pub usage: Arc<dyn UsageStore>,
     /// Takes what transactions want the log to have.
     pub relay: Arc<ingest::outbox::Relay>,
+    /// Reserves, captures and releases.
+    pub reservations: Arc<Groups<ReservationDesk>>,
     /// Subscriptions and invoices, with the way to close usage windows.
     pub billing: billing::Billing,
 }
@@ -127,6 +131,8 @@ pub struct Parts {
     pub http_metrics: HttpMetrics,
     /// What `/readyz` asks.
     pub dependencies: Vec<Dependency>,
+    /// Moves money of wallets.
+    pub wallets: Arc<Groups<WalletDesk>>,
     /// Gateways, payment methods, and charging.
     pub payments: Payments,
     /// Ingest; `None` where a process prints the document only, and in tests that need none.
@@ -157,6 +163,7 @@ impl App {
             http_metrics: HttpMetrics::registered(&registry),
             settings: Arc::new(settings),
             dependencies: vec![Dependency::Database(store.clone())],
+            wallets: Groups::new(store.clone(), WalletDesk),
             engine: None,
             payments,
             registry,

@@ -102,8 +102,22 @@ async fn tenant(store: &Store, name: &str) -> NewTenant {
     let mut tx = store.begin("bootstrap").await.expect("a transaction");
     let tenant =
         access::bootstrap(&mut tx, Clock::System.now(), &NewOrganization::named(name)).await.expect("a tenant");
+    enable_currencies(&mut tx, &["USD", "GBP", "JPY", "KWD"]).await;
     tx.commit().await.expect("a commit");
     tenant
+}
+
+/// What the tests use beside the default of every workspace.
+async fn enable_currencies(tx: &mut store::Tx, codes: &[&str]) {
+    sqlx::query(
+        "INSERT INTO workspace_currency (workspace_id, currency_code, billing_enabled, catalog_enabled, created_at, updated_at)
+         SELECT workspace.id, code, true, true, created_at, created_at FROM workspace CROSS JOIN unnest($1::text[]) AS code
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(codes)
+    .execute(tx.conn())
+    .await
+    .expect("currencies");
 }
 
 /// Calls the router with one key.

@@ -1,9 +1,11 @@
 //! A write and its idempotency key: both in one transaction (rule D5).
 
+use std::sync::Arc;
+
 use axum::http::{Method, StatusCode};
 use domain::{Clock, Error, Result};
 use serde::Serialize;
-use store::{IdempotencyKey, StoredAnswer, Tx};
+use store::{Desk, Groups, IdempotencyKey, StoredAnswer, Tx};
 
 use crate::{Answer, Ctx, Refusal, answer};
 
@@ -112,6 +114,33 @@ impl Write {
         }
         self.tx.commit().await?;
         Ok(answer::raw(status, body))
+    }
+}
+
+impl Ctx {
+    /// Does an operation at a desk: in a group, or alone in a transaction of its own where the request has an idempotency key
+    /// in its header, because the answer is kept in it.
+    ///
+    /// # Errors
+    /// What `read`, the desk and `reply` say; as [`Ctx::write`].
+    pub async fn operate<D: Desk, B: Serialize>(
+        &self,
+        groups: &Arc<Groups<D>>,
+        name: &'static str,
+        read: impl FnOnce(&Self) -> Result<D::Operation, Refusal>,
+        reply: impl FnOnce(D::Answer) -> Result<(StatusCode, B)>,
+    ) -> Answer {
+        if header_key(self)?.is_none() {
+            let operation = read(self)?;
+            let (status, body) = reply(groups.submit(&self.scope, operation).await?)?;
+            return Ok(answer::raw(status, answer::bytes(&body)?));
+        }
+        groups.desk().prepare().await?;
+        let mut write = self.write(name).await?;
+        let operation = read(self)?;
+        let done = groups.desk().serve_alone(&self.scope, write.tx(), &operation).await?;
+        let (status, body) = reply(done)?;
+        write.status(status, body).await
     }
 }
 

@@ -17,8 +17,10 @@ use ingest::log::EventLog;
 use ingest::log::local::{LocalLog, LocalLogOptions};
 use ingest::log::registry::{self, LogKind};
 use ingest::outbox::Relay;
+use ingest::reserve::ReservationDesk;
 use ingest::usage::postgres::PostgresUsage;
 use serde_json::{Value, json};
+use store::Groups;
 
 type Done<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
@@ -78,6 +80,7 @@ async fn with_engine(mut app: App) -> App {
     app.engine = Some(Engine {
         door: Arc::new(Door::new(app.store.clone(), snapshots.clone(), log.clone())),
         relay: Arc::new(Relay::new(app.store.clone(), log)),
+        reservations: Groups::new(app.store.clone(), ReservationDesk::new(snapshots.clone())),
         usage: Arc::new(PostgresUsage::new(app.store.clone())),
         billing: Billing::new(app.store.clone(), snapshots.clone(), Arc::new(NoWindows)),
         snapshots,

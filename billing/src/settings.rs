@@ -1,6 +1,9 @@
 //! The organization's settings that steer billing (organization-settings, category invoicing and usage).
 
 use chrono::TimeDelta;
+use currency::FXPolicy;
+use domain::clock::duration;
+use domain::wire::Word;
 use domain::{Error, OrganizationId, Result};
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -22,6 +25,8 @@ pub struct BillingSettings {
     pub payment_terms_days: i32,
     /// Time zone of the organization.
     pub timezone: String,
+    /// Which moment's exchange rate counts.
+    pub fx_policy: FXPolicy,
 }
 
 impl BillingSettings {
@@ -60,6 +65,9 @@ impl BillingSettings {
             auto_finalize: text("auto_finalize_invoices").is_none_or(|text| text != "false"),
             payment_terms_days: parse("payment_terms_days", terms)?,
             timezone,
+            fx_policy: text(currency::policy::SETTING)
+                .map_or(Some(FXPolicy::InvoiceIssue), |text| FXPolicy::from_wire(&text))
+                .ok_or(wrong(currency::policy::SETTING))?,
         })
     }
 
@@ -76,48 +84,10 @@ impl BillingSettings {
     }
 }
 
-/// A duration in Go syntax with whole numbers: `1h`, `90m`, `1h30m`, `500ms`, `0` (conventions.md, Durations).
-#[must_use]
-pub fn duration(text: &str) -> Option<TimeDelta> {
-    if text == "0" {
-        return Some(TimeDelta::zero());
-    }
-    let (mut rest, mut total) = (text, TimeDelta::zero());
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|end| *end > 0)?;
-        let (number, unit_first) = rest.split_at(digits);
-        let unit_end = unit_first.find(|c: char| c.is_ascii_digit()).unwrap_or(unit_first.len());
-        let (unit, after) = unit_first.split_at(unit_end);
-        let number: i64 = number.parse().ok()?;
-        let part = match unit {
-            "h" => TimeDelta::try_hours(number),
-            "m" => TimeDelta::try_minutes(number),
-            "s" => TimeDelta::try_seconds(number),
-            "ms" => TimeDelta::try_milliseconds(number),
-            _ => None,
-        };
-        total = total.checked_add(&part?)?;
-        rest = after;
-    }
-    (!text.is_empty()).then_some(total)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn durations_are_read_in_go_syntax() {
-        for (text, seconds) in
-            [("1h", Some(3600)), ("1h30m", Some(5400)), ("90s", Some(90)), ("0", Some(0)), ("24h", Some(86_400))]
-        {
-            assert_eq!(duration(text).map(|d| d.num_seconds()), seconds, "{text}");
-        }
-        for wrong in ["", "h", "1", "1d", "-1h", "1h x"] {
-            assert_eq!(duration(wrong), None, "{wrong}");
-        }
-    }
 
     #[test]
     fn unwritten_settings_have_their_defaults() {

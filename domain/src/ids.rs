@@ -135,6 +135,10 @@ ids! {
     AccountId,
     /// Ledger transfer.
     TransferId,
+    /// Exchange rate that a workspace has set.
+    FxOverrideId,
+    /// Exchange rate that was published.
+    FxSnapshotId,
     /// Test clock of a sandbox.
     TestClockId,
     /// Row of the ledger of payments: money between a customer and the organization.

@@ -17,6 +17,7 @@ pub mod money;
 pub mod period;
 pub mod quantity;
 pub mod scope;
+pub mod wide;
 pub mod words;
 
 pub use clock::Clock;

@@ -1,6 +1,20 @@
 //! Words of the contract that more than one room uses. Words of one room stand in that room.
 
 wire_enum! {
+    /// What becomes of the digits that a currency has no place for (currencies.md 4).
+    pub enum RoundingMode {
+        /// To the nearest amount, a half away from zero.
+        HalfUp = "HALF_UP",
+        /// To the nearest amount, a half to the even one.
+        HalfEven = "HALF_EVEN",
+        /// Away from zero.
+        Up = "UP",
+        /// Towards zero.
+        Down = "DOWN",
+    }
+}
+
+wire_enum! {
     /// How events of a meter combine (meters.md 5).
     pub enum MeterFunction {
         /// Number of events.

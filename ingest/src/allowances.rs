@@ -128,23 +128,26 @@ fn state(
     let lines: Vec<&RatedLine> =
         rated.lines.iter().filter(|line| line.product_id == product_id && line.metric_key == metric_key).collect();
     let sum = |of: fn(&RatedLine) -> Exact| lines.iter().try_fold(Exact::ZERO, |sum, line| sum.checked_add(of(line)));
-    let drawn = allowance.drawn(lines.iter().copied())?;
+    let sources = allowance.sources()?;
+    let remaining = allowance
+        .pools()
+        .try_fold(Exact::ZERO, |sum, pool| sum.checked_add(allowance.drawn(pool, lines.iter().copied())?.remaining))?;
     let cost = lines.iter().try_fold(Money::zero(terms.currency), |sum, line| sum.add(line.amount))?;
     // Usage of a trial is counted and never charged.
     let cost = if terms.is_trial(window.start) { Money::zero(terms.currency) } else { cost };
     Ok(ProductAllowanceState {
         product_id,
         metric_key: metric_key.to_owned(),
-        included_quantity: allowance.sources.included,
+        included_quantity: sources.included,
         included_quantity_source: catalog.included_source(terms, product_id, at),
-        rolled_over_quantity: allowance.sources.rolled_over,
-        granted_quantity: allowance.sources.granted,
-        total_quantity: drawn.total,
+        rolled_over_quantity: sources.rolled_over,
+        granted_quantity: sources.granted,
+        total_quantity: sources.total()?,
         used_quantity: sum(|line| line.quantity)?,
-        remaining_quantity: drawn.remaining,
+        remaining_quantity: remaining,
         overage_quantity: sum(|line| line.billable_quantity)?,
         estimated_overage: cost,
         rollover_enabled: catalog.rollovers(terms).any(|(id, _)| id == product_id),
-        rollover_expires_at: allowance.lots.first().and_then(|lot| lot.expires_at),
+        rollover_expires_at: allowance.first_expiry(),
     })
 }

@@ -17,7 +17,7 @@ use sqlx::{FromRow, PgConnection};
 use store::{StoreError, Tx};
 
 use crate::door::wire::METRIC_KEY_MAX;
-use crate::outbox;
+use crate::outbox::{self, Outgoing};
 use crate::record::{Control, ControlKind, Record};
 
 /// Caps of one subscription.
@@ -194,7 +194,8 @@ pub async fn set(
         window_end: scope.now(),
         catalog_revision: snapshots.revision(),
     };
-    outbox::put(tx, id, row.home_partition.unsigned_abs(), &Record::Control(control), scope.now()).await?;
+    let (home, record) = (row.home_partition.unsigned_abs(), Record::Control(control));
+    outbox::put(tx, &[Outgoing { subscription_id: id, home, record }], scope.now()).await?;
     Ok(UsageCaps::new(id, request.caps))
 }
 

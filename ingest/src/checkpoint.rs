@@ -2,10 +2,12 @@
 //! only its owner's epoch can commit it.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use billing::due::{DueKind, plan_windows};
 use catalog::compiled::WindowStatus;
+use currency::{FXPolicy, Pair};
 use domain::period::Period;
 use domain::{
     BreachId, Currency, CustomerId, Error, Instant, OrganizationId, Position, RejectionId, Result, SubscriptionId,
@@ -120,9 +122,15 @@ impl RejectionWrite {
     /// UUIDv5 of event, partition and position, so that a replay of the log writes it once (rule B2).
     #[must_use]
     pub fn id(&self, partition: Partition) -> RejectionId {
-        let place = [&partition.to_be_bytes()[..], &self.position.as_i64().to_be_bytes()].concat();
-        RejectionId(Uuid::new_v5(&self.event_id.0, &place))
+        rejection_id(self.event_id, partition, self.position)
     }
+}
+
+/// The id of the rejection of an event at its place.
+#[must_use]
+pub fn rejection_id(event_id: UsageEventId, partition: Partition, position: Position) -> RejectionId {
+    let place = [&partition.to_be_bytes()[..], &position.as_i64().to_be_bytes()].concat();
+    RejectionId(Uuid::new_v5(&event_id.0, &place))
 }
 
 /// A record that belongs to no workspace.
@@ -167,6 +175,8 @@ pub struct Checkpoint {
     pub breaches: Vec<BreachWrite>,
     /// Refused events.
     pub rejections: Vec<RejectionWrite>,
+    /// Rejections of stored events that count again, because their windows were counted anew.
+    pub counted_again: Vec<RejectionId>,
     /// Events that a policy dropped.
     pub dropped: Vec<Dropped>,
     /// Refused records without a workspace.
@@ -244,12 +254,13 @@ impl Ownership {
         late::close(&mut tx, &checkpoint.mended).await?;
         write_members(&mut tx, &checkpoint.windows).await?;
         clear_accruals(&mut tx, &checkpoint.windows).await?;
-        write_accruals(&mut tx, &checkpoint.windows).await?;
+        write_accruals(&mut tx, &checkpoint.windows, now).await?;
         write_blocks(&mut tx, &checkpoint.windows, now).await?;
         let breaches = checkpoint.breaches.iter().chain(checkpoint.windows.iter().flat_map(|w| &w.limits.breaches));
         write_breaches(&mut tx, &breaches.collect::<Vec<_>>(), now).await?;
         announce_allowances(&mut tx, &checkpoint.windows, now).await?;
         write_rejections(&mut tx, self.partition, &checkpoint.rejections, now).await?;
+        close_counted_again(&mut tx, &checkpoint.counted_again, now).await?;
         announce_dropped(&mut tx, &checkpoint.dropped, now).await?;
         late::announce(&mut tx, &checkpoint.events, now).await?;
         write_unattributed(&mut tx, self, &checkpoint.unattributed, now).await?;
@@ -421,26 +432,29 @@ async fn clear_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
 }
 
 /// Sets, never adds; a closed row is a fence: its window is billed, and nothing may change it (rule D3). What captures have
-/// paid of the counted usage is not accrued any more, nor what interim invoices have charged.
-async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
+/// paid of the counted usage is not accrued any more, nor what interim invoices have charged. What is pinned to a wallet of
+/// another currency counts there at the rate of now: the invoice takes that of its own moment.
+async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite], now: Instant) -> Result<()> {
     let mut rows: Vec<_> = windows.iter().flat_map(|w| w.accruals.iter().map(move |accrual| (w, accrual))).collect();
     if rows.is_empty() {
         return Ok(());
     }
     rows.sort_by_key(|(w, accrual)| (w.subscription_id, w.window.start, accrual.wallet_currency));
+    let rates = exchange_rates(tx, &rows, now).await?;
     let written = sqlx::query(
         "INSERT INTO usage_accrual AS a (subscription_id, window_start, wallet_currency, workspace_id, customer_id, wallet_id,
-                                         currency, net, accrued)
-         SELECT s, ws, pin, w, c, wallet.id, cur, net, greatest(net - captured.gross, 0)
-         FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[], $5::uuid[], $6::text[], $7::numeric[])
-              AS t (s, ws, pin, w, c, cur, net)
-         LEFT JOIN wallet ON wallet.customer_id = c AND wallet.currency = cur AND pin IN ('', cur)
+                                         currency, net, accrued, fx_rate)
+         SELECT s, ws, pin, w, c, wallet.id, cur, net, greatest(net - captured.gross, 0), rate
+         FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[], $5::uuid[], $6::text[], $7::numeric[], $8::numeric[])
+              AS t (s, ws, pin, w, c, cur, net, rate)
+         LEFT JOIN wallet ON wallet.customer_id = c AND wallet.currency = coalesce(nullif(pin, ''), cur) AND rate IS NOT NULL
          CROSS JOIN LATERAL (
              SELECT coalesce(sum(captured_net + captured_tax), 0) AS gross FROM usage_reservation r
              WHERE r.subscription_id = s AND r.counted_in = ws AND r.wallet_currency = pin AND r.settled_at IS NULL
          ) AS captured
          ON CONFLICT (subscription_id, window_start, wallet_currency) DO UPDATE SET net = EXCLUDED.net,
-             accrued = greatest(EXCLUDED.accrued - a.invoiced, 0), wallet_id = EXCLUDED.wallet_id, customer_id = EXCLUDED.customer_id
+             accrued = greatest(EXCLUDED.accrued - a.invoiced, 0), wallet_id = EXCLUDED.wallet_id, customer_id = EXCLUDED.customer_id,
+             fx_rate = EXCLUDED.fx_rate
          WHERE NOT a.closed",
     )
     .bind(rows.iter().map(|(w, _)| w.subscription_id.0).collect::<Vec<_>>())
@@ -450,6 +464,7 @@ async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
     .bind(rows.iter().map(|(w, _)| w.customer_id.0).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, a)| a.currency.to_string()).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, a)| a.net).collect::<Vec<_>>())
+    .bind(rates)
     .execute(tx.conn())
     .await
     .context("writing usage accruals")?;
@@ -457,6 +472,33 @@ async fn write_accruals(tx: &mut Tx, windows: &[WindowWrite]) -> Result<()> {
         return Err(Error::invariant("a checkpoint wanted to change the accrual of a window that is billed"));
     }
     Ok(())
+}
+
+/// Units of the wallet's currency for one of the accrual's: 1 in nearly every row; none where no rate is known, or the
+/// organization converts nothing.
+async fn exchange_rates(
+    tx: &mut Tx,
+    rows: &[(&WindowWrite, &AccrualWrite)],
+    now: Instant,
+) -> Result<Vec<Option<Decimal>>> {
+    let mut rates = vec![Some(Decimal::ONE); rows.len()];
+    let mut asked: BTreeMap<WorkspaceId, Vec<(usize, Pair)>> = BTreeMap::new();
+    for (index, (window, accrual)) in rows.iter().enumerate() {
+        let target = accrual.wallet_currency.unwrap_or(accrual.currency);
+        if target != accrual.currency {
+            let pair = Pair { source: accrual.currency, target };
+            asked.entry(window.workspace_id).or_default().push((index, pair));
+        }
+    }
+    for (workspace, pairs) in asked {
+        let converts = FXPolicy::of_workspace(tx.conn(), workspace).await? != FXPolicy::None;
+        let questions: Vec<_> = pairs.iter().map(|(_, pair)| (*pair, now)).collect();
+        let found = currency::rate::rates(tx.conn(), workspace, &questions).await?;
+        for ((index, _), rate) in pairs.iter().zip(found) {
+            rates[*index] = rate.filter(|_| converts).map(|rate| rate.rate);
+        }
+    }
+    Ok(rates)
 }
 
 /// Breaches with the events and mails that announce them; a replay writes none of them again. A BLOCK is delivered with the row:
@@ -531,7 +573,7 @@ async fn write_rejections(
     let text = |r: &RejectionWrite, name: &str| {
         r.payload.get(name).and_then(|v| v.as_str()).map(|text| storable(text).into_owned())
     };
-    // The event `usage_event.dropped` goes out once, with the row that is really new.
+    // The event `usage_event.dropped` goes out once, with the row that is really new, or open again.
     sqlx::query(
         "WITH kept AS (
              INSERT INTO usage_rejection (id, organization_id, workspace_id, event_id, customer_id, subscription_id, product_id,
@@ -541,7 +583,9 @@ async fn write_rejections(
                          $9::text[], $10::jsonb[], $11::bigint[], $13::timestamptz[])
                   AS t (id, w, e, cu, su, pr, mk, code, message, payload, pos, at)
              JOIN workspace ON workspace.id = t.w
-             ON CONFLICT (id) DO NOTHING
+             ON CONFLICT (id) DO UPDATE
+                SET status = 'open', code = EXCLUDED.code, message = EXCLUDED.message, reason = NULL, resolved_at = NULL
+                WHERE usage_rejection.status = 'replayed' AND usage_rejection.reason = $15
              RETURNING id, workspace_id, event_id, code, message)
          INSERT INTO outbox (id, workspace_id, event_type, entity_type, entity_id, payload, created_at)
          SELECT gen_random_uuid(), workspace_id, 'usage_event.dropped', 'usage_event', event_id,
@@ -562,9 +606,30 @@ async fn write_rejections(
     .bind(partition.cast_signed())
     .bind(rejections.iter().map(|r| r.accepted_at).collect::<Vec<_>>())
     .bind(now)
+    .bind(COUNTED_AGAIN)
     .execute(tx.conn())
     .await
     .context("writing usage rejections")?;
+    Ok(())
+}
+
+/// Why a rejection is closed that no operator has closed.
+const COUNTED_AGAIN: &str = "counted when its window was counted anew";
+
+async fn close_counted_again(tx: &mut Tx, ids: &[RejectionId], now: Instant) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE usage_rejection SET status = 'replayed', reason = $2, resolved_at = $3
+         WHERE id = ANY($1) AND status = 'open'",
+    )
+    .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+    .bind(COUNTED_AGAIN)
+    .bind(now)
+    .execute(tx.conn())
+    .await
+    .context("closing rejections of usage that counts again")?;
     Ok(())
 }
 

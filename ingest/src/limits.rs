@@ -80,15 +80,18 @@ pub(crate) async fn write_blocks(tx: &mut Tx, windows: &[WindowWrite], now: Inst
     sqlx::query(
         "WITH present AS (
              INSERT INTO usage_block (subscription_id, window_start, product_id, metric_key, starts_at, ends_at, code,
-                                      workspace_id, blocked_at)
-             SELECT *, $9 FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::text[], $5::timestamptz[],
-                                      $6::timestamptz[], $7::text[], $8::uuid[])
-             ON CONFLICT (subscription_id, window_start, product_id, metric_key, starts_at, code)
-             DO UPDATE SET ends_at = EXCLUDED.ends_at
-             RETURNING subscription_id, window_start, product_id, metric_key, starts_at, code)
+                                      workspace_id, price_key, except_keys, blocked_at)
+             SELECT s, ws, p, m, starts_at, ends_at, code, w, key,
+                    ARRAY(SELECT jsonb_array_elements_text(except_keys)), $9
+             FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::text[], $5::timestamptz[], $6::timestamptz[],
+                         $7::text[], $8::uuid[], $12::text[], $13::jsonb[])
+                  AS t (s, ws, p, m, starts_at, ends_at, code, w, key, except_keys)
+             ON CONFLICT (subscription_id, window_start, product_id, metric_key, price_key, starts_at, code)
+             DO UPDATE SET ends_at = EXCLUDED.ends_at, except_keys = EXCLUDED.except_keys
+             RETURNING subscription_id, window_start, product_id, metric_key, price_key, starts_at, code)
          DELETE FROM usage_block b USING unnest($10::uuid[], $11::timestamptz[]) AS w (subscription_id, window_start)
          WHERE b.subscription_id = w.subscription_id AND b.window_start = w.window_start
-           AND (b.subscription_id, b.window_start, b.product_id, b.metric_key, b.starts_at, b.code)
+           AND (b.subscription_id, b.window_start, b.product_id, b.metric_key, b.price_key, b.starts_at, b.code)
                NOT IN (SELECT * FROM present)",
     )
     .bind(rows.iter().map(|(w, _)| w.subscription_id.0).collect::<Vec<_>>())
@@ -102,6 +105,8 @@ pub(crate) async fn write_blocks(tx: &mut Tx, windows: &[WindowWrite], now: Inst
     .bind(now)
     .bind(changed.iter().map(|(w, _)| w.subscription_id.0).collect::<Vec<_>>())
     .bind(changed.iter().map(|(w, _)| w.window.start).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, block)| block.price_key.as_deref().unwrap_or_default()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, block)| Json(&block.except_keys)).collect::<Vec<_>>())
     .execute(tx.conn())
     .await
     .context("writing blocked usage")?;

@@ -22,23 +22,32 @@ const BATCH: i64 = 500;
 /// Pause between two looks when nobody nudges: what other processes write is found by it.
 const POLL: Duration = Duration::from_millis(200);
 
-/// Writes a record in the transaction of its cause.
+/// A record for the log, and where it goes.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Whose record.
+    pub subscription_id: SubscriptionId,
+    /// The partition of the subscription.
+    pub home: Partition,
+    /// What the log gets.
+    pub record: Record,
+}
+
+/// Writes records in the transaction of their cause.
 ///
 /// # Errors
 /// As every statement.
-pub async fn put(
-    tx: &mut Tx,
-    subscription_id: SubscriptionId,
-    home: Partition,
-    record: &Record,
-    now: Instant,
-) -> Result<()> {
+pub async fn put(tx: &mut Tx, records: &[Outgoing], now: Instant) -> Result<()> {
+    if records.is_empty() {
+        return Ok(());
+    }
     sqlx::query(
-        "INSERT INTO usage_outbox (subscription_id, home_partition, record, created_at) VALUES ($1, $2, $3, $4)",
+        "INSERT INTO usage_outbox (subscription_id, home_partition, record, created_at)
+         SELECT *, $4 FROM unnest($1::uuid[], $2::int[], $3::bytea[])",
     )
-    .bind(subscription_id)
-    .bind(home.cast_signed())
-    .bind(record.encode().as_ref())
+    .bind(records.iter().map(|one| one.subscription_id.0).collect::<Vec<_>>())
+    .bind(records.iter().map(|one| one.home.cast_signed()).collect::<Vec<_>>())
+    .bind(records.iter().map(|one| one.record.encode().to_vec()).collect::<Vec<_>>())
     .bind(now)
     .execute(tx.conn())
     .await

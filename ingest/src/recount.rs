@@ -3,11 +3,13 @@
 //! it heard of the change. `catalog::recount` writes what may be touched with the change; from there a call goes to every
 //! partition, which counts anew what it finds. No window that is touched is sealed or billed meanwhile.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use catalog::compiled::SubscriptionTerms;
 use chrono::TimeDelta;
 use domain::period::Period;
-use domain::{Instant, Position, ProductId, Result, SubscriptionId, WorkspaceId};
+use domain::{Instant, Position, ProductId, RejectionId, Result, SubscriptionId, WorkspaceId};
 use sqlx::FromRow;
 use store::{Store, StoreError};
 use uuid::Uuid;
@@ -205,4 +207,26 @@ pub(crate) async fn changed(store: &Store, windows: &[WindowKey]) -> Result<Vec<
     .fetch_all(store.pool())
     .await
     .context("reading changes of the catalog")
+}
+
+/// Open rejections of a subscription in a partition.
+///
+/// # Errors
+/// As every statement.
+pub(crate) async fn open_rejections(
+    store: &Store,
+    partition: Partition,
+    terms: &SubscriptionTerms,
+) -> Result<HashSet<RejectionId>> {
+    let ids: Vec<RejectionId> = sqlx::query_scalar(
+        "SELECT id FROM usage_rejection
+         WHERE workspace_id = $1 AND status = 'open' AND subscription_id = $2 AND partition = $3",
+    )
+    .bind(terms.workspace_id)
+    .bind(terms.id)
+    .bind(partition.cast_signed())
+    .fetch_all(store.pool())
+    .await
+    .context("reading rejections of a subscription")?;
+    Ok(ids.into_iter().collect())
 }

@@ -15,7 +15,7 @@ domain::wire_enum! {
     pub enum RejectedUsageEventStatus {
         /// Waits for an operator.
         Open = "open",
-        /// Was sent again.
+        /// Was sent again, or counts again because the catalog was mended.
         Replayed = "replayed",
         /// Closed without billing.
         Discarded = "discarded",
@@ -48,9 +48,9 @@ pub struct RejectedUsageEvent {
     pub status: RejectedUsageEventStatus,
     /// When it was refused.
     pub rejected_at: DateTime<Utc>,
-    /// When it was replayed or discarded.
+    /// When it was replayed or discarded, or counted again.
     pub resolved_at: Option<DateTime<Utc>>,
-    /// By which key.
+    /// By which key; null where it counts again.
     pub resolved_by: Option<uuid::Uuid>,
 }
 

@@ -131,7 +131,7 @@ pub enum SubscriptionMsg {
 }
 
 /// A window that is not sealed, or was sealed since the last checkpoint.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct WindowSlot {
     /// Start and end.
     pub window: Period,
@@ -259,7 +259,7 @@ impl Judge<'_> {
     /// Total allowance of an event's product and metric.
     fn allowance(&self, event: &UsageEvent, window: Period) -> domain::Result<Quantity> {
         let allowance = self.catalog.allowance(self.terms, event.product_id, &event.metric_key, window)?;
-        Ok(allowance.sources.total()?)
+        Ok(allowance.sources()?.total()?)
     }
 
     /// Largest rate of the commitments that an event may fall under, in whole units.

@@ -33,7 +33,13 @@ impl Trial {
         terms: Arc<SubscriptionTerms>,
     ) -> Result<Self> {
         let initial = Initial::load(conn, snapshots, &[terms.id]).await?.remove(&terms.id);
-        Ok(Self { catalog, terms, windows: initial.unwrap_or_default().into() })
+        Ok(Self::from(catalog, terms, initial.unwrap_or_default()))
+    }
+
+    /// Windows that were read.
+    #[must_use]
+    pub fn from(catalog: Arc<WorkspaceCatalog>, terms: Arc<SubscriptionTerms>, initial: Initial) -> Self {
+        Self { catalog, terms, windows: initial.into() }
     }
 
     /// A single open window over a state that [`Trial::encode_metric`] wrote.
@@ -59,8 +65,7 @@ impl Trial {
             written_at: window.start,
             state: record.attach(&*catalog, [])?,
         };
-        let initial = Initial { slots: vec![stored.into()], sealed_until: None };
-        Ok(Self { catalog, terms, windows: initial.into() })
+        Ok(Self::from(catalog, terms, Initial { slots: vec![stored.into()], sealed_until: None }))
     }
 
     /// The running totals that usage of one metric changes in a window, and those that are rated with them, as bytes.
@@ -134,29 +139,29 @@ impl Trial {
         Ok(slot.state.rate(&RatingInput { terms: &terms, until, period })?.lines)
     }
 
-    /// What a window costs.
+    /// What a window costs, and what is used in it of an event's product and metric, all price keys and wallet pins together.
     ///
     /// # Errors
     /// 422 when an amount leaves its range.
-    pub fn amount(&self, start: Instant) -> Result<Money> {
-        let lines = self.lines(start)?;
-        Ok(lines.iter().try_fold(Money::zero(self.terms.currency), |sum, line| sum.add(line.amount))?)
-    }
-
-    /// What is used of a product and metric in a window, all price keys and wallet pins together.
-    ///
-    /// # Errors
-    /// 422 when a sum leaves its range.
-    pub fn used(&self, start: Instant, product_id: ProductId, metric_key: &str) -> Result<Used> {
-        let none = Used { quantity: Exact::ZERO, overage: Exact::ZERO, amount: Money::zero(self.terms.currency) };
-        let is_of = |line: &&RatedLine| line.product_id == product_id && line.metric_key == metric_key;
-        self.rated(start)?.iter().filter(is_of).try_fold(none, |used, line| {
-            Ok(Used {
-                quantity: used.quantity.checked_add(line.quantity)?,
-                overage: used.overage.checked_add(line.billable_quantity)?,
-                amount: if self.terms.is_trial(start) { used.amount } else { used.amount.add(line.amount)? },
-            })
-        })
+    pub fn standing(&self, start: Instant, event: &UsageEvent) -> Result<Standing> {
+        let none = Money::zero(self.terms.currency);
+        let mut standing = Standing { quantity: Exact::ZERO, overage: Exact::ZERO, amount: none, total: none };
+        let Some(slot) = self.windows.starting(start) else { return Ok(standing) };
+        let allowance = self.catalog.allowance(&self.terms, event.product_id, &event.metric_key, slot.window)?;
+        let pool = allowance.pool_of(event.price_key.as_deref());
+        let is_free = self.terms.is_trial(start);
+        for line in self.rated(start)? {
+            let amount = if is_free { none } else { line.amount };
+            standing.total = standing.total.add(amount)?;
+            if line.product_id == event.product_id && line.metric_key == event.metric_key {
+                standing.quantity = standing.quantity.checked_add(line.quantity)?;
+                standing.amount = standing.amount.add(amount)?;
+                if allowance.pool_of(line.price_key.as_deref()) == pool {
+                    standing.overage = standing.overage.checked_add(line.billable_quantity)?;
+                }
+            }
+        }
+        Ok(standing)
     }
 
     /// Whether a threshold of the window refuses further usage of a product and metric at an instant.
@@ -164,41 +169,42 @@ impl Trial {
     pub fn is_blocked(&self, start: Instant, event: &UsageEvent) -> bool {
         let Some(slot) = self.windows.starting(start) else { return false };
         let mut blocks = slot.state.blocks_of_thresholds(slot.window, self.terms.schedule.timezone);
-        blocks.any(|block| block.refuses(event.product_id, &event.metric_key, event.timestamp))
+        blocks.any(|block| block.refuses(event))
     }
 
-    /// What one more event costs in a window, on top of everything that is counted in it: f(used + q) - f(used), and nothing
-    /// where more usage makes the whole cheaper. The event is counted afterwards.
+    /// Counts one more event of a window; the answer is whether it goes past a threshold with BLOCK.
     ///
     /// # Errors
-    /// 422 when the event cannot be billed, is not of this window, or an amount leaves its range.
-    pub fn price(&mut self, start: Instant, event: &UsageEvent) -> Result<Marginal> {
-        let before = self.amount(start)?;
-        let Some((_, breaches)) = self.judge(event)?.filter(|(window_start, _)| *window_start == start) else {
-            return Err(Error::rule("LATE_EVENT", "the window of the usage is billed"));
-        };
-        let costs = self.amount(start)?.sub(before)?;
-        let net = if costs.is_negative() { Money::zero(costs.currency()) } else { costs };
-        Ok(Marginal { net, is_refused: breaches.iter().any(Breach::refuses) })
+    /// 422 when the event cannot be billed, or is not of this window.
+    pub fn add(&mut self, start: Instant, event: &UsageEvent) -> Result<bool> {
+        match self.judge(event)? {
+            Some((window_start, breaches)) if window_start == start => Ok(breaches.iter().any(Breach::refuses)),
+            _ => Err(Error::rule("LATE_EVENT", "the window of the usage is billed")),
+        }
     }
 }
 
-/// What one more event changes.
+/// Where a window stands, and the usage of one product and metric in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Marginal {
-    /// What it costs.
-    pub net: Money,
-    /// Whether it goes past a threshold with BLOCK.
-    pub is_refused: bool,
+pub struct Standing {
+    /// Used of it, before the allowance.
+    pub quantity: Exact,
+    /// Beyond the allowance that the event draws.
+    pub overage: Exact,
+    /// Net amount of it; nothing in a trial.
+    pub amount: Money,
+    /// Net amount of the whole window; nothing in a trial.
+    pub total: Money,
 }
 
-/// What is used of a product and metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
-    /// Before the allowance.
-    pub quantity: Exact,
-    /// Beyond the allowance.
-    pub overage: Exact,
-    /// Net amount; nothing in a trial.
-    pub amount: Money,
+impl Standing {
+    /// What the usage since an earlier standing costs: f(used + q) - f(used), and nothing where more usage makes the whole
+    /// cheaper.
+    ///
+    /// # Errors
+    /// 422 when an amount leaves its range.
+    pub fn costs_since(&self, earlier: &Self) -> Result<Money> {
+        let costs = self.total.sub(earlier.total)?;
+        Ok(if costs.is_negative() { Money::zero(costs.currency()) } else { costs })
+    }
 }

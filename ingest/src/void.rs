@@ -16,7 +16,7 @@ use tokio::time::Instant as Deadline;
 
 use crate::checkpoint::WindowKey;
 use crate::log::{EventLog, Partition};
-use crate::outbox;
+use crate::outbox::{self, Outgoing};
 use crate::record::{Control, ControlKind, Record};
 use crate::usage::{CountedEvent, RowKey, StoredEvent, UsageStore};
 
@@ -228,7 +228,8 @@ async fn request_recount(
         window_end,
         catalog_revision: snapshots.revision(),
     };
-    outbox::put(tx, terms.id, terms.home_partition, &Record::Control(control), scope.now()).await
+    let (subscription_id, home) = (terms.id, terms.home_partition);
+    outbox::put(tx, &[Outgoing { subscription_id, home, record: Record::Control(control) }], scope.now()).await
 }
 
 async fn announce(scope: &Scope, tx: &mut Tx, counted: &CountedEvent, reason: &str) -> Result<()> {

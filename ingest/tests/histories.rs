@@ -1,6 +1,7 @@
 //! Random histories through door, log, partitions, store and checkpoints, compared with a naive model: events in any order,
-//! duplicates, voids, late events, versions of price, meter and binding from any instant, and restarts, graceful or not. A
-//! difference is a bill that depends on what happened in which order.
+//! duplicates, voids, late events, versions of price, meter and binding from any instant, and restarts, graceful or not; windows
+//! that are billed, and windows that go on when they end. A difference is a bill or an alarm that depends on what happened in
+//! which order.
 
 mod common;
 
@@ -8,17 +9,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use catalog::binding::{Binding, UpdateProductMeterBindingRequest};
+use catalog::compiled::{StoredWindow, WindowQuery};
 use catalog::meter::{Meter, UpdateMeterRequest};
 use catalog::price::{Price, UpdatePriceRequest};
 use catalog::version::{Versioned, edit};
 use common::{World, at, period_start};
-use domain::{Instant, UsageEventId};
+use domain::{BindingId, Instant, UsageEventId};
 use ingest::outbox::Relay;
 use ingest::record::ControlKind;
 use ingest::void::{self, VoidUsageEventRequest};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use rating::RatingInput;
 use rust_decimal::{Decimal, RoundingStrategy};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -71,6 +74,115 @@ fn content(key: u8) -> (Decimal, Instant) {
     (Decimal::from(key * 37 % 400 + 1), hour(key * 379 % 1_400) + chrono::TimeDelta::minutes(30))
 }
 
+/// Who a key's event is of: distinct value and dedup key.
+fn user(key: u8) -> u8 {
+    key % 7
+}
+
+/// Meters over windows that go on.
+const WATCHED: [&str; 7] = ["sum", "max", "users", "count_once", "sum_once", "held", "ratio"];
+const LASTS: &str = "LIFETIME";
+const SLIDES: &str = "SLIDING";
+/// Hours of a SLIDING window.
+const SIZE: i64 = 240;
+
+fn watched(kind: &str, name: &str) -> Value {
+    let mut meter = match name {
+        "sum" => json!({"function": "SUM"}),
+        "max" => json!({"function": "MAX"}),
+        "users" => json!({"function": "UNIQUE_COUNT", "unique_by_field": "dimension_vars.user"}),
+        "count_once" => json!({"function": "COUNT", "dedup_key_path": "dimension_vars.user"}),
+        "sum_once" => json!({"function": "SUM", "dedup_key_path": "dimension_vars.user"}),
+        "held" => json!({"function": "TIME_WEIGHTED"}),
+        _ => {
+            let variable = |name: &str| json!({"name": name, "meter_key": key_of(kind, name)});
+            json!({"function": "FORMULA", "formula": {
+                "expression": "sum / users", "variables": [variable("sum"), variable("users")]}})
+        }
+    };
+    meter["window"] =
+        if kind == SLIDES { json!({"kind": kind, "size": format!("{SIZE}h")}) } else { json!({"kind": kind}) };
+    meter
+}
+
+fn key_of(kind: &str, name: &str) -> String {
+    format!("{}_{name}", kind.to_lowercase())
+}
+
+/// An event as the watched meters see it.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    window: usize,
+    quantity: Decimal,
+    at: Instant,
+    user: u8,
+}
+
+/// What a watched meter shows at the end of a window, of the events of this and earlier windows in the order of the log.
+fn naive(kind: &str, name: &str, window: usize, events: &[Seen]) -> Decimal {
+    let end = [at(JANUARY.1), at("2026-03-01T00:00:00Z")][window];
+    let step = |seen: &Seen| {
+        let length = SIZE * 10; // seconds: 1/360 of the size
+        seen.at.timestamp().div_euclid(length) * length
+    };
+    let is_inside = |seen: &Seen| kind == LASTS || step(seen) > end.timestamp() - SIZE * 3_600;
+    // Who counts once does so in the earliest window of a lifetime, and in the latest step of a window that slides.
+    let once = |user: u8| {
+        let own = events.iter().enumerate().filter(|(_, seen)| seen.user == user);
+        let first = own.min_by_key(|(number, seen)| match kind {
+            LASTS => (seen.window, 0, *number),
+            _ => (0, -step(seen), seen.window * events.len() + number),
+        });
+        first.map(|(_, seen)| seen).filter(|seen| is_inside(seen))
+    };
+    let inside = || events.iter().filter(|seen| is_inside(seen));
+    let users = Decimal::from((0..7).filter_map(once).count());
+    let sum: Decimal = inside().map(|seen| seen.quantity).sum();
+    match name {
+        "sum" => sum,
+        "max" => inside().map(|seen| seen.quantity).max().unwrap_or_default(),
+        "users" | "count_once" => users,
+        "sum_once" => (0..7).filter_map(once).map(|seen| seen.quantity).sum(),
+        "held" if kind == SLIDES => {
+            let reports = events.iter().map(|seen| (seen.at, seen.quantity)).collect();
+            held(reports, end - chrono::TimeDelta::hours(SIZE), end)
+        }
+        "held" => held_for_life(window, events),
+        _ => {
+            sum.checked_div(users).unwrap_or_default().round_dp_with_strategy(12, RoundingStrategy::MidpointNearestEven)
+        }
+    }
+}
+
+/// Units × hours between two instants.
+fn held(mut reports: Vec<(Instant, Decimal)>, from: Instant, to: Instant) -> Decimal {
+    reports.sort_unstable();
+    let ends = reports.iter().skip(1).map(|(at, _)| *at).chain([to]);
+    let of = |((at, value), end): (&(Instant, Decimal), Instant)| {
+        *value * Decimal::from((end.clamp(from, to) - (*at).clamp(from, to)).num_seconds())
+    };
+    let seconds: Decimal = reports.iter().zip(ends).map(of).sum();
+    seconds / Decimal::from(3_600)
+}
+
+/// What January held goes on in February, where late reports of January begin.
+fn held_for_life(window: usize, events: &[Seen]) -> Decimal {
+    let of = |window| {
+        let own = events.iter().filter(move |seen| seen.window == window);
+        own.map(|seen| (seen.at, seen.quantity)).collect::<Vec<_>>()
+    };
+    let (january, mut february) = (of(0), of(1));
+    let end = at(JANUARY.1);
+    let total = held(january.clone(), period_start(), end);
+    if window == 0 {
+        return total;
+    }
+    if let Some((_, value)) = january.iter().max() {
+        february.push((end, *value));
+    }
+    total + held(february, end, at("2026-03-01T00:00:00Z"))
+}
+
 const RATES: [&str; 3] = ["0.10", "0.25", "0.07"];
 const FUNCTIONS: [&str; 3] = ["SUM", "COUNT", "SUM"];
 const MULTIPLIERS: [&str; 3] = ["1", "2", "0.5"];
@@ -87,6 +199,8 @@ type Timeline = BTreeMap<Instant, (usize, u8)>;
 struct Model {
     /// By key: window (0: January), whether it is voided.
     events: BTreeMap<u8, (usize, bool)>,
+    /// Keys in the order of the log.
+    log: Vec<u8>,
     versions: BTreeMap<Kind, Timeline>,
     made: usize,
     /// Totals of January when it was sealed.
@@ -97,6 +211,16 @@ impl Model {
     fn version(&self, kind: Kind, at: Instant) -> (Instant, usize, u8) {
         let found = self.versions.get(&kind).and_then(|timeline| timeline.range(..=at).next_back());
         found.map_or((Instant::UNIX_EPOCH, 0, 0), |(from, (made, value))| (*from, *made, *value))
+    }
+
+    /// Events that count in a window or an earlier one, in the order of the log.
+    fn seen(&self, window: usize) -> Vec<Seen> {
+        let seen = |key: &u8| {
+            let (place, is_voided) = self.events[key];
+            let (quantity, at) = content(*key);
+            (place <= window && !is_voided).then_some(Seen { window: place, quantity, at, user: user(*key) })
+        };
+        self.log.iter().filter_map(seen).collect()
     }
 
     /// Quantity, events and amount of a window: 100 included; of what exceeds them the first 1,000 of each price version at
@@ -137,13 +261,21 @@ struct History {
     model: Model,
     ids: BTreeMap<u8, UsageEventId>,
     stop: watch::Sender<bool>,
+    /// Kind of window and name of what is watched.
+    watched: BTreeMap<BindingId, (&'static str, &'static str)>,
 }
 
 impl History {
     async fn start() -> Self {
         let mut world = World::idle(json!({}), json!({"tiers": tiers(0)})).await;
+        let mut watched = BTreeMap::new();
+        for (kind, name) in [LASTS, SLIDES].into_iter().flat_map(|kind| WATCHED.map(|name| (kind, name))) {
+            watched.insert(world.watch(&key_of(kind, name), self::watched(kind, name)).await, (kind, name));
+        }
+        world.snapshots.refresh().await.expect("a catalog");
         world.run().await;
-        let history = Self { world, model: Model::default(), ids: BTreeMap::new(), stop: watch::Sender::new(false) };
+        let (model, ids, stop) = (Model::default(), BTreeMap::new(), watch::Sender::new(false));
+        let history = Self { world, model, ids, stop, watched };
         history.relay();
         history
     }
@@ -170,12 +302,16 @@ impl History {
 
     async fn send(&mut self, key: u8) {
         let (quantity, timestamp) = content(key);
-        let event = self.world.event(&format!("key-{key}"), quantity.to_string(), &timestamp.to_rfc3339());
+        let mut event = self.world.event(&format!("key-{key}"), quantity.to_string(), &timestamp.to_rfc3339());
+        event["dimension_vars"] = json!({"user": user(key)});
         let id = self.world.accept(&[event]).await[0];
         self.ids.insert(key, id);
         let own = usize::from(timestamp >= at(JANUARY.1));
         let window = if self.model.sealed.is_some() { 1 } else { own };
-        self.model.events.entry(key).or_insert((window, false));
+        if let std::collections::btree_map::Entry::Vacant(vacant) = self.model.events.entry(key) {
+            vacant.insert((window, false));
+            self.model.log.push(key);
+        }
     }
 
     async fn void(&mut self, key: u8) {
@@ -231,12 +367,12 @@ impl History {
             }
             Kind::Meter => {
                 let body = json!({"function": value_of(FUNCTIONS), "effective_at": effective_at});
-                publish::<Meter>(world, "meter", UpdateMeterRequest::read(&body)).await;
+                publish::<Meter>(world, "meter WHERE key = 'tokens'", UpdateMeterRequest::read(&body)).await;
             }
             Kind::Binding => {
                 let body = json!({"multiplier": value_of(MULTIPLIERS), "effective_at": effective_at});
                 let update = UpdateProductMeterBindingRequest::read(&body);
-                publish::<Binding>(world, "product_meter_binding", update).await;
+                publish::<Binding>(world, "product_meter_binding WHERE role = 'PRIMARY'", update).await;
             }
         }
         self.model.made += 1;
@@ -248,7 +384,30 @@ impl History {
         self.world.settle().await;
         for (window, instant) in [(0, period_start()), (1, at(JANUARY.1))] {
             assert_eq!(self.world.totals(instant).await, self.model.totals(window), "window {window} after {told}");
+            assert_eq!(self.shown(instant).await, self.expected(window), "window {window} after {told}");
         }
+    }
+
+    /// What the meters over windows that go on show at the end of a window.
+    async fn shown(&self, start: Instant) -> BTreeMap<(&'static str, &'static str), String> {
+        let mut conn = self.world.store.pool().acquire().await.expect("a connection");
+        let asked = [(self.world.subscription, start)];
+        let stored = StoredWindow::load(&mut conn, &self.world.snapshots, WindowQuery::Starting(&asked)).await;
+        let stored = stored.expect("a state that can be read");
+        let mut shown: BTreeMap<_, _> = self.watched.values().map(|watched| (*watched, "0".to_owned())).collect();
+        if let Some(window) = stored.first() {
+            let input = RatingInput { until: Some(window.window.end), ..RatingInput::default() };
+            for line in window.state.rate(&input).expect("in range").informational {
+                shown.insert(self.watched[&line.binding_id], line.quantity.to_string());
+            }
+        }
+        shown
+    }
+
+    fn expected(&self, window: usize) -> BTreeMap<(&'static str, &'static str), String> {
+        let events = self.model.seen(window);
+        let of = |(kind, name)| ((kind, name), naive(kind, name, window, &events).normalize().to_string());
+        self.watched.values().copied().map(of).collect()
     }
 }
 

@@ -21,7 +21,7 @@
 //! | `manual_clearing` | asset | workspace | debit | money received or paid outside a gateway |
 //! | `promotional_expense` | expense | workspace | debit | credit given, less what expired |
 //! | `write_off` | expense | workspace | debit | corrections of wallets |
-//! | `fx` | clearing | workspace | either | conversions between wallets |
+//! | `fx` | clearing | workspace | either | conversions between currencies |
 //!
 //! # Entries of each operation
 //!
@@ -53,6 +53,7 @@
 //! | credit note issued | `revenue` (net), `tax_payable` (tax) | `receivable` (total) |
 //! | top-up refunded at the gateway: what the wallet has; the rest | `wallet_promotional`, then `wallet_cash`; `write_off` | `gateway_clearing` |
 //! | invoice drawn from a wallet | `wallet_promotional`, then `wallet_cash` | `receivable` |
+//! | invoice drawn from a wallet of another currency, in each currency | the same; `fx` | `fx`; `receivable` |
 
 pub mod account;
 pub mod invoice;

@@ -99,7 +99,7 @@ CREATE TABLE payment_transaction (
     failure_code          text,
     failure_message       text,
     attempt               integer NOT NULL DEFAULT 1 CHECK (attempt >= 1),
-    -- Whether Kontorion started it by itself, because a wallet had fallen below its threshold.
+    -- Whether Kontorion started it by itself: a wallet had fallen below its threshold, an invoice was finalized.
     is_automatic          boolean NOT NULL DEFAULT false,
     processed_at          timestamptz,
     metadata              jsonb NOT NULL DEFAULT '{}',
@@ -119,7 +119,7 @@ CREATE TABLE payment_transaction (
                        ELSE refunded_amount = 0 END),
     CHECK ((kind IN ('REFUND', 'CHARGEBACK')) = (parent_transaction_id IS NOT NULL)),
     CHECK (kind <> 'WALLET_TOPUP' OR wallet_id IS NOT NULL),
-    CHECK (NOT is_automatic OR kind = 'WALLET_TOPUP'),
+    CHECK (NOT is_automatic OR kind IN ('WALLET_TOPUP', 'CHARGE')),
     CHECK (gateway_id IS NULL OR provider IS NOT NULL),
     CHECK (status <> 'PROCESSING' OR gateway_id IS NOT NULL)
 ) WITH (fillfactor = 70);

@@ -1,12 +1,11 @@
 //! Top-ups of wallets (wallets.md): step 1 of a payment for a wallet, asked for by a caller or wanted by the wallet itself.
 
-use domain::input::{Field, FieldResult};
+use domain::input::Field;
 use domain::{
     Clock, CustomerId, Error, Input, Instant, Money, PaymentMethodId, Result, Scope, TransactionId, WalletId,
     WorkspaceId,
 };
-use ledger::wallet::operation::CreditKind;
-use ledger::wallet::{self, Details, Wallet, WalletTransactionSource, topup};
+use ledger::wallet::{self, CreditKind, Details, Wallet, WalletTransactionSource, topup};
 use ledger::{Outcome, lock_wallets, wallet_for};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -96,12 +95,6 @@ pub struct Opened {
     pub transaction_id: TransactionId,
 }
 
-fn positive(field: Field<'_>) -> FieldResult<Money> {
-    let refused = field.refuse(domain::error::FieldErrorCode::OutOfRange, "must be above zero");
-    let money = field.money()?;
-    if money.is_zero() || money.is_negative() { refused } else { Ok(money) }
-}
-
 impl TopupRequest {
     /// Reads the body.
     ///
@@ -109,7 +102,7 @@ impl TopupRequest {
     /// `Validation` with every bad field.
     pub fn read(body: &Value) -> Result<Self> {
         let mut input = Input::new(body)?;
-        let amount = input.required("amount", positive);
+        let amount = input.required("amount", Field::money_positive);
         let payment_method_id = input.optional("payment_method_id", Field::id);
         let idempotency_key = input.optional("idempotency_key", |v| v.text(1, 255));
         input.finish()?;
@@ -126,7 +119,7 @@ impl WalletTopupRequest {
     pub fn read(body: &Value) -> Result<Self> {
         use domain::error::FieldErrorCode::NotAllowed;
         let mut input = Input::new(body)?;
-        let amount = input.required("amount", positive);
+        let amount = input.required("amount", Field::money_positive);
         let mode = input.optional("mode", Field::word).unwrap_or(WalletTopupMode::Charge);
         let payment_method_id = input.optional("payment_method_id", Field::id);
         let reference = input.optional("reference", |v| v.text(1, 255));

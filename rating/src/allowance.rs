@@ -8,7 +8,7 @@ use domain::{Instant, Quantity};
 
 use crate::error::{RatingError, Result};
 use crate::exact::Exact;
-use crate::wide::{U256, div_half_even, signed};
+use domain::wide::{U256, div_half_even, signed};
 
 /// What covers consumption of one product and metric in one period, by source, in the order in which it is drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

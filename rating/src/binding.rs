@@ -75,10 +75,10 @@ impl CompiledBinding {
     /// Checks and compiles a definition.
     ///
     /// # Errors
-    /// `Definition` for a multiplier or thresholds that break a rule, `Unsupported` for a window that does not go with the meter or the role.
+    /// `Definition` for a multiplier or thresholds that break a rule, `Unsupported` for a window that does not go with the role.
     pub fn compile(definition: BindingDefinition) -> Result<Self> {
         let window = definition.window.unwrap_or(definition.meter.window);
-        supported(&definition.meter, window, Some(definition.role))?;
+        supported(window, definition.role)?;
         let mut errors = crate::threshold::check(&definition.thresholds);
         let factor = Factor::new(definition.multiplier);
         if factor.is_none() {
@@ -164,6 +164,17 @@ impl CompiledBinding {
         let Some(value) = state.value(until)? else { return Ok(None) };
         let exact = self.factor.apply(value)?;
         Ok(Some(if self.meter.negative_allowed { exact } else { exact.floored() }))
+    }
+
+    /// Whether the quantity can be expressed. What was held needs divisions, which only what is near the limit is worth.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub(crate) fn check_quantity(&self, state: &MeterState) -> Result<()> {
+        match state {
+            MeterState::TimeWeighted(held) if self.factor.is_safe(held.bound()) => Ok(()),
+            _ => self.quantity(state, None).map(drop),
+        }
     }
 
     /// Start of the part of a window that this version and its meter version judge.

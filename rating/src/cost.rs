@@ -12,7 +12,7 @@ use crate::error::{RatingError, Result};
 use crate::exact::Exact;
 use crate::formula::{Environment, Formula, Number, Value, Variable};
 use crate::rate_table::RateTable;
-use crate::wide::{U256, div_half_up, power_of_ten, signed};
+use domain::wide::{U256, div_half_up, power_of_ten, signed};
 
 /// Fraction digits of a margin.
 const MARGIN_SCALE: u32 = 12;

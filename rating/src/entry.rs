@@ -316,7 +316,7 @@ pub(crate) fn dedup_hash(binding: &CompiledBinding, sub_window: Option<Instant>,
     xxh3_128(&bytes)
 }
 
-fn push_value(bytes: &mut SmallVec<[u8; 128]>, value: FieldValue<'_>) {
+pub(crate) fn push_value(bytes: &mut SmallVec<[u8; 128]>, value: FieldValue<'_>) {
     match value {
         FieldValue::Bool(value) => bytes.extend_from_slice(&[0, u8::from(value)]),
         FieldValue::Number(value) => {

@@ -13,7 +13,7 @@ use rust_decimal::Decimal;
 use serde::{Serialize, Serializer};
 
 use crate::error::{RatingError, Result};
-use crate::wide::{U256, div_half_even, power_of_ten, signed};
+use domain::wide::{U256, div_half_even, power_of_ten, signed};
 
 /// An exact decimal with 12 to 24 fraction digits, in its shortest form: more than 12 only where they are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -241,6 +241,11 @@ impl Factor {
             Some(units) => Ok(Exact::canonical(units, SCALE + self.scale)),
             None => self.apply_wide(quantity),
         }
+    }
+
+    /// Whether the product with a quantity of at most so many units is in the range without a look at it.
+    pub(crate) fn is_safe(self, units: u128) -> bool {
+        units.checked_mul(self.mantissa.unsigned_abs()).is_some_and(|product| product < i128::MAX.unsigned_abs())
     }
 
     /// The product leaves 128 bits: it can still be kept when it ends in zeros.

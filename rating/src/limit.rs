@@ -13,6 +13,7 @@ use chrono_tz::Tz;
 use domain::period::Period;
 use domain::{
     BlockCode, Money, ProductId, Quantity, ThresholdActionKind, ThresholdBasis, ThresholdComparator, UsageCapAction,
+    UsageEvent,
 };
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -145,7 +146,7 @@ impl Limits<'_> {
             limits.push(Limit::AllowanceExhausted);
         }
         let (product_id, metric_key) = pool.pair();
-        if self.ending.contains(&product_id) {
+        if self.ending.contains(&product_id) && pool.pools.is_empty() {
             limits.push(Limit::AllowanceEnd);
         }
         let mut caps = SmallVec::<[_; 4]>::new();
@@ -167,11 +168,29 @@ pub struct ReachedLimits {
     pub metric_key: String,
     /// In the order in which they were reached.
     pub limits: SmallVec<[Limit; 4]>,
+    /// Price keys with allowances of their own beyond which the plan sells nothing, and whether nothing is left of theirs;
+    /// `AllowanceEnd` then is the end of what all others share.
+    pub own_keys: Vec<(String, bool)>,
 }
 
 impl ReachedLimits {
     fn is_of(&self, (product_id, metric_key): (ProductId, &str)) -> bool {
         self.product_id == product_id && self.metric_key == metric_key
+    }
+
+    /// Whether anything is to be remembered.
+    fn is_any(&self) -> bool {
+        !self.limits.is_empty() || self.own_keys.iter().any(|(_, is_used_up)| *is_used_up)
+    }
+
+    /// What is refused: why, the price key whose usage alone is, and those whose usage is not.
+    fn blocks(&self) -> impl Iterator<Item = (BlockCode, Option<&String>, Vec<String>)> {
+        let of_all = self.limits.iter().filter_map(|limit| {
+            let own = if *limit == Limit::AllowanceEnd { self.own_keys.as_slice() } else { &[] };
+            Some((limit.blocks()?, None, own.iter().map(|(key, _)| key.clone()).collect()))
+        });
+        let used_up = self.own_keys.iter().filter(|(_, is_used_up)| *is_used_up);
+        of_all.chain(used_up.map(|(key, _)| (BlockCode::AllowanceExhausted, Some(key), Vec::new())))
     }
 }
 
@@ -224,6 +243,10 @@ pub struct Block {
     pub product_id: ProductId,
     /// The metric.
     pub metric_key: String,
+    /// Only usage of this price key, which has an allowance of its own.
+    pub price_key: Option<String>,
+    /// Price keys whose usage goes on, because they have allowances of their own.
+    pub except_keys: Vec<String>,
     /// Why.
     pub code: BlockCode,
     /// Start of the span in which the timestamps of refused events lie: the window, or a sub-window.
@@ -235,13 +258,29 @@ pub struct Block {
 impl Block {
     fn new(binding: &CompiledBinding, code: BlockCode, span: Period) -> Self {
         let metric_key = binding.meter.metric_key.clone();
-        Self { product_id: binding.product_id, metric_key, code, starts_at: span.start, ends_at: span.end }
+        Self {
+            product_id: binding.product_id,
+            metric_key,
+            price_key: None,
+            except_keys: Vec::new(),
+            code,
+            starts_at: span.start,
+            ends_at: span.end,
+        }
     }
 
-    /// Whether it refuses usage of this product and metric at an instant.
+    /// Whether it refuses an event.
     #[must_use]
-    pub fn refuses(&self, product_id: ProductId, metric_key: &str, at: domain::Instant) -> bool {
-        self.product_id == product_id && self.metric_key == metric_key && (self.starts_at..self.ends_at).contains(&at)
+    pub fn refuses(&self, event: &UsageEvent) -> bool {
+        let price_key = event.price_key.as_ref();
+        let is_of_key = match &self.price_key {
+            Some(only) => price_key == Some(only),
+            None => price_key.is_none_or(|key| !self.except_keys.contains(key)),
+        };
+        is_of_key
+            && self.product_id == event.product_id
+            && self.metric_key == event.metric_key
+            && (self.starts_at..self.ends_at).contains(&event.timestamp)
     }
 }
 
@@ -264,9 +303,10 @@ impl WindowState {
         let mut reached = self.reached.clone();
         for known in &mut reached {
             known.limits.retain(|limit| limit.is_told_once());
+            known.own_keys.clear();
         }
         let mut news = Vec::new();
-        for pool in pair_totals(input, self.entries(), wants_amount)? {
+        for pool in pair_totals(input, &self.seen_at(input.until)?, wants_amount)? {
             let before = self.reached.iter().find(|known| known.is_of(pool.pair()));
             for limit in limits.of(&pool)?.into_iter().filter(|limit| limit.is_reached(&pool)) {
                 let is_known = before.is_some_and(|before| before.limits.contains(&limit));
@@ -275,8 +315,11 @@ impl WindowState {
                 }
                 note(&mut reached, pool.pair(), limit);
             }
+            if limits.ending.contains(&pool.pair().0) {
+                note_own_keys(&mut reached, &pool);
+            }
         }
-        reached.retain(|known| !known.limits.is_empty());
+        reached.retain(ReachedLimits::is_any);
         self.reached = reached;
         Ok(news)
     }
@@ -290,8 +333,7 @@ impl WindowState {
     /// Whether further usage is refused of anything.
     #[must_use]
     pub fn is_blocking(&self) -> bool {
-        self.fired().any(|(_, fired)| fired.blocks)
-            || self.reached.iter().flat_map(|known| &known.limits).any(|limit| limit.blocks().is_some())
+        self.fired().any(|(_, fired)| fired.blocks) || self.reached.iter().any(|known| known.blocks().next().is_some())
     }
 
     /// The usage that is refused from now on, in order and each once.
@@ -299,9 +341,11 @@ impl WindowState {
     pub fn blocks(&self, window: Period, subscription_timezone: Tz) -> Vec<Block> {
         let mut blocks: Vec<Block> = self.blocks_of_thresholds(window, subscription_timezone).collect();
         for known in &self.reached {
-            blocks.extend(known.limits.iter().filter_map(|limit| limit.blocks()).map(|code| Block {
+            blocks.extend(known.blocks().map(|(code, price_key, except_keys)| Block {
                 product_id: known.product_id,
                 metric_key: known.metric_key.clone(),
+                price_key: price_key.cloned(),
+                except_keys,
                 code,
                 starts_at: window.start,
                 ends_at: window.end,
@@ -340,17 +384,30 @@ impl WindowState {
     }
 }
 
-fn note(reached: &mut Vec<ReachedLimits>, (product_id, metric_key): (ProductId, &str), limit: Limit) {
-    let known = match reached.iter_mut().position(|known| known.is_of((product_id, metric_key))) {
-        Some(index) => &mut reached[index],
-        None => {
-            let metric_key = metric_key.to_owned();
-            reached.push(ReachedLimits { product_id, metric_key, limits: SmallVec::new() });
-            let last = reached.len() - 1;
-            &mut reached[last]
-        }
-    };
+fn of_pair<'r>(reached: &'r mut Vec<ReachedLimits>, pair: (ProductId, &str)) -> &'r mut ReachedLimits {
+    let found = reached.iter().position(|known| known.is_of(pair));
+    let index = found.unwrap_or_else(|| {
+        let (product_id, metric_key) = (pair.0, pair.1.to_owned());
+        reached.push(ReachedLimits { product_id, metric_key, limits: SmallVec::new(), own_keys: Vec::new() });
+        reached.len() - 1
+    });
+    &mut reached[index]
+}
+
+fn note(reached: &mut Vec<ReachedLimits>, pair: (ProductId, &str), limit: Limit) {
+    let known = of_pair(reached, pair);
     if !known.limits.contains(&limit) {
         known.limits.push(limit);
+    }
+}
+
+/// Notes which own allowances are used up, and whether the shared one is.
+fn note_own_keys(reached: &mut Vec<ReachedLimits>, total: &PairTotal) {
+    for pool in &total.pools {
+        match &pool.price_key {
+            Some(key) => of_pair(reached, total.pair()).own_keys.push((key.clone(), pool.is_used_up())),
+            None if pool.is_used_up() => note(reached, total.pair(), Limit::AllowanceEnd),
+            None => {}
+        }
     }
 }

@@ -22,7 +22,7 @@ pub struct MemberRow {
 
 /// The keys are hashes already: their low half is as good as any further hash.
 #[derive(Default)]
-struct Identity(u64);
+pub(crate) struct Identity(u64);
 
 impl Hasher for Identity {
     fn finish(&self) -> u64 {

@@ -11,11 +11,11 @@ use domain::{
 use crate::error::{RatingError, Result};
 use crate::field::{FieldPath, FieldValue};
 use crate::filter::FilterTree;
-use crate::running::supported;
+use crate::sighting::Share;
 use crate::span::Span;
 use crate::threshold::Threshold;
 use crate::timeline::Held;
-use crate::wide::{U256, div_half_even, signed};
+use domain::wide::{U256, div_half_even, signed};
 
 /// A version of a meter as the catalog stores it.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,9 +83,8 @@ impl CompiledMeter {
     /// Checks and compiles a definition.
     ///
     /// # Errors
-    /// `Definition` for paths and thresholds that break a rule, `Unsupported` for functions and windows to come.
+    /// `Definition` for paths and thresholds that break a rule.
     pub fn compile(definition: MeterDefinition) -> Result<Self> {
-        supported(&definition, definition.window, None)?;
         let mut errors = crate::threshold::check(&definition.thresholds);
         let source = compile_source(&definition, &mut errors);
         let dedup_key = optional_path("dedup_key_path", definition.dedup_key_path.as_deref(), &mut errors);
@@ -294,7 +293,7 @@ impl MeterState {
     /// Puts the totals of two sets of events together.
     ///
     /// # Errors
-    /// `Overflow`; `Unsupported` for UNIQUE_COUNT and TIME_WEIGHTED, whose events know each other.
+    /// `Overflow`; `Unsupported` for totals of different functions.
     pub(crate) fn merge(&mut self, other: &Self) -> Result<()> {
         let larger = |a: Option<Quantity>, b: Option<Quantity>| a.max(b);
         let smaller = |a: Option<Quantity>, b: Option<Quantity>| a.zip(b).map(|(a, b)| a.min(b)).or(a).or(b);
@@ -308,7 +307,40 @@ impl MeterState {
                 *count += further;
             }
             (Self::Last(own), Self::Last(more)) => *own = (*own).max(*more),
+            // Each value is counted in one of them (`crate::sighting`).
+            (Self::UniqueCount(own), Self::UniqueCount(more)) => *own += more,
+            (Self::TimeWeighted(own), Self::TimeWeighted(more)) => own.merge(more)?,
             _ => return Err(RatingError::Unsupported("a total of this meter in a window that goes on")),
+        }
+        Ok(())
+    }
+
+    /// Takes out what sightings have put in.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub(crate) fn take_out(&mut self, share: Share) -> Result<()> {
+        let less = |sum: Quantity| sum.checked_sub(share.sum).map_err(|_| SUM_OVERFLOW);
+        match self {
+            Self::Count(count) | Self::UniqueCount(count) => *count = count.saturating_sub(share.count),
+            Self::Sum(sum) => *sum = less(*sum)?,
+            Self::Avg { sum, count } => (*sum, *count) = (less(*sum)?, count.saturating_sub(share.count)),
+            Self::Max(_) | Self::Min(_) | Self::Last(_) | Self::TimeWeighted(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Puts in what a sighting brings: the reverse of [`MeterState::take_out`].
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub(crate) fn put_in(&mut self, share: Share) -> Result<()> {
+        let more = |sum: Quantity| sum.checked_add(share.sum).map_err(|_| SUM_OVERFLOW);
+        match self {
+            Self::Count(count) | Self::UniqueCount(count) => *count += share.count,
+            Self::Sum(sum) => *sum = more(*sum)?,
+            Self::Avg { sum, count } => (*sum, *count) = (more(*sum)?, *count + share.count),
+            Self::Max(_) | Self::Min(_) | Self::Last(_) | Self::TimeWeighted(_) => {}
         }
         Ok(())
     }

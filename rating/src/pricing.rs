@@ -15,7 +15,7 @@ use crate::error::{RatingError, Result};
 use crate::exact::Exact;
 use crate::expression::{Basis, RateTables, Reads, Scope, TierFacts};
 use crate::formula::{Formula, FormulaError, FormulaVariable, Number, Place};
-use crate::wide::{U256, div_half_up, power_of_ten};
+use domain::wide::{U256, div_half_up, power_of_ten};
 
 /// Tiers of one price.
 pub const TIERS_MAX: usize = 100;

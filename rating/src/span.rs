@@ -93,6 +93,12 @@ impl Span {
         matches!(self, Self::Calendar { .. } | Self::Tumbling { .. })
     }
 
+    /// Whether there are parts of it that are counted apart: sub-windows, or steps.
+    #[must_use]
+    pub fn has_parts(self) -> bool {
+        self.is_cut() || matches!(self, Self::Sliding { .. })
+    }
+
     /// The sub-window of `window` in which an instant lies; `None` where the window is not cut. An instant outside, of late
     /// usage, belongs to the first or last one. A SLIDING window has steps instead, which know no billing period.
     #[must_use]

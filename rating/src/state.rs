@@ -22,6 +22,7 @@ use crate::member::MemberRow;
 use crate::meter::{LastKey, MeterState};
 use crate::pricing::CompiledPrice;
 use crate::rate_table::RateTable;
+use crate::sighting::{Sighting, Whose};
 use crate::threshold::{FiredThreshold, ThresholdOwner};
 use crate::timeline::{Chain, Held, Point};
 use crate::window::{Place, WindowState};
@@ -125,10 +126,36 @@ pub(crate) fn encode_report(chain: Chain, point: &Point) -> Vec<u8> {
     out.0
 }
 
+/// The bytes of a sighting; the key that it counts under is that of a running total of the state.
+pub(crate) fn encode_sighting(hash: u128, whose: Whose, sighting: &Sighting) -> Vec<u8> {
+    let mut out = Writer(Vec::with_capacity(48));
+    out.byte(VERSION);
+    out.byte(match whose {
+        Whose::Own => row::SEEN,
+        Whose::Carried => row::SEEN_BEFORE,
+    });
+    out.id(Uuid::from_u128(hash));
+    out.id(Uuid::from_u128(sighting.key.row_hash()));
+    out.signed(sighting.value.units());
+    out.0
+}
+
 /// Kinds of rows that carry data.
 mod row {
     pub(super) const TOTAL: u8 = 0;
     pub(super) const REPORT: u8 = 1;
+    /// A sighting of this billing window.
+    pub(super) const SEEN: u8 = 2;
+    /// A sighting of earlier ones.
+    pub(super) const SEEN_BEFORE: u8 = 3;
+}
+
+/// A sighting, before it is known which running total it counts under.
+pub(crate) struct SightingRecord {
+    pub(crate) hash: u128,
+    pub(crate) whose: Whose,
+    pub(crate) key_hash: u128,
+    pub(crate) value: Quantity,
 }
 
 /// A report, before it is known which running total it counts under.
@@ -143,6 +170,7 @@ pub(crate) struct ReportRecord {
 enum RowRecord {
     Total(EntryRecord),
     Report(ReportRecord),
+    Sighting(SightingRecord),
 }
 
 impl RowRecord {
@@ -154,6 +182,12 @@ impl RowRecord {
                 chain: input.id()?.as_u128(),
                 key_hash: input.id()?.as_u128(),
                 at: (input.instant(0)?, input.instant(0)?, UsageEventId(input.id()?)),
+                value: input.quantity()?,
+            }),
+            kind @ (row::SEEN | row::SEEN_BEFORE) => Self::Sighting(SightingRecord {
+                hash: input.id()?.as_u128(),
+                whose: if kind == row::SEEN { Whose::Own } else { Whose::Carried },
+                key_hash: input.id()?.as_u128(),
                 value: input.quantity()?,
             }),
             _ => return Err(StateError::Damaged("an unknown kind of row")),
@@ -277,17 +311,18 @@ impl WindowRecord {
     /// that cannot be read.
     pub fn attach(self, versions: &impl Versions, rows: impl IntoIterator<Item = MemberRow>) -> Result<WindowState> {
         let mut entries = self.entries;
-        let (mut members, mut reports) = (Vec::new(), Vec::new());
+        let (mut members, mut reports, mut sightings) = (Vec::new(), Vec::new(), Vec::new());
         for row in rows {
             match row.data.as_deref().map(RowRecord::decode).transpose().map_err(RatingError::State)? {
                 Some(RowRecord::Total(record)) => entries.push(record),
                 Some(RowRecord::Report(report)) => reports.push(report),
+                Some(RowRecord::Sighting(sighting)) => sightings.push((row.meter_id, sighting)),
                 None if row.count > 0 => members.push(row),
                 None => {}
             }
         }
         let entries = entries.into_iter().map(|record| attach_entry(record, versions)).collect::<Result<Vec<_>>>()?;
-        let mut window = WindowState::assemble(entries, members, reports, self.fired)?;
+        let mut window = WindowState::assemble(entries, members, reports, sightings, self.fired)?;
         window.reached = self.reached;
         Ok(window)
     }
@@ -341,7 +376,9 @@ mod limit {
     pub(super) const ALLOWANCE_END: u8 = 2;
     pub(super) const QUANTITY: u8 = 3;
     pub(super) const AMOUNT: u8 = 4;
-    /// Bit of a cap that blocks.
+    /// No limit: a price key with an allowance of its own.
+    pub(super) const OWN_KEY: u8 = 5;
+    /// Bit of a cap that blocks, and of an own allowance that is used up.
     pub(super) const BLOCKS: u8 = 0x80;
 }
 
@@ -452,11 +489,15 @@ impl Writer {
 
     fn reached(&mut self, pools: &[ReachedLimits]) {
         self.unsigned(pools.len() as u128);
-        for ReachedLimits { product_id, metric_key, limits } in pools {
+        for ReachedLimits { product_id, metric_key, limits, own_keys } in pools {
             self.id(product_id.0);
             self.text(metric_key);
-            self.unsigned(limits.len() as u128);
+            self.unsigned((limits.len() + own_keys.len()) as u128);
             limits.iter().for_each(|limit| self.limit(*limit));
+            for (key, is_used_up) in own_keys {
+                self.byte(limit::OWN_KEY | if *is_used_up { limit::BLOCKS } else { 0 });
+                self.text(key);
+            }
         }
     }
 
@@ -595,17 +636,21 @@ impl<'a> Reader<'a> {
         let mut pools = Vec::new();
         for _ in 0..self.unsigned64()? {
             let (product_id, metric_key) = (ProductId(self.id()?), self.text()?);
-            let mut limits = SmallVec::new();
+            let mut pool = ReachedLimits { product_id, metric_key, limits: SmallVec::new(), own_keys: Vec::new() };
             for _ in 0..self.unsigned64()? {
-                limits.push(self.limit()?);
+                let bits = self.byte()?;
+                if bits & !limit::BLOCKS == limit::OWN_KEY {
+                    pool.own_keys.push((self.text()?, bits & limit::BLOCKS != 0));
+                } else {
+                    pool.limits.push(self.limit(bits)?);
+                }
             }
-            pools.push(ReachedLimits { product_id, metric_key, limits });
+            pools.push(pool);
         }
         Ok(pools)
     }
 
-    fn limit(&mut self) -> Result<Limit, StateError> {
-        let bits = self.byte()?;
+    fn limit(&mut self, bits: u8) -> Result<Limit, StateError> {
         let action = if bits & limit::BLOCKS == 0 { UsageCapAction::Notify } else { UsageCapAction::Block };
         Ok(match bits & !limit::BLOCKS {
             limit::ALLOWANCE_PERCENT => Limit::AllowancePercent(self.byte()?),

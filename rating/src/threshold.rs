@@ -20,7 +20,7 @@ use crate::binding::CompiledBinding;
 use crate::error::Result;
 use crate::exact::Exact;
 use crate::span::Span;
-use crate::wide::{U256, power_of_ten};
+use domain::wide::{U256, power_of_ten};
 
 /// Thresholds of one meter or binding.
 pub const THRESHOLDS_MAX: usize = 20;

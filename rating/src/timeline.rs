@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
 use domain::{Currency, Instant, Quantity, UsageEventId};
 use smallvec::SmallVec;
 use uuid::Uuid;
@@ -16,11 +17,12 @@ use crate::binding::CompiledBinding;
 use crate::entry::RatingKey;
 use crate::error::{RatingError, Result};
 use crate::meter::LastKey;
-use crate::wide::{U256, div_half_even, signed};
+use domain::wide::{U256, div_half_even, signed};
 
 /// Microseconds of an hour.
 const HOUR: u128 = 3_600_000_000;
 const SECOND: i128 = 1_000_000;
+const SECOND_MICROS: i64 = 1_000_000;
 const AREA: RatingError = RatingError::Overflow("the time-weighted sum");
 
 /// What the reports of one rating key have held: value × time, and the report that still holds.
@@ -35,14 +37,41 @@ pub struct Held {
 }
 
 impl Held {
-    fn add(&mut self, value: Quantity, from: Instant, to: Instant) -> Result<()> {
-        let micros = i128::from((to - from).num_microseconds().ok_or(AREA)?);
-        let part = |time: i128| value.units().checked_mul(time);
-        let sums = part(micros / SECOND)
-            .zip(part(micros % SECOND))
+    pub(crate) fn add(&mut self, value: Quantity, from: Instant, to: Instant) -> Result<()> {
+        let micros = (to - from).num_microseconds().ok_or(AREA)?;
+        let part = |time: i64| value.units().checked_mul(time.into());
+        let sums = part(micros / SECOND_MICROS) // in 64 bits, where a division is one instruction
+            .zip(part(micros % SECOND_MICROS))
             .and_then(|(seconds, micros)| Some((self.seconds.checked_add(seconds)?, self.micros.checked_add(micros)?)));
         (self.seconds, self.micros) = sums.ok_or(AREA)?;
         Ok(())
+    }
+
+    /// An upper bound of the hours up to the last report, in units of a quantity.
+    pub(crate) fn bound(&self) -> u128 {
+        self.seconds.unsigned_abs().saturating_add(self.micros.unsigned_abs())
+    }
+
+    /// Puts what was held in two windows together; at most one of them still holds.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub(crate) fn merge(&mut self, other: &Self) -> Result<()> {
+        let sums = self.seconds.checked_add(other.seconds).zip(self.micros.checked_add(other.micros));
+        (self.seconds, self.micros) = sums.ok_or(AREA)?;
+        self.open = self.open.or(other.open);
+        Ok(())
+    }
+
+    /// What was held up to an instant, where it is taken over by the next window.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub(crate) fn closed(mut self, at: Instant) -> Result<Self> {
+        if let Some((since, value)) = self.open.take() {
+            self.add(value, since, at.max(since))?;
+        }
+        Ok(self)
     }
 
     /// The sum in hours up to an instant, rounded half-even to 12 fraction digits; `None`: up to the last report.
@@ -107,9 +136,13 @@ pub(crate) fn carried_at(window_start: Instant) -> LastKey {
 /// The reports of one chain in one window, in order of time.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Timeline {
-    points: BTreeMap<LastKey, (Quantity, RatingKey)>,
+    /// Value, and place of the running total among `keys`: there are many reports of few totals.
+    points: BTreeMap<LastKey, (Quantity, u32)>,
+    keys: Vec<RatingKey>,
     /// Reports that are not yet stored, and reports that are gone.
     changed: Vec<LastKey>,
+    /// Whether there are others than were carried into the next window.
+    pub(crate) has_news: bool,
 }
 
 /// The reports before and after an instant.
@@ -120,34 +153,85 @@ pub(crate) struct Neighbours {
 }
 
 impl Timeline {
+    fn point(&self, (at, (value, key)): (&LastKey, &(Quantity, u32))) -> Point {
+        Point { at: *at, value: *value, key: self.keys[*key as usize] }
+    }
+
+    fn value_of(&mut self, point: &Point) -> (Quantity, u32) {
+        let known = self.keys.iter().rposition(|key| *key == point.key);
+        let place = known.unwrap_or_else(|| {
+            self.keys.push(point.key);
+            self.keys.len() - 1
+        });
+        (point.value, u32::try_from(place).unwrap_or(u32::MAX)) // a window has thousands of keys at most
+    }
+
     pub(crate) fn neighbours(&self, at: LastKey) -> Neighbours {
-        let point =
-            |(at, (value, key)): (&LastKey, &(Quantity, RatingKey))| Point { at: *at, value: *value, key: *key };
+        // Most reports come behind all others.
+        if let Some(last) = self.points.last_key_value().filter(|(last, _)| **last < at) {
+            return Neighbours { before: Some(self.point(last)), after: None };
+        }
         let after = self.points.range((std::ops::Bound::Excluded(at), std::ops::Bound::Unbounded)).next();
-        Neighbours { before: self.points.range(..at).next_back().map(point), after: after.map(|(at, _)| at.0) }
+        let before = self.points.range(..at).next_back().map(|found| self.point(found));
+        Neighbours { before, after: after.map(|(at, _)| at.0) }
     }
 
     pub(crate) fn get(&self, at: LastKey) -> Option<Point> {
-        self.points.get(&at).map(|(value, key)| Point { at, value: *value, key: *key })
+        self.points.get_key_value(&at).map(|found| self.point(found))
     }
 
     pub(crate) fn last(&self) -> Option<Point> {
-        self.points.last_key_value().map(|(at, (value, key))| Point { at: *at, value: *value, key: *key })
+        self.points.last_key_value().map(|found| self.point(found))
     }
 
     pub(crate) fn insert(&mut self, point: Point) {
-        self.points.insert(point.at, (point.value, point.key));
+        let value = self.value_of(&point);
+        self.points.insert(point.at, value);
         self.changed.push(point.at);
+        self.has_news = true;
     }
 
     pub(crate) fn remove(&mut self, at: LastKey) {
         self.points.remove(&at);
         self.changed.push(at);
+        self.has_news = true;
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Point> {
+        self.points.iter().map(|found| self.point(found))
+    }
+
+    /// The reports that have a say in windows that begin at an instant or later: those behind it, and the one that holds there.
+    fn since(&self, from: Instant) -> impl Iterator<Item = Point> {
+        let behind = (from, DateTime::<Utc>::MAX_UTC, UsageEventId(Uuid::max()));
+        let first = self.points.range(..=behind).next_back().map_or(behind, |(at, _)| *at);
+        self.points.range(first..).map(|found| self.point(found))
+    }
+
+    /// What was held between two instants, by the running total of the report that held it.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub(crate) fn held_within(&self, from: Instant, to: Instant) -> Result<Vec<(RatingKey, Held)>> {
+        let mut held: Vec<(RatingKey, Held)> = Vec::new();
+        let mut reports = self.since(from).take_while(|point| point.at.0 < to).peekable();
+        while let Some(point) = reports.next() {
+            let until = reports.peek().map_or(to, |next| next.at.0);
+            add_to(&mut held, point.key, point.value, (point.at.0.max(from), until.max(from)))?;
+        }
+        Ok(held)
+    }
+
+    /// The reports that no window which begins at an instant or later needs.
+    pub(crate) fn before(&self, from: Instant) -> Vec<LastKey> {
+        let first = self.since(from).next().map(|point| point.at);
+        first.map_or_else(Vec::new, |first| self.points.range(..first).map(|(at, _)| *at).collect())
     }
 
     /// Puts a stored report in.
     pub(crate) fn load(&mut self, point: Point) {
-        self.points.insert(point.at, (point.value, point.key));
+        let value = self.value_of(&point);
+        self.points.insert(point.at, value);
     }
 
     /// Reports to be stored, and those (without a value) whose rows are gone.
@@ -160,7 +244,27 @@ impl Timeline {
 
     /// Reports that only `old` has are gone; all of these are to be stored.
     pub(crate) fn supersede(&mut self, old: &Self) {
+        self.changed.extend(&old.changed);
         self.changed.extend(old.points.keys().filter(|at| !self.points.contains_key(at)));
+    }
+}
+
+/// Adds a value that was held from one instant to another to what is known of a running total.
+///
+/// # Errors
+/// `Overflow`.
+pub(crate) fn add_to(
+    held: &mut Vec<(RatingKey, Held)>,
+    key: RatingKey,
+    value: Quantity,
+    (from, to): (Instant, Instant),
+) -> Result<()> {
+    match held.iter_mut().find(|(known, _)| *known == key) {
+        Some((_, known)) => known.add(value, from, to),
+        None => {
+            held.push((key, Held::default()));
+            add_to(held, key, value, (from, to))
+        }
     }
 }
 

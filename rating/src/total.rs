@@ -220,7 +220,7 @@ fn group_of(entry: &Entry) -> impl Ord + '_ {
 }
 
 /// What was carried into a window stands together with its own totals.
-fn segment_of(entry: &Entry) -> Instant {
+pub(crate) fn segment_of(entry: &Entry) -> Instant {
     if is_running(entry) { CARRIED } else { entry.segment_start }
 }
 
@@ -258,16 +258,16 @@ fn group_quantity(group: &[&Entry], reading: &Reading) -> Result<Exact> {
     }
     let running = group.iter().copied().filter(|entry| is_running(entry));
     let running: Run<'_> = running.filter(|entry| reading.until.is_none_or(|end| is_within(entry, end))).collect();
-    let going_on = if running.is_empty() { Exact::ZERO } else { running_quantity(&running)? };
+    let going_on = if running.is_empty() { Exact::ZERO } else { running_quantity(&running, reading)? };
     // Others are there where a version has changed the kind of window.
     let rest: Run<'_> = group.iter().copied().filter(|entry| !is_running(entry)).collect();
     if rest.is_empty() { Ok(going_on) } else { going_on.checked_add(group_quantity(&rest, reading)?) }
 }
 
 /// Quantity of a window that goes on: what was carried and what was counted is one set of events.
-fn running_quantity(entries: &[&Entry]) -> Result<Exact> {
+fn running_quantity(entries: &[&Entry], reading: &Reading) -> Result<Exact> {
     let merged = merged(entries)?;
-    part_quantity(&merged.iter().collect::<Run<'_>>(), None)
+    sub_window_quantity(&merged.iter().collect::<Run<'_>>(), reading)
 }
 
 fn sub_window_quantity(parts: &[&Entry], reading: &Reading) -> Result<Exact> {
@@ -603,6 +603,34 @@ pub struct PairTotal {
     pub allowance: Quantity,
     /// Net amount, where it was asked for.
     pub amount: Option<Money>,
+    /// Where price keys have allowances of their own: what is used of each, and of the shared one.
+    pub pools: Vec<PoolTotal>,
+}
+
+/// The running total of what draws one allowance of a product and metric.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolTotal {
+    /// The price key that has it; `None`: all others.
+    pub price_key: Option<String>,
+    /// Quantity, before the allowance; `None` without usage.
+    pub quantity: Option<Exact>,
+    /// The allowance.
+    pub allowance: Quantity,
+}
+
+impl PoolTotal {
+    fn of_terms(terms: Option<&Terms>) -> Vec<Self> {
+        let Some(terms) = terms.filter(|terms| !terms.of_price_keys.is_empty()) else { return Vec::new() };
+        let own = terms.of_price_keys.iter().map(|(key, allowance)| (Some(key.clone()), *allowance));
+        let all = own.chain([(None, terms.allowance)]); // the shared one is the last
+        all.map(|(price_key, allowance)| Self { price_key, quantity: None, allowance }).collect()
+    }
+
+    /// Whether it was used, and nothing is left.
+    #[must_use]
+    pub fn is_used_up(&self) -> bool {
+        self.quantity.is_some_and(|quantity| quantity >= self.allowance.into())
+    }
 }
 
 impl PairTotal {
@@ -627,18 +655,29 @@ pub(crate) fn pair_totals(
         let binding = Arc::clone(&billable.latest.binding);
         let wanted = wants_amount(&binding);
         let amount = if wanted { Some(billable.amount()?) } else { None };
-        match pair_totals.last_mut().filter(|total| total.pair() == (binding.product_id, &binding.meter.metric_key)) {
+        let pair = (binding.product_id, binding.meter.metric_key.as_str());
+        match pair_totals.last_mut().filter(|total| total.pair() == pair) {
             Some(total) => {
                 total.binding = binding;
                 total.quantity = total.quantity.checked_add(billable.quantity)?;
                 total.amount = total.amount.zip(amount).map(|(sum, more)| add(sum, more)).transpose()?;
             }
-            None => pair_totals.push(PairTotal {
-                binding,
-                quantity: billable.quantity,
-                allowance: terms_of(input, billable.latest).map_or(Ok(Quantity::ZERO), Terms::total_allowance)?,
-                amount,
-            }),
+            None => {
+                let terms = terms_of(input, billable.latest);
+                pair_totals.push(PairTotal {
+                    binding,
+                    quantity: billable.quantity,
+                    allowance: terms.map_or(Ok(Quantity::ZERO), Terms::total_allowance)?,
+                    amount,
+                    pools: PoolTotal::of_terms(terms),
+                });
+            }
+        }
+        let pools = pair_totals.last_mut().map(|total| &mut total.pools).into_iter().flatten();
+        let key = billable.latest.price_key();
+        if let Some(pool) = pools.into_iter().find(|pool| pool.price_key.is_none() || pool.price_key.as_deref() == key)
+        {
+            pool.quantity = Some(pool.quantity.unwrap_or(Exact::ZERO).checked_add(billable.quantity)?);
         }
         Ok(())
     })?;

@@ -3,7 +3,7 @@
 //! An event is first prepared against the state (filter, value, new meter state, thresholds), then committed; an error
 //! comes out of the first step, so that nothing has changed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use chrono_tz::Tz;
@@ -20,11 +20,12 @@ use crate::limit::ReachedLimits;
 use crate::member::{MemberRow, Members};
 use crate::meter::{LastKey, MeterInput, MeterState};
 use crate::pricing::CompiledPrice;
+use crate::sighting::{self, Share, Sightings, Whose, is_sighted};
 use crate::span::Span;
-use crate::state::{EntryRecord, ReportRecord, StateError, encode_report};
+use crate::state::{EntryRecord, ReportRecord, SightingRecord, StateError, encode_report, encode_sighting};
 use crate::threshold::{Breach, Evaluation, FiredThreshold, evaluate};
 use crate::timeline::{self, Chain, Held, Neighbours, Point, Timeline};
-use crate::total::{Accrual, EntryInputs, Rated, RatingInput, combined};
+use crate::total::{Accrual, EntryInputs, Rated, RatingInput, combined, segment_of};
 
 /// Where an event goes: resolved by the caller at the event's timestamp.
 #[derive(Clone, Copy, Debug)]
@@ -96,7 +97,13 @@ pub struct WindowState {
     /// Rows of a state that this one superseded.
     pub(crate) gone: Vec<MemberRow>,
     /// Reports of TIME_WEIGHTED meters.
-    timelines: Vec<(Chain, MeterId, Timeline)>,
+    pub(crate) timelines: Vec<(Chain, MeterId, Timeline)>,
+    /// What counts once in windows that go on.
+    pub(crate) sightings: Vec<(MeterId, Sightings)>,
+    /// Agreement with the window that was told last what goes on there: it has all but what is news.
+    pub(crate) told: Option<Arc<()>>,
+    /// Agreement with the window before.
+    pub(crate) heard: Option<Arc<()>>,
     /// Usage caps and parts of allowances that are reached, or were told.
     pub(crate) reached: Vec<ReachedLimits>,
 }
@@ -145,8 +152,14 @@ struct Report {
     chain: Chain,
     at: LastKey,
     value: Quantity,
-    /// The state of another key, whose report it ends.
-    neighbour: Option<(usize, MeterState)>,
+}
+
+/// What an event makes of the running total of another key: of the one whose report it ends, or where its value was seen before.
+#[derive(Clone, Copy)]
+struct Neighbour {
+    slot: usize,
+    state: MeterState,
+    event_count: u64,
 }
 
 /// An event that is ready to be counted.
@@ -162,6 +175,9 @@ struct Prepared<'t> {
     /// Distinct value and dedup key.
     members: SmallVec<[u128; 2]>,
     report: Option<Report>,
+    neighbour: Option<Neighbour>,
+    /// That its value is seen here, where it counts once.
+    sighting: Option<(u128, Quantity)>,
     /// The binding's observed value after the event, where it has thresholds.
     observed: Option<Exact>,
     evaluation: Evaluation,
@@ -259,11 +275,12 @@ impl WindowState {
         let part = binding.span().part(event.timestamp, target.window, target.timezone).filter(|_| !is_held);
         let sub_window = part.map(|part| part.start);
         let meter_id = binding.meter.meter_id;
-        let dedup = binding.meter.dedup_key(event).map(|value| dedup_hash(binding, sub_window, value));
+        let dedup = binding.meter.dedup_key(event).filter(|_| sighting::has_key_members(binding));
+        let dedup = dedup.map(|value| dedup_hash(binding, sub_window, value));
         if dedup.is_some_and(|hash| self.member_count(meter_id, hash) > 0) {
             return Ok(None);
         }
-        let mut input = binding.meter.input(event)?;
+        let input = binding.meter.input(event)?;
         let variables = target.price.and_then(|price| price.variables(event, target.tables)).map(Arc::new);
         let key = RatingKey {
             binding_version_id: binding.version_id,
@@ -276,20 +293,17 @@ impl WindowState {
             variables: variables.as_ref().map(|variables| variables.hash()),
         };
         let slot = self.find(&key);
-        let (mut state, event_count) = match slot.map(|slot| &self.entries[slot]) {
+        let (state, event_count) = match slot.map(|slot| &self.entries[slot]) {
             Some(entry) => (entry.state, entry.event_count + 1),
             None => (MeterState::new(binding.meter.function)?, 1),
         };
-        let distinct = input.distinct.map(|value| member_hash(binding, &key, value));
-        input.member_is_new = distinct.is_some_and(|hash| self.member_count(meter_id, hash) == 0);
-        state.apply(&input)?;
-        let report = if is_held { Some(self.report(&target, &key, &input, &mut state)?) } else { None };
-        let members = distinct.into_iter().chain(dedup).collect();
         let evaluated = match binding.span() {
-            Span::Sliding { size } => Period { start: event.timestamp - size, end: event.timestamp },
+            Span::Sliding { size } => {
+                let end = self.sliding_end(binding, event.timestamp);
+                Period { start: end - size, end }
+            }
             _ => part.unwrap_or(target.window),
         };
-        let evaluation = Evaluation::default();
         let mut prepared = Prepared {
             key,
             variables,
@@ -298,17 +312,28 @@ impl WindowState {
             slot,
             state,
             event_count,
-            members,
-            report,
+            members: dedup.into_iter().collect(),
+            report: None,
+            neighbour: None,
+            sighting: None,
             observed: None,
-            evaluation,
+            evaluation: Evaluation::default(),
         };
+        if is_held {
+            self.report(&mut prepared, &input)?;
+        } else if is_sighted(binding) {
+            if !self.sight(&mut prepared, event, input)? {
+                return Ok(None);
+            }
+        } else {
+            self.put_in(&mut prepared, input)?;
+        }
         if binding.component().is_some() {
             return Ok(Some(prepared)); // its formula is evaluated when all of its components are prepared
         }
         self.check_expressions(&prepared)?;
         if binding.bound_thresholds().is_empty() {
-            prepared.quantity()?; // a total that cannot be expressed is refused with the event that causes it
+            binding.check_quantity(&prepared.state)?; // a total that cannot be expressed is refused with its event
         } else {
             self.observe(&mut prepared)?;
         }
@@ -354,7 +379,7 @@ impl WindowState {
             }
             let mut changed = Vec::new();
             for (index, part) in prepared[..=last].iter_mut().flatten().filter(|other| is_part(other)).enumerate() {
-                part.event_count -= u64::from(index > 0); // the event is one, however many components count it
+                part.event_count = part.event_count.saturating_sub(u64::from(index > 0)); // the event is one, however many components count it
                 changed.extend(self.changed_by(part));
             }
             if let Some(own) = &mut prepared[last] {
@@ -366,8 +391,11 @@ impl WindowState {
 
     /// What an event makes of its own running total, and of the one whose report it ends.
     fn changed_by<'p>(&'p self, prepared: &'p Prepared<'_>) -> impl Iterator<Item = Entry> + 'p {
-        let neighbour = prepared.report.as_ref().and_then(|report| report.neighbour);
-        let ended = neighbour.map(|(slot, state)| Entry { state, ..self.entries[slot].clone() });
+        let ended = prepared.neighbour.map(|Neighbour { slot, state, event_count }| Entry {
+            state,
+            event_count,
+            ..self.entries[slot].clone()
+        });
         std::iter::once(prepared.entry()).chain(ended)
     }
 
@@ -379,6 +407,9 @@ impl WindowState {
 
     fn complete_formula(&self, prepared: &mut Prepared<'_>, changed: &[Entry]) -> Result<()> {
         let place = prepared.place();
+        if matches!(prepared.target.binding.span(), Span::Sliding { .. }) {
+            return self.judge_slid(prepared, changed);
+        }
         if !prepared.target.binding.bound_thresholds().is_empty() {
             let after = combined(self.with_changed(place, changed))?;
             self.judge(prepared, after)?;
@@ -396,32 +427,76 @@ impl WindowState {
         Ok(())
     }
 
-    /// Puts a report into `state` and finds what it changes of the report before it.
-    fn report(
-        &self,
-        target: &Target<'_>,
-        key: &RatingKey,
-        input: &MeterInput<'_>,
-        state: &mut MeterState,
-    ) -> Result<Report> {
+    /// Puts a value into the state, and a distinct one among the members.
+    fn put_in(&self, prepared: &mut Prepared<'_>, mut input: MeterInput<'_>) -> Result<()> {
+        let binding = prepared.target.binding;
+        let distinct = input.distinct.map(|value| member_hash(binding, &prepared.key, value));
+        let is_new = |hash| self.member_count(binding.meter.meter_id, hash) == 0;
+        input.member_is_new = distinct.is_some_and(is_new);
+        prepared.members.extend(distinct);
+        prepared.state.apply(&input)
+    }
+
+    /// Puts a value in that counts once in a window that goes on, and takes it out of the total where it was seen before. A
+    /// repeated dedup key is left out, `false`; an event with a repeated value counts among the events.
+    fn sight(&self, prepared: &mut Prepared<'_>, event: &UsageEvent, mut input: MeterInput<'_>) -> Result<bool> {
+        let binding = prepared.target.binding;
+        let is_distinct = binding.meter.function == MeterFunction::UniqueCount;
+        let Some(hash) = sighting::hash_of(binding, &prepared.key, event) else {
+            prepared.state.apply(&input)?; // no dedup key, or nothing to be distinct
+            return Ok(true);
+        };
+        let seen = self.sightings_of(binding.meter.meter_id).map(|known| known.get(hash)).unwrap_or_default();
+        if seen.own.as_ref().is_some_and(|own| own.key.sub_window >= prepared.key.sub_window) {
+            return Ok(is_distinct);
+        }
+        prepared.sighting = Some((hash, input.value));
+        if seen.carried.as_ref().is_some_and(|carried| carried.key.sub_window >= prepared.key.sub_window) {
+            prepared.event_count -= u64::from(!is_distinct);
+            return Ok(true);
+        }
+        input.member_is_new = true;
+        prepared.state.apply(&input)?;
+        if let Some(before) = seen.counting()
+            && let Some(slot) = self.find(&before.key)
+        {
+            let Entry { mut state, event_count, .. } = self.entries[slot];
+            state.take_out(Share::of(before.value))?;
+            let event_count = event_count.saturating_sub(u64::from(!is_distinct));
+            prepared.neighbour = Some(Neighbour { slot, state, event_count });
+        }
+        Ok(true)
+    }
+
+    /// Puts a report into the state and finds what it changes of the report before it. Where a SLIDING window is read from
+    /// reports, the states say nothing.
+    fn report(&self, prepared: &mut Prepared<'_>, input: &MeterInput<'_>) -> Result<()> {
+        let Prepared { target, key, .. } = &*prepared;
+        let (target, key) = (*target, *key);
         let price_key = target.price.and_then(|price| price.price_key.as_deref());
-        let chain = timeline::chain_of(target.binding, price_key, key);
+        let chain = timeline::chain_of(target.binding, price_key, &key);
         let at = (input.timestamp, input.accepted_at, input.event_id);
+        prepared.report = Some(Report { chain, at, value: input.value });
+        if let Span::Sliding { size } = target.binding.span() {
+            // Held for the whole window, which is the most that it can come to.
+            let mut most = Held::default();
+            most.add(input.value, at.0 - size, at.0)?;
+            return target.binding.check_quantity(&MeterState::TimeWeighted(most));
+        }
+        let state = &mut prepared.state;
         let known = self.timelines.iter().find(|(known, _, _)| *known == chain);
         let Neighbours { before, after } = known.map(|(_, _, timeline)| timeline.neighbours(at)).unwrap_or_default();
         let start = target.window.start;
-        let mut neighbour = None;
         if let Some(before) = &before {
-            if before.key == *key {
+            if before.key == key {
                 timeline::cut(held(state)?, before, at.0, after, start)?;
             } else if let Some(slot) = self.find(&before.key) {
-                let mut other = self.entries[slot].state;
+                let Entry { state: mut other, event_count, .. } = self.entries[slot];
                 timeline::cut(held(&mut other)?, before, at.0, after, start)?;
-                neighbour = Some((slot, other));
+                prepared.neighbour = Some(Neighbour { slot, state: other, event_count });
             }
         }
-        timeline::put(held(state)?, at.0, input.value, after, start)?;
-        Ok(Report { chain, at, value: input.value, neighbour })
+        timeline::put(held(state)?, at.0, input.value, after, start)
     }
 
     /// What TIME_WEIGHTED meters hold at the end of this window.
@@ -432,6 +507,9 @@ impl WindowState {
 
     fn carry_of(&self, point: &Point) -> Option<Carry> {
         let entry = &self.entries[self.find(&point.key)?];
+        if matches!(entry.binding.span(), Span::Sliding { .. }) {
+            return None; // goes on with its reports
+        }
         Some(Carry {
             binding: Arc::clone(&entry.binding),
             price: entry.price.clone(),
@@ -455,6 +533,7 @@ impl WindowState {
     /// As [`WindowState::carry_in`].
     pub fn inherit(&mut self, old: &Self, window_start: Instant) -> Result<()> {
         self.carry_running(old.carried())?;
+        self.heard.clone_from(&old.heard);
         let at = timeline::carried_at(window_start);
         for (_, _, timeline) in &old.timelines {
             if let Some(carry) = timeline.get(at).and_then(|point| old.carry_of(&point)) {
@@ -473,7 +552,8 @@ impl WindowState {
         let (key, chain) = (carry.key(), carry.chain());
         let at = timeline::carried_at(window_start);
         let known = self.timelines.iter().find(|(known, _, _)| *known == chain);
-        let (after, old) = known.map_or((None, None), |(_, _, t)| (t.neighbours(at).after, t.get(at)));
+        let (around, old) = known.map_or_else(Default::default, |(_, _, t)| (t.neighbours(at), t.get(at)));
+        let Neighbours { before, after } = around;
         if old.is_some_and(|old| old.key == key && old.value == carry.value) {
             return Ok(false);
         }
@@ -483,12 +563,24 @@ impl WindowState {
             let mut state = self.entries[slot].state;
             timeline::unput(held(&mut state)?, window_start, old.value, after, window_start)?;
             self.entries[slot].state = state;
+            self.mark_changed(slot);
+        } else if let (None, Some(before)) = (old, before)
+            && let Some(slot) = self.find(&before.key)
+        {
+            // A late report of an earlier window held on from the start until now.
+            let mut state = self.entries[slot].state;
+            timeline::cut(held(&mut state)?, &before, window_start, after, window_start)?;
+            self.entries[slot].state = state;
+            self.mark_changed(slot);
         }
         let slot = self.find(&key);
         let mut state = slot.map_or(MeterState::TimeWeighted(Held::default()), |slot| self.entries[slot].state);
         timeline::put(held(&mut state)?, window_start, carry.value, after, window_start)?;
         match slot {
-            Some(slot) => self.entries[slot].state = state,
+            Some(slot) => {
+                self.entries[slot].state = state;
+                self.mark_changed(slot);
+            }
             None => {
                 let Carry { binding, price, segment_start, wallet_currency, unit_currency, variables, .. } =
                     carry.clone();
@@ -504,7 +596,8 @@ impl WindowState {
                     event_count: 0,
                     is_changed: false,
                 };
-                self.push(entry, key.fingerprint());
+                let slot = self.push(entry, key.fingerprint());
+                self.mark_changed(slot);
             }
         }
         self.timeline_mut(chain, carry.binding.meter.meter_id).insert(Point { at, value: carry.value, key });
@@ -529,6 +622,7 @@ impl WindowState {
                 let mut state = self.entries[slot].state;
                 timeline::unput(held(&mut state)?, window_start, old.value, *after, window_start)?;
                 self.entries[slot].state = state;
+                self.mark_changed(slot);
             }
             if let Some(before) = before
                 && let Some(slot) = self.find(&before.key)
@@ -536,6 +630,7 @@ impl WindowState {
                 let mut state = self.entries[slot].state;
                 timeline::uncut(held(&mut state)?, before, window_start, *after, window_start)?;
                 self.entries[slot].state = state;
+                self.mark_changed(slot);
             }
             let meter_id = self.timelines.iter().find(|(known, _, _)| known == chain).map(|(_, meter_id, _)| *meter_id);
             if let Some(meter_id) = meter_id {
@@ -545,7 +640,7 @@ impl WindowState {
         Ok(!gone.is_empty())
     }
 
-    fn timeline_mut(&mut self, chain: Chain, meter_id: MeterId) -> &mut Timeline {
+    pub(crate) fn timeline_mut(&mut self, chain: Chain, meter_id: MeterId) -> &mut Timeline {
         let found = self.timelines.iter().position(|(known, _, _)| *known == chain);
         let index = found.unwrap_or_else(|| {
             self.timelines.push((chain, meter_id, Timeline::default()));
@@ -558,15 +653,30 @@ impl WindowState {
     fn observe(&self, prepared: &mut Prepared<'_>) -> Result<()> {
         let binding = prepared.target.binding;
         if matches!(binding.span(), Span::Sliding { .. }) {
-            if let Some((before, after)) = self.slid(binding, prepared.evaluated, &prepared.entry())? {
-                let allowance = prepared.target.allowance;
-                prepared.evaluation = evaluate(binding, prepared.evaluated, before, after, allowance, &[])?;
-            }
-            return Ok(());
+            let changed: SmallVec<[Entry; 2]> = self.changed_by(prepared).collect();
+            return self.judge_slid(prepared, &changed);
         }
         let known = self.observed_at(prepared.place()).map(|index| &self.observed[index]);
         let after = self.observed_after(prepared, known)?;
         self.judge(prepared, after)
+    }
+
+    /// Compares the SLIDING window of the event with what it was without it. A value that cannot be expressed is refused with the
+    /// event that causes it.
+    fn judge_slid(&self, prepared: &mut Prepared<'_>, changed: &[Entry]) -> Result<()> {
+        let Target { binding, allowance, .. } = prepared.target;
+        let window = prepared.evaluated;
+        let slid = match &prepared.report {
+            Some(Report { chain, at, value }) if binding.component().is_none() => {
+                let report = Point { at: *at, value: *value, key: prepared.key };
+                Some(self.slid_held(window, *chain, report, &prepared.entry())?)
+            }
+            _ => self.slid(binding, window, changed)?,
+        };
+        if let Some((before, after)) = slid {
+            prepared.evaluation = evaluate(binding, window, before, after, allowance, &[])?;
+        }
+        Ok(())
     }
 
     /// Compares the value after the event with the one before it.
@@ -598,9 +708,8 @@ impl WindowState {
     }
 
     fn observed_after(&self, prepared: &Prepared<'_>, known: Option<&Observed>) -> Result<Exact> {
-        let neighbour = prepared.report.as_ref().and_then(|report| report.neighbour);
         let is_sum = |known: &&Observed| !known.is_split && !prepared.target.binding.span().is_running();
-        if let Some(known) = known.filter(is_sum).filter(|_| neighbour.is_none())
+        if let Some(known) = known.filter(is_sum).filter(|_| prepared.neighbour.is_none())
             && let Some(slot) = prepared.slot
         {
             let before = self.entries[slot].quantity(None)?;
@@ -611,8 +720,9 @@ impl WindowState {
     }
 
     fn commit(&mut self, prepared: Prepared<'_>) -> Counted {
+        let meter_id = prepared.target.binding.meter.meter_id;
         for hash in &prepared.members {
-            self.members_mut(prepared.target.binding.meter.meter_id).add(*hash);
+            self.members_mut(meter_id).add(*hash);
         }
         let index = match prepared.slot {
             Some(slot) => {
@@ -624,13 +734,19 @@ impl WindowState {
             None => self.push(prepared.entry(), prepared.key.fingerprint()),
         };
         self.mark_changed(index);
-        if let Some(Report { chain, at, value, neighbour }) = prepared.report {
-            if let Some((slot, state)) = neighbour {
-                self.entries[slot].state = state;
-                self.mark_changed(slot);
-            }
-            let meter_id = prepared.target.binding.meter.meter_id;
+        if let Some(Neighbour { slot, state, event_count }) = prepared.neighbour {
+            let entry = &mut self.entries[slot];
+            (entry.state, entry.event_count) = (state, event_count);
+            self.mark_changed(slot);
+        }
+        if let Some(Report { chain, at, value }) = prepared.report {
             self.timeline_mut(chain, meter_id).insert(Point { at, value, key: prepared.key });
+        }
+        if let Some((hash, value)) = prepared.sighting {
+            let sightings = self.sightings_mut(meter_id);
+            let sighting = sightings.sighting(prepared.key, value);
+            // The share of a total that it was a part of can be taken back.
+            let _ = sightings.set(hash, Whose::Own, Some(sighting));
         }
         let place = prepared.place();
         let Prepared { key, slot, observed, evaluation, .. } = prepared;
@@ -706,6 +822,19 @@ impl WindowState {
         &mut self.members[index].1
     }
 
+    pub(crate) fn sightings_of(&self, meter_id: MeterId) -> Option<&Sightings> {
+        self.sightings.iter().find(|(id, _)| *id == meter_id).map(|(_, sightings)| sightings)
+    }
+
+    pub(crate) fn sightings_mut(&mut self, meter_id: MeterId) -> &mut Sightings {
+        let found = self.sightings.iter().position(|(id, _)| *id == meter_id);
+        let index = found.unwrap_or_else(|| {
+            self.sightings.push((meter_id, Sightings::default()));
+            self.sightings.len() - 1
+        });
+        &mut self.sightings[index].1
+    }
+
     /// All running totals.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
@@ -726,17 +855,29 @@ impl WindowState {
     /// Whether parts of this state are rows of their own.
     #[must_use]
     pub fn has_rows(&self) -> bool {
-        !self.members.is_empty() || !self.timelines.is_empty() || self.entries.iter().any(Entry::is_row)
+        !self.members.is_empty()
+            || !self.timelines.is_empty()
+            || self.sightings.iter().any(|(_, sightings)| !sightings.is_empty())
+            || self.entries.iter().any(Entry::is_row)
     }
 
     /// Rows that changed since the last call, with their present counts: what a checkpoint writes (rule C6).
     pub fn take_changed_rows(&mut self) -> Vec<MemberRow> {
         self.drop_old_steps();
-        let mut rows = std::mem::take(&mut self.gone);
+        let mut rows = Vec::new();
         for (meter_id, members) in &mut self.members {
             let meter_id = *meter_id;
             let changed = members.take_changed().into_iter();
             rows.extend(changed.map(|(hash, count)| MemberRow { meter_id, hash, count, data: None }));
+        }
+        for (meter_id, sightings) in &mut self.sightings {
+            let meter_id = *meter_id;
+            rows.extend(sightings.take_changed().into_iter().map(|(hash, whose, sighting)| MemberRow {
+                meter_id,
+                hash: sighting::row_hash(hash, whose),
+                count: u64::from(sighting.is_some()),
+                data: sighting.map(|sighting| encode_sighting(hash, whose, &sighting)),
+            }));
         }
         for (chain, meter_id, timeline) in &mut self.timelines {
             rows.extend(timeline.take_changed().into_iter().map(|(at, point)| MemberRow {
@@ -751,6 +892,14 @@ impl WindowState {
             entry.is_changed = false;
             rows.push(row_of(entry, entry.event_count.max(1))); // 0 is a row that is gone
         }
+        let mut gone = std::mem::take(&mut self.gone);
+        if !gone.is_empty() {
+            let written: HashSet<u128> = rows.iter().map(|row| row.hash).collect();
+            gone.retain(|row| !written.contains(&row.hash)); // it is back
+            gone.sort_unstable_by_key(|row| row.hash);
+            gone.dedup_by_key(|row| row.hash);
+            rows.append(&mut gone);
+        }
         rows
     }
 
@@ -763,9 +912,14 @@ impl WindowState {
         for (chain, meter_id, timeline) in &old.timelines {
             self.timeline_mut(*chain, *meter_id).supersede(timeline);
         }
+        for (meter_id, sightings) in &old.sightings {
+            self.sightings_mut(*meter_id).supersede_rows(sightings);
+        }
         let gone = old.entries.iter().filter(|entry| entry.is_row() && self.find(&entry.key()).is_none());
         let gone: Vec<MemberRow> = gone.map(|entry| MemberRow { data: None, ..row_of(entry, 0) }).collect();
         self.gone.extend(gone);
+        // Rows that `old` has dropped, and which no checkpoint has deleted yet.
+        self.gone.extend(old.gone.iter().cloned());
     }
 
     /// Lines with atoms and tier walks, and the total of each wallet pin.
@@ -773,7 +927,7 @@ impl WindowState {
     /// # Errors
     /// `Overflow`, `CurrencyMismatch`.
     pub fn rate(&self, input: &RatingInput<'_>) -> Result<Rated> {
-        crate::total::rate(input, &self.entries)
+        crate::total::rate(input, &self.seen_at(input.until)?)
     }
 
     /// Only the total of each wallet pin, the same figures as `rate`: what is accrued after every batch.
@@ -781,7 +935,7 @@ impl WindowState {
     /// # Errors
     /// As `rate`.
     pub fn accrue(&self, input: &RatingInput<'_>) -> Result<SmallVec<[Accrual; 2]>> {
-        crate::total::accrue(input, &self.entries)
+        crate::total::accrue(input, &self.seen_at(input.until)?)
     }
 
     /// Puts stored parts together: entries of distinct keys, all members of their windows, fired thresholds.
@@ -789,6 +943,7 @@ impl WindowState {
         entries: Vec<Entry>,
         members: impl IntoIterator<Item = MemberRow>,
         reports: impl IntoIterator<Item = ReportRecord>,
+        sightings: impl IntoIterator<Item = (MeterId, SightingRecord)>,
         fired: Vec<(Place, FiredThreshold)>,
     ) -> Result<Self> {
         let mut window = Self::default();
@@ -800,6 +955,7 @@ impl WindowState {
             window.members_mut(row.meter_id).load(row.hash, row.count);
         }
         window.load_reports(reports)?;
+        window.load_sightings(sightings)?;
         for (place, fired) in fired {
             window.observed_slot(place, false).fired.push(fired);
         }
@@ -851,6 +1007,23 @@ impl WindowState {
     }
 }
 
+impl WindowState {
+    fn load_sightings(&mut self, records: impl IntoIterator<Item = (MeterId, SightingRecord)>) -> Result<()> {
+        let mut keys: HashMap<u128, RatingKey> = HashMap::new();
+        for (meter_id, SightingRecord { hash, whose, key_hash, value }) in records {
+            if keys.is_empty() {
+                keys = self.entries.iter().map(|entry| (entry.key().row_hash(), entry.key())).collect();
+            }
+            let key = keys.get(&key_hash).copied();
+            let key = key.ok_or(RatingError::State(StateError::Damaged("a sighting of no running total")))?;
+            let sightings = self.sightings_mut(meter_id);
+            let sighting = sightings.sighting(key, value);
+            sightings.load(hash, whose, sighting)?;
+        }
+        Ok(())
+    }
+}
+
 /// The state of a TIME_WEIGHTED meter.
 fn held(state: &mut MeterState) -> Result<&mut Held> {
     match state {
@@ -862,7 +1035,8 @@ fn held(state: &mut MeterState) -> Result<&mut Held> {
 /// Whether two totals of one binding give one quantity: that of a FORMULA meter, or the parts that versions split.
 fn is_rated_together(a: &Entry, b: &Entry) -> bool {
     let RatingKey { binding_version_id, meter_version_id, .. } = a.key();
-    RatingKey { binding_version_id, meter_version_id, ..b.key() } == a.key()
+    let of = |entry: &Entry| RatingKey { segment_start: segment_of(entry), ..entry.key() };
+    RatingKey { binding_version_id, meter_version_id, ..of(b) } == of(a)
 }
 
 pub(crate) fn place_of(entry: &Entry) -> Place {

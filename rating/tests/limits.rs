@@ -7,12 +7,12 @@ use domain::error::FieldErrorCode;
 use domain::period::Period;
 use domain::{
     BlockCode, Currency, MeterFunction, Money, PricingModel, ProductId, Quantity, ThresholdActionKind, ThresholdBasis,
-    ThresholdComparator, UsageCapAction,
+    ThresholdComparator, UsageCapAction, UsageEvent,
 };
 use proptest::prelude::*;
 use rating::limit::{CapLimit, Limit, Limits, NewlyReached, UsageCap};
 use rating::threshold::ThresholdAction;
-use rating::{Outcome, RatingInput, Span, Target, Terms, Threshold, WindowRecord, WindowState};
+use rating::{Outcome, PriceDefinition, RatingInput, Span, Target, Terms, Threshold, WindowRecord, WindowState};
 
 const UTC: chrono_tz::Tz = chrono_tz::Tz::UTC;
 
@@ -181,8 +181,9 @@ fn a_block_refuses_what_goes_past_it() {
     assert_eq!(blocks.len(), 1);
     let span = Period { start: blocks[0].starts_at, end: blocks[0].ends_at };
     assert_eq!(span.seconds(), 3_600);
-    assert!(blocks[0].refuses(product(), "calls", at(61)) && !blocks[0].refuses(product(), "calls", at(59)));
-    assert!(!blocks[0].refuses(product(), "other", at(61)));
+    let of = |metric: &str, minute| UsageEvent { timestamp: at(minute), metric_key: metric.into(), ..event(1, "1") };
+    assert!(blocks[0].refuses(&of("calls", 61)) && !blocks[0].refuses(&of("calls", 59)));
+    assert!(!blocks[0].refuses(&of("other", 61)));
 }
 
 /// allowances.md 5.1 rule 11: at 80 and 100 percent and when nothing is left, each once, whatever is taken back.
@@ -259,6 +260,42 @@ fn an_allowance_may_end_usage() {
     assert_eq!(counter.codes(), [BlockCode::AllowanceExhausted], "nothing is included");
     let _ = counter.review("0", &[], &[]);
     assert!(counter.codes().is_empty(), "the plan sells more now");
+}
+
+/// `pool_scope` ITEM: the price key of the counter has an allowance of its own, or shares what no other key has.
+#[test]
+fn own_allowances_end_usage_of_their_price_keys() {
+    let of = |key: Option<&str>| UsageEvent { price_key: key.map(str::to_owned), timestamp: at(1), ..event(1, "1") };
+    for (own, refused) in [(Some("anna"), [true, false, false]), (None, [true, false, true])] {
+        let mut counter = Counter::new();
+        let price = PriceDefinition {
+            price_key: own.map(str::to_owned),
+            ..price_definition(PricingModel::Staircase, tiers(&[("", "0.10", "0")]))
+        };
+        counter.price = std::sync::Arc::new(rating::CompiledPrice::compile(price).expect("a good price"));
+        let mut terms = terms("10");
+        terms[0].of_price_keys = vec![("ben".into(), quantity("5"))];
+        if own.is_some() {
+            terms[0].of_price_keys.push(("anna".into(), quantity("100")));
+        }
+        let review = |counter: &mut Counter| {
+            let input = RatingInput { terms: &terms, ..RatingInput::default() };
+            let ending = [product()];
+            counter.window.review(&input, &Limits { caps: &[], ending: &ending }, true).expect("in range");
+            counter.window.blocks(month(), UTC)
+        };
+        counter.count(if own.is_some() { "99" } else { "9" });
+        assert_eq!(review(&mut counter), []);
+        counter.count("1");
+        let blocks = review(&mut counter);
+        counter.reload();
+        assert_eq!(counter.window.blocks(month(), UTC), blocks);
+        let is_refused = |key| blocks.iter().any(|block| block.refuses(&of(key)));
+        let found = [is_refused(own), is_refused(Some("ben")), is_refused(Some("carl"))];
+        assert_eq!(found, refused, "{own:?}");
+        counter.count("-1");
+        assert_eq!(review(&mut counter), []);
+    }
 }
 
 /// A window that is counted anew without an event knows what it has told, and forgets what re-arms.

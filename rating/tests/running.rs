@@ -3,18 +3,19 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use chrono::TimeDelta;
 use common::*;
 use domain::period::Period;
-use domain::{BindingRole, MeterFunction, Quantity, UsageEvent};
+use domain::{BindingRole, MeterFunction, MeterId, Quantity, UsageEvent, VersionId};
 use proptest::prelude::*;
 use rating::{
-    BindingDefinition, Breach, CompiledBinding, CompiledMeter, MemberRow, MeterDefinition, Outcome, PeriodFacts,
-    RatingError, RatingInput, Span, Target, WindowRecord, WindowState,
+    BindingDefinition, Breach, CompiledBinding, CompiledMeter, Component, MemberRow, MeterDefinition, MeterFormula,
+    Outcome, PeriodFacts, RatingError, RatingInput, Span, Step, Target, WindowRecord, WindowState,
 };
+use rust_decimal::{Decimal, RoundingStrategy};
 
 const HOUR: Span = Span::Sliding { size: TimeDelta::hours(1) };
 
@@ -32,8 +33,8 @@ fn window_of(from: i64, to: i64) -> Period {
     Period { start: at(from), end: at(to) }
 }
 
-fn count(state: &mut WindowState, binding: &Arc<CompiledBinding>, window: Period, event: &UsageEvent) -> Vec<Breach> {
-    let target = Target {
+fn target_of(binding: &Arc<CompiledBinding>, window: Period) -> Target<'_> {
+    Target {
         binding,
         price: None,
         segment_start: window.start,
@@ -42,10 +43,13 @@ fn count(state: &mut WindowState, binding: &Arc<CompiledBinding>, window: Period
         timezone: chrono_tz::Tz::UTC,
         tables: &(),
         period: PeriodFacts::default(),
-    };
-    match state.apply(event, target).expect("countable") {
+    }
+}
+
+fn count(state: &mut WindowState, binding: &Arc<CompiledBinding>, window: Period, event: &UsageEvent) -> Vec<Breach> {
+    match state.apply(event, target_of(binding, window)).expect("countable") {
         Outcome::Counted(counted) => counted.breaches,
-        Outcome::Filtered => panic!("there is no filter"),
+        Outcome::Filtered => Vec::new(), // a repeated dedup key
     }
 }
 
@@ -117,6 +121,26 @@ fn old_steps_are_dropped() {
     assert!(state.entries().len() <= 721, "{} steps of ten seconds in two hours", state.entries().len());
 }
 
+/// What was seen, and reports, of twice the size are kept, whatever came before.
+#[test]
+fn what_nobody_can_see_any_more_is_dropped() {
+    for (function, rows_max) in [(MeterFunction::UniqueCount, 721 + 2_401), (MeterFunction::TimeWeighted, 2_402)] {
+        let binding = watched(function, HOUR, &["1000000"]);
+        let (mut state, mut rows) = (WindowState::new(), BTreeMap::<u128, MemberRow>::new());
+        for number in 0..6_000_u128 {
+            let mut event = with_dimension(event(number, "1"), "user", &number.to_string());
+            event.timestamp = at(0) + TimeDelta::seconds(i64::try_from(number).expect("small") * 3);
+            count(&mut state, &binding, month(), &event);
+            if number % 500 == 499 {
+                rows.extend(state.take_changed_rows().into_iter().map(|row| (row.hash, row)));
+                rows.retain(|_, row| row.count > 0);
+                assert!(rows.len() <= rows_max, "{function}: {} rows", rows.len());
+            }
+        }
+        assert!(rows.len() > 2_000, "{function}: {} rows", rows.len());
+    }
+}
+
 /// A LIFETIME window goes on in the next month, with what a late event adds to the month before, and fires once.
 #[test]
 fn a_lifetime_goes_on_in_the_next_window() {
@@ -133,16 +157,13 @@ fn a_lifetime_goes_on_in_the_next_window() {
         let (mut one, mut two) = (WindowState::new(), WindowState::new());
         count(&mut one, &binding, first, &at_minute(1, 10, "5"));
         count(&mut one, &binding, first, &at_minute(2, 20, "6"));
-        let carry = |one: &WindowState, two: &mut WindowState| {
-            two.carry_running(one.running(first.end).expect("in range")).expect("in range")
-        };
-        assert!(carry(&one, &mut two), "{function}");
-        assert!(!carry(&one, &mut two), "a repeat changes nothing");
+        assert!(two.go_on_from(&mut one, first.end).expect("in range"), "{function}");
+        assert!(!two.go_on_from(&mut one, first.end).expect("in range"), "a repeat changes nothing");
         assert_eq!(shown(&two), format!("{before}/2"), "{function}");
         count(&mut two, &binding, second, &at_minute(3, 150, "3"));
         assert_eq!(shown(&two), after, "{function}");
         count(&mut one, &binding, first, &at_minute(4, 15, "100"));
-        assert!(carry(&one, &mut two), "{function}");
+        assert!(two.go_on_from(&mut one, first.end).expect("in range"), "{function}");
         assert_eq!(shown(&two), late, "{function}");
         let catalog = Catalog { bindings: vec![binding], ..Catalog::default() };
         let record = WindowRecord::decode(&two.encode()).expect("what was written can be read");
@@ -160,7 +181,7 @@ fn a_threshold_fires_once_in_a_lifetime() {
     };
     assert_eq!(names(count(&mut one, &binding, first, &at_minute(1, 10, "6"))), [""; 0]);
     assert_eq!(names(count(&mut one, &binding, first, &at_minute(2, 20, "6"))), ["10@12"]);
-    two.carry_running(one.running(first.end).expect("in range")).expect("in range");
+    two.go_on_from(&mut one, first.end).expect("in range");
     assert_eq!(names(count(&mut two, &binding, second, &at_minute(3, 110, "1"))), [""; 0]);
     // Counted anew, it goes on from where it began.
     let mut anew = WindowState::new();
@@ -174,34 +195,192 @@ fn a_threshold_fires_once_in_a_lifetime() {
 
 #[test]
 fn windows_that_go_on_are_not_billed() {
-    let refused = |function, span, role, dedup: bool| {
-        let mut meter = meter_definition(function);
-        meter.dedup_key_path = dedup.then(|| "dimension_vars.id".into());
-        let definition = BindingDefinition { role, window: Some(span), ..binding_definition(meter) };
+    let refused = |function, span, role| {
+        let definition =
+            BindingDefinition { role, window: Some(span), ..binding_definition(meter_definition(function)) };
         matches!(CompiledBinding::compile(definition), Err(RatingError::Unsupported(_)))
     };
-    let (sum, shown) = (MeterFunction::Sum, BindingRole::Informational);
-    for (function, span, role, dedup, expected) in [
-        (sum, HOUR, shown, false, false),
-        (sum, HOUR, BindingRole::Primary, false, true),
-        (sum, HOUR, BindingRole::FormulaInput, false, true),
-        (sum, Span::Lifetime, BindingRole::Primary, false, true),
-        (sum, Span::Lifetime, BindingRole::FormulaInput, false, false),
-        (sum, Span::Lifetime, shown, true, true),
-        (MeterFunction::UniqueCount, HOUR, shown, false, true),
-        (MeterFunction::TimeWeighted, Span::Lifetime, shown, false, true),
-        (MeterFunction::Formula, Span::Lifetime, shown, false, true),
-    ] {
-        assert_eq!(refused(function, span, role, dedup), expected, "{function} {span:?} {role} {dedup}");
+    for function in
+        [MeterFunction::Sum, MeterFunction::UniqueCount, MeterFunction::TimeWeighted, MeterFunction::Formula]
+    {
+        for (span, role, expected) in [
+            (HOUR, BindingRole::Informational, false),
+            (HOUR, BindingRole::Primary, true),
+            (HOUR, BindingRole::FormulaInput, true),
+            (Span::Lifetime, BindingRole::Informational, false),
+            (Span::Lifetime, BindingRole::Primary, true),
+            (Span::Lifetime, BindingRole::FormulaInput, false),
+        ] {
+            assert_eq!(refused(function, span, role), expected, "{function} {span:?} {role}");
+        }
     }
-    let definition = MeterDefinition { window: HOUR, ..meter_definition(MeterFunction::UniqueCount) };
-    assert!(matches!(CompiledMeter::compile(definition), Err(RatingError::Unsupported(_))));
+}
+
+/// What one meter makes of one billing window after the other.
+fn go_on(states: &mut [WindowState; 2], first: Period) {
+    let [before, after] = states;
+    after.go_on_from(before, first.end).expect("in range");
+}
+
+/// Everything is written and read again, as a checkpoint and a new owner do.
+fn restart(states: &mut [WindowState; 2], rows: &mut [BTreeMap<u128, MemberRow>; 2], catalog: &Catalog) {
+    for (state, rows) in states.iter_mut().zip(rows) {
+        let changed = state.take_changed_rows();
+        let hashes: BTreeSet<u128> = changed.iter().map(|row| row.hash).collect();
+        assert_eq!(hashes.len(), changed.len(), "one statement writes each row once");
+        rows.extend(changed.into_iter().map(|row| (row.hash, row)));
+        rows.retain(|_, row| row.count > 0);
+        let record = WindowRecord::decode(&state.encode()).expect("what was written can be read");
+        *state = record.attach(catalog, rows.values().cloned()).expect("all versions are known");
+    }
+}
+
+/// A distinct value counts in the window while it was seen in it; a repeated dedup key adds nothing.
+#[test]
+fn a_sliding_window_counts_what_it_has_seen() {
+    let binding = watched(MeterFunction::UniqueCount, HOUR, &["2", "3"]);
+    let mut state = WindowState::new();
+    let mut seen = Vec::new();
+    for (number, minute, user) in [
+        (1, 0, "a"),
+        (2, 10, "a"),
+        (3, 40, "b"),
+        (4, 65, "c"),
+        (5, 69, "a"),
+        (6, 140, "b"),
+        (7, 60, "d"),
+        (8, 141, "a"),
+    ] {
+        let event = with_dimension(at_minute(number, minute, "1"), "user", user);
+        for breach in count(&mut state, &binding, month(), &event) {
+            seen.push(format!("{}@{minute}", breach.threshold_name));
+        }
+    }
+    // a and b at 40; with c at 65, since a was seen at 10; b alone at 140, d is too late to be seen; a again at 141.
+    assert_eq!(seen, ["2@40", "3@65", "2@141"]);
+    let input = RatingInput { until: Some(at(150)), ..RatingInput::default() };
+    let rated = state.rate(&input).expect("can be rated");
+    assert_eq!(rated.informational[0].quantity.to_string(), "2");
+}
+
+/// What was held in the hour before a report, in units × hours.
+#[test]
+fn a_sliding_window_of_held_values_is_read_from_its_reports() {
+    let binding = watched(MeterFunction::TimeWeighted, HOUR, &["10"]);
+    let mut state = WindowState::new();
+    let mut fired = Vec::new();
+    for (number, minute, units) in [(1, 0, "6"), (2, 90, "18"), (3, 120, "0"), (4, 240, "1"), (5, 105, "18")] {
+        for breach in count(&mut state, &binding, month(), &at_minute(number, minute, units)) {
+            fired.push((minute, breach.observed_value.to_string()));
+        }
+    }
+    assert_eq!(fired, [(120, "12".to_owned())], "6 for half an hour and 18 for the other one");
+    for (minute, expected) in [(60, "6"), (100, "8"), (150, "9"), (240, "0"), (300, "1"), (1_000, "1")] {
+        let input = RatingInput { until: Some(at(minute)), ..RatingInput::default() };
+        let rated = state.rate(&input).expect("can be rated");
+        assert_eq!(rated.informational[0].quantity.to_string(), expected, "at {minute}");
+    }
+}
+
+/// Calls per user, over the hour before the latest event and over a lifetime.
+#[test]
+fn formulas_go_on() {
+    for (span, limits, expected) in [(HOUR, "2", "2/4"), (Span::Lifetime, "2", "2.5/5")] {
+        let mut meter = meter_definition(MeterFunction::Formula);
+        meter.window = span;
+        let mut definition = binding_definition(meter);
+        definition.role = BindingRole::Informational;
+        definition.thresholds = vec![threshold(limits, limits)];
+        let names = vec!["calls".to_owned(), "users".to_owned()];
+        let formula = MeterFormula::compile(VersionId(id(600)), "calls / users", names, false).expect("compiles");
+        let formula = Arc::new(formula);
+        let bindings = [MeterFunction::Count, MeterFunction::UniqueCount].map(|function| {
+            let variable = usize::from(function == MeterFunction::UniqueCount);
+            let path = vec![Step { formula: formula.clone(), variable }];
+            let part = Component::new(path, definition.version_id, MeterId(id(500)), "calls".into());
+            let own = meter_definition(function);
+            let own = MeterDefinition { version_id: part.version_of(own.version_id), window: span, ..own };
+            let meter = Arc::new(CompiledMeter::compile(own).expect("a good meter"));
+            let definition = BindingDefinition { meter, ..definition.clone() };
+            Arc::new(CompiledBinding::compile_component(definition, part).expect("a good binding"))
+        });
+        let windows = [window_of(0, 100), window_of(100, 200)];
+        let mut states = [WindowState::new(), WindowState::new()];
+        let mut fired = Vec::new();
+        for (number, minute, user) in [(1, 10, "a"), (2, 90, "a"), (3, 95, "b"), (4, 110, "b"), (5, 120, "a")] {
+            let event = with_dimension(at_minute(number, minute, "1"), "user", user);
+            let place = usize::from(minute >= 100);
+            if place == 1 {
+                go_on(&mut states, windows[0]);
+            }
+            let targets: Vec<Target<'_>> = bindings.iter().map(|binding| target_of(binding, windows[place])).collect();
+            for outcome in states[place].apply_all(&event, &targets).expect("countable") {
+                if let Outcome::Counted(counted) = outcome {
+                    fired.extend(counted.breaches.iter().map(|breach| format!("{}@{minute}", breach.observed_value)));
+                }
+            }
+        }
+        let expected_fired: &[&str] = if span == HOUR { &["2@120"] } else { &["2@90"] };
+        assert_eq!(fired, expected_fired, "{span:?}");
+        let rated = states[1].rate(&RatingInput { until: Some(at(121)), ..RatingInput::default() });
+        let line = &rated.expect("can be rated").informational[0];
+        let events = if span == HOUR { 4 } else { line.event_count };
+        assert_eq!(format!("{}/{events}", line.quantity), expected);
+    }
 }
 
 #[derive(Clone, Debug)]
 struct Sample {
     units: i64,
     second: i64,
+    /// Distinct value, or dedup key.
+    who: u8,
+}
+
+impl Sample {
+    fn event(&self, index: usize) -> UsageEvent {
+        let event = event(index as u128 + 1, &self.units.to_string());
+        let event = UsageEvent { timestamp: at(0) + TimeDelta::seconds(self.second), ..event };
+        with_dimension(event, "user", &self.who.to_string())
+    }
+
+    fn step(&self) -> i64 {
+        self.second.div_euclid(STEP) * STEP
+    }
+}
+
+/// A meter whose windows that go on count a value or a key once.
+fn once(function: MeterFunction, span: Span, limits: &[&str]) -> Arc<CompiledBinding> {
+    let mut meter = meter_definition(function);
+    (meter.window, meter.negative_allowed) = (span, true);
+    if function != MeterFunction::UniqueCount {
+        meter.dedup_key_path = Some("dimension_vars.user".into());
+    }
+    let mut definition = binding_definition(meter);
+    definition.role = BindingRole::Informational;
+    definition.thresholds = limits.iter().map(|limit| threshold(limit, limit)).collect();
+    compile(definition)
+}
+
+fn any_once() -> impl Strategy<Value = MeterFunction> {
+    prop::sample::select(vec![MeterFunction::UniqueCount, MeterFunction::Count, MeterFunction::Sum, MeterFunction::Avg])
+}
+
+/// The value over events that stand for their values, as numerator and denominator.
+fn naive_once(function: MeterFunction, samples: &[&Sample]) -> Option<(i64, i64)> {
+    let sum = samples.iter().map(|sample| sample.units).sum();
+    let count = i64::try_from(samples.len()).expect("small");
+    match function {
+        MeterFunction::Sum => Some((sum, 1)),
+        MeterFunction::Avg => (count > 0).then_some((sum, count)),
+        _ => Some((count, 1)),
+    }
+}
+
+/// As meters show a quotient: half-even at 12 fraction digits.
+fn quotient((numerator, denominator): (i64, i64)) -> String {
+    let exact = Decimal::from(numerator) / Decimal::from(denominator);
+    exact.round_dp_with_strategy(12, RoundingStrategy::MidpointNearestEven).normalize().to_string()
 }
 
 const BOUNDARY: i64 = 100; // minutes
@@ -210,7 +389,7 @@ const BOUNDARY: i64 = 100; // minutes
 const STEP: i64 = 10;
 
 fn any_samples() -> impl Strategy<Value = (Vec<Sample>, Vec<usize>)> {
-    let sample = (0_i64..50, 0_i64..200 * 60).prop_map(|(units, second)| Sample { units, second });
+    let sample = (0_i64..50, 0_i64..200 * 60, 0_u8..8).prop_map(|(units, second, who)| Sample { units, second, who });
     prop::collection::vec(sample, 1..60).prop_flat_map(|samples| {
         let order: Vec<usize> = (0..samples.len()).collect();
         (Just(samples), Just(order).prop_shuffle())
@@ -248,28 +427,19 @@ proptest! {
         let mut applied: Vec<usize> = Vec::new();
         for (step, index) in order.into_iter().enumerate() {
             if step == restart_at {
-                for (state, rows) in states.iter_mut().zip(&mut rows) {
-                    for row in state.take_changed_rows() {
-                        rows.insert(row.hash, row);
-                    }
-                    rows.retain(|_, row| row.count > 0);
-                    let record = WindowRecord::decode(&state.encode()).expect("what was written can be read");
-                    *state = record.attach(&catalog, rows.values().cloned()).expect("all versions are known");
-                }
+                restart(&mut states, &mut rows, &catalog);
             }
             let sample = &samples[index];
             let place = usize::from(sample.second >= BOUNDARY * 60);
             let mut event = event(index as u128 + 1, &sample.units.to_string());
             event.timestamp = at(0) + TimeDelta::seconds(sample.second);
-            let running = states[0].running(windows[0].end).expect("in range");
-            states[1].carry_running(running).expect("in range");
+            go_on(&mut states, windows[0]);
             let breaches = count(&mut states[place], &binding, windows[place], &event);
             let known = |other: &&usize| place == 1 || samples[**other].second < BOUNDARY * 60;
             let others: Vec<&Sample> = applied.iter().filter(known).map(|other| &samples[*other]).collect();
-            let step_of = |sample: &Sample| sample.second.div_euclid(STEP) * STEP;
             applied.push(index);
-            let is_too_late = others.iter().any(|other| step_of(other) > sample.second + 3_600);
-            let inside = |other: &&&Sample| sample.second - 3_600 < step_of(other) && step_of(other) <= sample.second;
+            let is_too_late = others.iter().any(|other| other.step() > sample.second + 3_600);
+            let inside = |other: &&&Sample| sample.second - 3_600 < other.step() && other.step() <= sample.second;
             let mut held: Vec<&Sample> = others.iter().filter(inside).copied().collect();
             let before = naive(function, &held).filter(|_| !held.is_empty() || function != MeterFunction::Max);
             held.push(sample);
@@ -281,6 +451,186 @@ proptest! {
                 prop_assert_eq!(breaches[0].observed_value, observed.into());
             }
         }
+    }
+
+    /// Each value counts by its latest sighting; an event that comes behind a later one is seen in the window of that.
+    #[test]
+    fn c3_what_slides_counts_once(
+        (samples, order) in any_samples(),
+        function in any_once(),
+        limit in 1_i64..60,
+        restart_at in 0_usize..60,
+        recount_at in 0_usize..60,
+    ) {
+        let limit_text = limit.to_string();
+        let binding = once(function, HOUR, &[&limit_text]);
+        let catalog = Catalog { bindings: vec![binding.clone()], ..Catalog::default() };
+        let windows = [window_of(0, BOUNDARY), window_of(BOUNDARY, 200)];
+        let mut states = [WindowState::new(), WindowState::new()];
+        let mut rows: [BTreeMap<u128, MemberRow>; 2] = Default::default();
+        let mut applied: Vec<usize> = Vec::new();
+        let place_of = |sample: &Sample| usize::from(sample.second >= BOUNDARY * 60);
+        for (number, index) in order.into_iter().enumerate() {
+            if number == restart_at {
+                restart(&mut states, &mut rows, &catalog);
+            }
+            if number == recount_at {
+                for place in [0, 1] {
+                    let mut anew = WindowState::new();
+                    for index in applied.iter().filter(|index| place_of(&samples[**index]) == place) {
+                        count(&mut anew, &binding, windows[place], &samples[*index].event(*index));
+                    }
+                    anew.inherit(&states[place], windows[place].start).expect("in range");
+                    anew.supersede(&states[place]);
+                    states[place] = anew;
+                }
+            }
+            let sample = &samples[index];
+            let place = place_of(sample);
+            go_on(&mut states, windows[0]);
+            let breaches = count(&mut states[place], &binding, windows[place], &sample.event(index));
+            let known = |other: &&usize| place == 1 || place_of(&samples[**other]) == 0;
+            let mut others: Vec<&Sample> = applied.iter().filter(known).map(|other| &samples[*other]).collect();
+            applied.push(index);
+            let end = others.iter().map(|other| other.step()).max().unwrap_or(0).max(sample.second);
+            // The latest step; of one step what an earlier billing window has, then what came first.
+            let latest = |known: &[&Sample]| -> Vec<(i64, i64)> {
+                let standing = |who: u8| {
+                    let own = known.iter().enumerate().filter(|(_, other)| other.who == who);
+                    let best = own.max_by_key(|(place, other)| (other.step(), std::cmp::Reverse((place_of(other), *place))));
+                    best.map(|(_, other)| *other)
+                };
+                let standing = (0..8).filter_map(standing);
+                let inside = standing.filter(|other| end - 3_600 < other.step() && other.step() <= end);
+                inside.map(|other| (other.units, other.second)).collect()
+            };
+            let value = |known: &[&Sample]| -> Option<(i64, i64)> {
+                let standing: Vec<Sample> = latest(known).into_iter().map(|(units, second)| Sample { units, second, who: 0 }).collect();
+                naive_once(function, &standing.iter().collect::<Vec<_>>())
+            };
+            let before = value(&others);
+            others.push(sample);
+            let after = value(&others);
+            let holds = |value: Option<(i64, i64)>| value.is_some_and(|(sum, count)| sum >= limit * count);
+            let fires = holds(after) && !holds(before);
+            prop_assert_eq!(breaches.len(), usize::from(fires), "{:?} {:?}: {:?} to {:?}", function, sample, before, after);
+        }
+    }
+
+    /// What was held in the hour before the latest report, over the end of a billing window.
+    #[test]
+    fn c3_what_slides_is_held(
+        (samples, order) in any_samples(),
+        limit in 1_i64..40,
+        restart_at in 0_usize..60,
+    ) {
+        let limit_text = limit.to_string();
+        let binding = watched(MeterFunction::TimeWeighted, HOUR, &[&limit_text]);
+        let catalog = Catalog { bindings: vec![binding.clone()], ..Catalog::default() };
+        let windows = [window_of(0, BOUNDARY), window_of(BOUNDARY, 200)];
+        let mut states = [WindowState::new(), WindowState::new()];
+        let mut rows: [BTreeMap<u128, MemberRow>; 2] = Default::default();
+        let mut applied: Vec<usize> = Vec::new();
+        for (number, index) in order.into_iter().enumerate() {
+            if number == restart_at {
+                restart(&mut states, &mut rows, &catalog);
+            }
+            let sample = &samples[index];
+            let place = usize::from(sample.second >= BOUNDARY * 60);
+            go_on(&mut states, windows[0]);
+            let breaches = count(&mut states[place], &binding, windows[place], &sample.event(index));
+            let known = |other: &&usize| place == 1 || samples[**other].second < BOUNDARY * 60;
+            let mut others: Vec<(i64, usize)> = applied.iter().filter(known).map(|other| (samples[*other].second, *other)).collect();
+            applied.push(index);
+            let held = |reports: &mut Vec<(i64, usize)>| -> i64 {
+                reports.sort_unstable();
+                let end = reports.last().map_or(0, |last| last.0);
+                let inside = |second: i64| second.clamp(end - 3_600, end);
+                reports.windows(2).map(|two| samples[two[0].1].units * (inside(two[1].0) - inside(two[0].0))).sum()
+            };
+            let before = held(&mut others);
+            others.push((sample.second, index));
+            let after = held(&mut others);
+            let fires = after >= limit * 3_600 && before < limit * 3_600;
+            prop_assert_eq!(breaches.len(), usize::from(fires), "{:?}: {} to {}", sample, before, after);
+        }
+    }
+
+    /// In a lifetime each value counts once, in any order and counted anew.
+    #[test]
+    fn c1_lifetimes_count_once(
+        (samples, order) in any_samples(),
+        function in any_once(),
+        restart_at in 0_usize..60,
+    ) {
+        let binding = once(function, Span::Lifetime, &["3"]);
+        let catalog = Catalog { bindings: vec![binding.clone()], ..Catalog::default() };
+        let windows = [window_of(0, BOUNDARY), window_of(BOUNDARY, 200)];
+        let mut states = [WindowState::new(), WindowState::new()];
+        let mut rows: [BTreeMap<u128, MemberRow>; 2] = Default::default();
+        let place_of = |sample: &Sample| usize::from(sample.second >= BOUNDARY * 60);
+        for (number, index) in order.iter().enumerate() {
+            if number == restart_at {
+                restart(&mut states, &mut rows, &catalog);
+            }
+            let place = place_of(&samples[*index]);
+            count(&mut states[place], &binding, windows[place], &samples[*index].event(*index));
+            go_on(&mut states, windows[0]);
+        }
+        let first = |who: u8| {
+            let mut of_window = [0, 1].into_iter().filter_map(|place| {
+                let mut own = order.iter().map(|index| &samples[*index]);
+                own.find(|sample| sample.who == who && place_of(sample) == place)
+            });
+            of_window.next()
+        };
+        let counted: Vec<&Sample> = (0..8).filter_map(first).collect();
+        let expected = naive_once(function, &counted).expect("there is an event");
+        let events = if function == MeterFunction::UniqueCount { samples.len() } else { counted.len() };
+        let mut anew = WindowState::new();
+        for index in order.iter().filter(|index| place_of(&samples[**index]) == 1) {
+            count(&mut anew, &binding, windows[1], &samples[*index].event(*index));
+        }
+        anew.inherit(&states[1], windows[1].start).expect("in range");
+        for state in [&states[1], &anew] {
+            prop_assert_eq!(shown(state), format!("{}/{events}", quotient(expected)));
+        }
+    }
+
+    /// In a lifetime a value is held over the end of billing windows.
+    #[test]
+    fn c1_lifetimes_hold(
+        (samples, order) in any_samples(),
+        restart_at in 0_usize..60,
+    ) {
+        let binding = watched(MeterFunction::TimeWeighted, Span::Lifetime, &["3"]);
+        let catalog = Catalog { bindings: vec![binding.clone()], ..Catalog::default() };
+        let windows = [window_of(0, BOUNDARY), window_of(BOUNDARY, 200)];
+        let mut states = [WindowState::new(), WindowState::new()];
+        let mut rows: [BTreeMap<u128, MemberRow>; 2] = Default::default();
+        for (number, index) in order.iter().enumerate() {
+            if number == restart_at {
+                restart(&mut states, &mut rows, &catalog);
+            }
+            let sample = &samples[*index];
+            let place = usize::from(sample.second >= BOUNDARY * 60);
+            count(&mut states[place], &binding, windows[place], &sample.event(*index));
+            go_on(&mut states, windows[0]);
+            let carries = states[0].carries();
+            states[1].drop_carries(windows[1].start, &carries).expect("in range");
+            for mut carry in carries {
+                carry.segment_start = windows[1].start;
+                states[1].carry_in(windows[1].start, &carry).expect("in range");
+            }
+        }
+        let mut reports: Vec<(i64, usize)> = samples.iter().enumerate().map(|(index, sample)| (sample.second, index)).collect();
+        reports.sort_unstable();
+        let mut area: i64 = reports.windows(2).map(|two| samples[two[0].1].units * (two[1].0 - two[0].0)).sum();
+        let (last, index) = *reports.last().expect("there is an event");
+        area += samples[index].units * (200 * 60 - last);
+        let rated = states[1].rate(&RatingInput { until: Some(windows[1].end), ..RatingInput::default() });
+        let shown = rated.expect("can be rated").informational[0].quantity.to_string();
+        prop_assert_eq!(shown, quotient((area, 3_600)));
     }
 
     /// A lifetime over two billing windows is the meter over all events, in any order.
@@ -298,8 +648,7 @@ proptest! {
             let mut event = event(index as u128 + 1, &sample.units.to_string());
             event.timestamp = at(0) + TimeDelta::seconds(sample.second);
             count(&mut states[place], &binding, windows[place], &event);
-            let running = states[0].running(windows[0].end).expect("in range");
-            states[1].carry_running(running).expect("in range");
+            go_on(&mut states, windows[0]);
         }
         let all: Vec<&Sample> = samples.iter().collect();
         let expected = naive(function, &all).expect("there is an event");

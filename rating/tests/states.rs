@@ -97,8 +97,9 @@ fn any_limit() -> impl Strategy<Value = Limit> {
 prop_compose! {
     fn any_reached()(
         number in any::<u128>(), metric_key in "[a-z_]{1,64}", limits in prop::collection::vec(any_limit(), 0..6),
+        own_keys in prop::collection::vec(("[a-z_]{1,64}", any::<bool>()), 0..3),
     ) -> ReachedLimits {
-        ReachedLimits { product_id: ProductId(id(number)), metric_key, limits: limits.into() }
+        ReachedLimits { product_id: ProductId(id(number)), metric_key, limits: limits.into(), own_keys }
     }
 }
 

@@ -498,6 +498,14 @@ fn a_held_value_is_carried_into_the_next_window() {
     // A late report of an earlier time changes nothing: a later one was held at the start.
     read.apply(&report(5, start - chrono::TimeDelta::hours(2), "100"), later).expect("countable");
     assert_eq!(hours(&read, 5).as_deref(), Some("8"));
+    // Nor does it where the window is counted anew, and what was held comes after its own reports.
+    let mut anew = WindowState::new();
+    for (number, hour, value) in [(2, 3, "1"), (4, 1, "0"), (5, -2, "100")] {
+        let event = report(number, start + chrono::TimeDelta::hours(hour), value);
+        anew.apply(&event, later).expect("countable");
+    }
+    anew.inherit(&read, start).expect("in range");
+    assert_eq!(hours(&anew, 5).as_deref(), Some("8"));
     assert!(read.drop_carries(start, &[]).expect("in range"));
     assert_eq!(hours(&read, 5).as_deref(), Some("102"), "1 x 100 of the late report, 2 x 0 and 2 x 1");
 }

@@ -10,6 +10,7 @@
 //! transaction may live that long (P13).
 
 mod claim;
+pub mod exchange_rates;
 pub mod housekeeping;
 pub mod payments;
 mod run;

@@ -291,7 +291,7 @@ impl Scheduler {
             let mut scope = self.billing.system_scope(workspace, Clock::System.now()).await?;
             scope.clock = Clock::System; // wallets of a test clock take its time
             let mut tx = self.billing.store.begin("expiring holds").await?;
-            ledger::wallet::hold::settle_due(&scope, &mut tx, &wallets).await?;
+            ledger::wallet::settle_due(&scope, &mut tx, &wallets).await?;
             tx.commit().await?;
         }
         Ok(())

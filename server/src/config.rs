@@ -180,6 +180,10 @@ pub struct Config {
     /// Address under which clients reach this API, the base of problem types; without it, `http://` and `listen`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_url: Option<String>,
+    /// Where the scheduler fetches exchange rates: the directory of the documents of the European Central Bank, or of a copy of
+    /// them. Empty: nowhere.
+    #[serde(deserialize_with = "text")]
+    pub exchange_rates_url: String,
     /// Form of the log lines.
     pub log_format: LogFormat,
     /// Which log lines: a level, or directives such as `info,ingest=debug`.
@@ -226,6 +230,7 @@ impl Default for Config {
             rate_events_per_second: 200_000,
             trusted_proxies: Vec::new(),
             public_url: None,
+            exchange_rates_url: "https://www.ecb.europa.eu/stats/eurofxref".to_owned(),
             log_format: LogFormat::Auto,
             // PostgreSQL tells at every start that the table of migrations exists.
             log_filter: "info,sqlx::postgres::notice=warn".to_owned(),
@@ -275,6 +280,8 @@ impl Config {
             "database_connections_max: at least 4"
         } else if self.store_kind == StoreKind::Clickhouse && self.clickhouse_url.is_none() {
             "clickhouse_url: required with store_kind = \"clickhouse\""
+        } else if !is_empty_or_http(&self.exchange_rates_url) {
+            "exchange_rates_url: an address that begins with http:// or https://, or nothing"
         } else if self.rate_live_per_second == 0
             || self.rate_sandbox_per_second == 0
             || self.rate_events_per_second == 0
@@ -310,6 +317,10 @@ impl Config {
     pub fn has(&self, role: Role) -> bool {
         self.roles.contains(&role)
     }
+}
+
+fn is_empty_or_http(url: &str) -> bool {
+    url.is_empty() || url.starts_with("https://") || url.starts_with("http://")
 }
 
 struct Source<'a> {
@@ -418,6 +429,7 @@ mod tests {
         assert_eq!(config.log_kind, LogKind::Kafka);
         assert_eq!(config.node_name, "7");
         assert_eq!(config.kafka_topic, "usage-events");
+        assert!(merge("", &[("exchange_rates_url", "")]).unwrap().exchange_rates_url.is_empty(), "nowhere");
     }
 
     #[test]
@@ -440,6 +452,7 @@ mod tests {
             ("roles = []", "roles"),
             ("store_kind = \"clickhouse\"", "clickhouse_url"),
             ("database_connections_max = 1", "database_connections_max"),
+            ("exchange_rates_url = \"ecb.europa.eu\"", "exchange_rates_url"),
         ] {
             assert!(merge(file, &[]).unwrap_err().contains(about), "{file}");
         }

@@ -23,13 +23,15 @@ use ingest::metrics::Metrics;
 use ingest::outbox::Relay;
 use ingest::partition::Shared;
 use ingest::record::{Control, ControlKind};
+use ingest::reserve::ReservationDesk;
 use ingest::supervisor::Ingest;
 use ingest::usage::UsageStore;
 use ingest::usage::clickhouse::{ClickHouseAddress, ClickHouseUsage, Rollups};
 use ingest::usage::postgres::PostgresUsage;
 use payments::{Endpoints, Payments, Vault};
 use scheduler::Scheduler;
-use store::Store;
+use scheduler::exchange_rates::{RatesFeed, RatesOptions};
+use store::{Groups, Store};
 use tokio::sync::watch;
 
 use crate::config::{Config, LogKind, Role, StoreKind};
@@ -63,13 +65,15 @@ pub async fn start_rooms(config: &Config, store: &Store, running: &mut Running) 
     if config.has(Role::Scheduler) {
         start_scheduler(billing.clone(), running);
         start_payments(payments.clone(), running);
+        start_exchange_rates(config, store, running);
     }
     let mut app = App::new(payments, settings(config)?, registry);
     app.dependencies = dependencies(config, store, &log, &usage);
     let relay = Arc::new(Relay::new(store.clone(), log.clone()));
     start_relay(&relay, running);
     let door = Arc::new(Door::new(store.clone(), snapshots.clone(), log));
-    app.engine = Some(Engine { snapshots, door, usage, relay, billing });
+    let reservations = Groups::new(store.clone(), ReservationDesk::new(snapshots.clone()));
+    app.engine = Some(Engine { snapshots, door, usage, relay, reservations, billing });
     // Without the role `api`, only health and metrics are served.
     Ok(if config.has(Role::Api) { api::router(app) } else { api::health_router(app) })
 }
@@ -247,6 +251,21 @@ fn start_payments(payments: Payments, running: &mut Running) {
         // The job may have ended by itself, which is a stop as well.
         let _ = stop.send(true);
         let _ = job.await;
+    });
+}
+
+/// Rates of the day, fetched once they are published.
+fn start_exchange_rates(config: &Config, store: &Store, running: &mut Running) {
+    if config.exchange_rates_url.is_empty() {
+        return;
+    }
+    let feed = RatesFeed::new(store.clone(), &RatesOptions::new(&config.exchange_rates_url));
+    let (stop, stopped) = watch::channel(false);
+    let job = tokio::spawn(feed.run(stopped));
+    running.add("exchange rates", move || async move {
+        // A document that does not come must not hold up the stop: what is taken is taken in one transaction.
+        let _ = stop.send(true);
+        job.abort();
     });
 }
 

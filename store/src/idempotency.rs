@@ -1,6 +1,8 @@
 //! Idempotency keys, written and completed in the transaction of their effect (rule D5): a crash releases them, a
 //! concurrent repeat waits for the first call and then reads its answer.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+
 use domain::{Error, Instant, Result, Scope, WorkspaceId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -117,7 +119,7 @@ impl IdempotencyKey {
         .await
         .context("reading the idempotency key")?;
         if hash != self.request_hash {
-            return Err(Error::conflict("IDEMPOTENCY_CONFLICT", "this idempotency key was used for another request"));
+            return Err(used_for_another());
         }
         Ok(Some(StoredAnswer { status, body }))
     }
@@ -147,6 +149,12 @@ impl IdempotencyKey {
 pub struct BodyKey(Option<IdempotencyKey>);
 
 impl BodyKey {
+    /// Of an operation that knows no key.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(None)
+    }
+
     /// The key of one operation on one subject; `request` is what must be the same in a repeat.
     ///
     /// # Errors
@@ -171,10 +179,7 @@ impl BodyKey {
     /// `Conflict` with `IDEMPOTENCY_CONFLICT` when the key was used for another request.
     pub async fn claim<T: DeserializeOwned>(&self, scope: &Scope, tx: &mut Tx) -> Result<Option<T>> {
         let Some(key) = &self.0 else { return Ok(None) };
-        let Some(answer) = key.claim(tx, scope.now()).await? else { return Ok(None) };
-        let value = serde_json::from_slice(&answer.body)
-            .map_err(|error| Error::internal("reading the first result of an idempotency key", error))?;
-        Ok(Some(value))
+        key.claim(tx, scope.now()).await?.map(|answer| kept(&answer.body)).transpose()
     }
 
     /// Stores the result.
@@ -187,4 +192,164 @@ impl BodyKey {
             .map_err(|error| Error::internal("writing the result of an idempotency key", error))?;
         key.complete(tx, &StoredAnswer { status: 200, body }).await
     }
+}
+
+/// The keys of operations that share a transaction, claimed and completed in one statement each.
+#[derive(Debug)]
+pub struct BodyKeys<'a> {
+    keys: &'a [BodyKey],
+    workspace_id: WorkspaceId,
+    /// For each key whether this transaction has claimed it.
+    claimed: Vec<bool>,
+}
+
+/// What is known of the key of one operation of a group.
+#[derive(Debug)]
+pub enum Claim {
+    /// Nothing: this transaction does the operation.
+    New,
+    /// An earlier call has done it, and answered this body.
+    Answered(Vec<u8>),
+    /// An earlier operation of the group has the same key: it has to be done first.
+    Twice,
+}
+
+impl<'a> BodyKeys<'a> {
+    /// Claims keys of one workspace, waiting for other transactions that have claimed one of them; the claims stand in the order
+    /// of the keys.
+    ///
+    /// # Errors
+    /// As every statement; for a single key `Conflict` with `IDEMPOTENCY_CONFLICT` when it was used for another request.
+    pub async fn claim(scope: &Scope, tx: &mut Tx, keys: &'a [BodyKey]) -> Result<(Self, Vec<Result<Claim>>)> {
+        let mut all = Self { keys, workspace_id: scope.workspace_id, claimed: vec![false; keys.len()] };
+        let mut first = BTreeMap::new();
+        for (place, key) in keys.iter().enumerate() {
+            if let Some(key) = &key.0 {
+                first.entry((key.operation.as_str(), key.key.as_str())).or_insert(place);
+            }
+        }
+        let places: Vec<usize> = first.into_values().collect();
+        if places.is_empty() {
+            return Ok((all, keys.iter().map(|_| Ok(Claim::New)).collect()));
+        }
+        let (operations, names, hashes) = all.columns(&places);
+        let inserted: Vec<(String, String)> = sqlx::query_as(
+            "INSERT INTO idempotency_key (workspace_id, operation, key, request_hash, status, body, created_at, lapses)
+             SELECT $1, k.operation, k.key, k.hash, 0, '', $5, false
+             FROM unnest($2::text[], $3::text[], $4::bytea[]) AS k (operation, key, hash) ORDER BY k.operation, k.key
+             ON CONFLICT DO NOTHING RETURNING operation, key",
+        )
+        .bind(scope.workspace_id)
+        .bind(&operations)
+        .bind(&names)
+        .bind(&hashes)
+        .bind(scope.now())
+        .fetch_all(tx.conn())
+        .await
+        .context("claiming idempotency keys")?;
+        let inserted: HashSet<(&str, &str)> = inserted.iter().map(|(one, two)| (one.as_str(), two.as_str())).collect();
+        let mut stored = HashMap::new();
+        if inserted.len() < places.len() {
+            stored = all.read(tx, &operations, &names).await?;
+        }
+        let is_first: HashSet<usize> = places.into_iter().collect();
+        let claims = keys.iter().enumerate().map(|(place, key)| {
+            let Some(key) = &key.0 else { return Ok(Claim::New) };
+            if !is_first.contains(&place) {
+                return Ok(Claim::Twice);
+            }
+            if inserted.contains(&(key.operation.as_str(), key.key.as_str())) {
+                all.claimed[place] = true;
+                return Ok(Claim::New);
+            }
+            match stored.remove(&(key.operation.clone(), key.key.clone())) {
+                Some((hash, body)) if hash == key.request_hash => Ok(Claim::Answered(body)),
+                Some(_) => Err(used_for_another()),
+                None => Err(Error::invariant("an idempotency key is neither new nor known")),
+            }
+        });
+        let claims = claims.collect();
+        Ok((all, claims))
+    }
+
+    fn columns(&self, places: &[usize]) -> (Vec<&'a str>, Vec<&'a str>, Vec<&'a [u8]>) {
+        let keys = places.iter().filter_map(|place| self.keys[*place].0.as_ref());
+        let (mut operations, mut names, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
+        for key in keys {
+            operations.push(key.operation.as_str());
+            names.push(key.key.as_str());
+            hashes.push(key.request_hash.as_slice());
+        }
+        (operations, names, hashes)
+    }
+
+    async fn read(
+        &self,
+        tx: &mut Tx,
+        operations: &[&str],
+        names: &[&str],
+    ) -> Result<HashMap<(String, String), (Vec<u8>, Vec<u8>)>> {
+        let rows: Vec<(String, String, Vec<u8>, Vec<u8>)> = sqlx::query_as(
+            "SELECT operation, key, request_hash, body FROM unnest($2::text[], $3::text[]) AS k (operation, key)
+             JOIN idempotency_key USING (operation, key) WHERE workspace_id = $1",
+        )
+        .bind(self.workspace_id)
+        .bind(operations)
+        .bind(names)
+        .fetch_all(tx.conn())
+        .await
+        .context("reading idempotency keys")?;
+        Ok(rows.into_iter().map(|(operation, key, hash, body)| ((operation, key), (hash, body))).collect())
+    }
+
+    /// Stores what the operations answer, in their order; the key of one that answers nothing is free again.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn complete(self, tx: &mut Tx, answers: &[Option<Vec<u8>>]) -> Result<()> {
+        let claimed = (0..self.keys.len()).filter(|place| self.claimed[*place]);
+        let (done, free): (Vec<usize>, Vec<usize>) = claimed.partition(|place| answers[*place].is_some());
+        if !done.is_empty() {
+            let (operations, names, _) = self.columns(&done);
+            sqlx::query(
+                "UPDATE idempotency_key SET status = 200, body = k.body
+                 FROM unnest($2::text[], $3::text[], $4::bytea[]) AS k (operation, key, body)
+                 WHERE workspace_id = $1 AND idempotency_key.operation = k.operation AND idempotency_key.key = k.key",
+            )
+            .bind(self.workspace_id)
+            .bind(operations)
+            .bind(names)
+            .bind(done.iter().filter_map(|place| answers[*place].as_deref()).collect::<Vec<_>>())
+            .execute(tx.conn())
+            .await
+            .context("storing the answers of idempotency keys")?;
+        }
+        if !free.is_empty() {
+            let (operations, names, _) = self.columns(&free);
+            sqlx::query(
+                "DELETE FROM idempotency_key USING unnest($2::text[], $3::text[]) AS k (operation, key)
+                 WHERE workspace_id = $1 AND idempotency_key.operation = k.operation AND idempotency_key.key = k.key",
+            )
+            .bind(self.workspace_id)
+            .bind(operations)
+            .bind(names)
+            .execute(tx.conn())
+            .await
+            .context("freeing idempotency keys")?;
+        }
+        Ok(())
+    }
+}
+
+fn used_for_another() -> Error {
+    Error::conflict("IDEMPOTENCY_CONFLICT", "this idempotency key was used for another request")
+}
+
+/// Reads the result that a key of a body keeps.
+///
+/// # Errors
+/// `Internal` for a result of another form.
+pub fn kept<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body)
+        .map_err(|error| Error::internal("reading the first result of an idempotency key", error))
 }

@@ -2,14 +2,16 @@
 //! idempotency keys, the outbox and the catalog revision. It knows tables only where every room shares them.
 
 pub mod error;
+pub mod group;
 pub mod idempotency;
 pub mod list;
 pub mod transaction;
 
 pub use error::{StoreError, on_constraint};
-pub use idempotency::{BodyKey, IdempotencyKey, StoredAnswer};
+pub use group::{Desk, Groups, Patience, Served, Sheet};
+pub use idempotency::{BodyKey, BodyKeys, Claim, IdempotencyKey, StoredAnswer, kept};
 pub use list::{ListField, ListKind, ListQuery, ListSpec, Page};
-pub use transaction::{Store, Tx};
+pub use transaction::{DomainEvent, Store, Tx};
 
 /// The migrations of `migrations/postgres`, compiled in.
 pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/postgres");

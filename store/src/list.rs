@@ -27,6 +27,8 @@ pub enum ListKind {
     Instant,
     /// Date: eq, ne, gt, gte, lt, lte.
     Date,
+    /// Span of time, a `tstzrange`, asked for one of its instants: eq.
+    Span,
 }
 
 /// A field that a list can filter by.
@@ -371,6 +373,7 @@ fn push_filter(sql: &mut QueryBuilder<Postgres>, filter: &Filter) {
                 "gte" => ">=",
                 "lt" => "<",
                 "lte" => "<=",
+                _ if filter.field.kind == ListKind::Span => "@>",
                 _ => "=",
             };
             sql.push(format!(" AND {column} {sign} "));
@@ -386,7 +389,7 @@ fn cast(kind: ListKind) -> &'static str {
         ListKind::Text | ListKind::Word(_) => "text",
         ListKind::Bool => "boolean",
         ListKind::Number => "numeric",
-        ListKind::Instant => "timestamptz",
+        ListKind::Instant | ListKind::Span => "timestamptz",
         ListKind::Date => "date",
     }
 }
@@ -396,6 +399,7 @@ fn allowed_operators(kind: ListKind) -> &'static [&'static str] {
         ListKind::Id | ListKind::Word(_) => &["eq", "ne", "in"],
         ListKind::Text => &["eq", "ne", "in", "contains"],
         ListKind::Bool => &["eq", "ne"],
+        ListKind::Span => &["eq"],
         ListKind::Number | ListKind::Instant | ListKind::Date => &["eq", "ne", "gt", "gte", "lt", "lte"],
     }
 }
@@ -413,7 +417,7 @@ fn check_value(kind: ListKind, value: &str) -> Result<(), (Code, String)> {
         }
         ListKind::Bool => matches!(value, "true" | "false"),
         ListKind::Number => domain::Quantity::parse(value).is_ok(),
-        ListKind::Instant => chrono::DateTime::parse_from_rfc3339(value).is_ok(),
+        ListKind::Instant | ListKind::Span => chrono::DateTime::parse_from_rfc3339(value).is_ok(),
         ListKind::Date => chrono::NaiveDate::parse_from_str(value, "%Y-%m-%d").is_ok(),
     };
     let form = match kind {
@@ -421,7 +425,7 @@ fn check_value(kind: ListKind, value: &str) -> Result<(), (Code, String)> {
         ListKind::Text | ListKind::Word(_) => "text without U+0000",
         ListKind::Bool => "true or false",
         ListKind::Number => "a decimal number",
-        ListKind::Instant => "an RFC 3339 timestamp such as 2026-01-31T00:00:00Z",
+        ListKind::Instant | ListKind::Span => "an RFC 3339 timestamp such as 2026-01-31T00:00:00Z",
         ListKind::Date => "a date such as 2026-01-31",
     };
     if good { Ok(()) } else { Err((Code::InvalidFormat, format!("must be {form}"))) }

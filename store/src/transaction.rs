@@ -89,6 +89,19 @@ impl Drop for Tx {
     }
 }
 
+/// Something that happened, as webhooks will tell it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DomainEvent<'a> {
+    /// `wallet.credited`.
+    pub event_type: &'a str,
+    /// `wallet`.
+    pub entity_type: &'a str,
+    /// Whom it happened to.
+    pub entity_id: Uuid,
+    /// The entity, or what is told of it.
+    pub payload: JsonMap,
+}
+
 #[derive(Debug)]
 struct CatalogChange {
     workspace_id: WorkspaceId,
@@ -140,16 +153,29 @@ impl Tx {
         entity_id: impl Into<Uuid>,
         payload: JsonMap,
     ) -> Result<()> {
+        self.emit_all(scope, &[DomainEvent { event_type, entity_type, entity_id: entity_id.into(), payload }]).await
+    }
+
+    /// Writes domain events, in their order.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn emit_all(&mut self, scope: &Scope, events: &[DomainEvent<'_>]) -> Result<()> {
+        if events.is_empty() {
+            return Ok(());
+        }
         sqlx::query(
             "INSERT INTO outbox (id, workspace_id, event_type, entity_type, entity_id, payload, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+             SELECT e.id, $1, e.event_type, e.entity_type, e.entity_id, e.payload, $7
+             FROM unnest($2::uuid[], $3::text[], $4::text[], $5::uuid[], $6::jsonb[])
+                 AS e (id, event_type, entity_type, entity_id, payload)",
         )
-        .bind(Uuid::now_v7())
         .bind(scope.workspace_id)
-        .bind(event_type)
-        .bind(entity_type)
-        .bind(entity_id.into())
-        .bind(sqlx::types::Json(payload))
+        .bind(events.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| event.event_type).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| event.entity_type).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| event.entity_id).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| sqlx::types::Json(&event.payload)).collect::<Vec<_>>())
         .bind(scope.now())
         .execute(self.conn())
         .await

@@ -9,9 +9,12 @@ pub mod bindings;
 pub mod committed_use_plans;
 pub mod costs;
 pub mod credit_notes;
+pub mod currencies;
 pub mod customers;
+pub mod fx;
 pub mod invoices;
 pub mod meters;
+pub mod organization_settings;
 pub mod payment_gateways;
 pub mod payment_methods;
 pub mod plans;
@@ -34,9 +37,12 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(committed_use_plans::routes())
         .merge(costs::routes())
         .merge(credit_notes::routes())
+        .merge(currencies::routes())
         .merge(customers::routes())
+        .merge(fx::routes())
         .merge(invoices::routes())
         .merge(meters::routes())
+        .merge(organization_settings::routes())
         .merge(payment_gateways::routes())
         .merge(payment_methods::routes())
         .merge(plans::routes())

@@ -1,9 +1,10 @@
 //! Transactions: usage that is authorized before it is delivered (reserve.md), and the ledger of payments (transactions.md).
 
 use axum::http::StatusCode;
-use domain::{HoldId, InvoiceId, TransactionId};
+use domain::{HoldId, InvoiceId, Result, TransactionId};
 use ingest::reserve::{
-    self, ReleaseReservationRequest, ReservationOutcome, ReserveRequest, ReserveResponse, ReserveStatus,
+    ReleaseReservationRequest, ReservationAnswer, ReservationOperation, ReservationOutcome, ReserveRequest,
+    ReserveResponse, ReserveStatus,
 };
 use ledger::wallet::CaptureHoldRequest;
 use payments::transaction::{self, Transaction};
@@ -94,16 +95,18 @@ async fn list_invoice_transactions(ctx: Ctx) -> Answer {
 async fn reserve_transaction(ctx: Ctx) -> Answer {
     ctx.require("wallets:write")?;
     let engine = ctx.app.engine()?;
-    let mut write = ctx.write("reserve_transaction").await?;
-    let request = ctx.body(ReserveRequest::read)?;
-    let done = reserve::reserve(&ctx.scope, write.tx(), &engine.snapshots, &request).await?;
-    let status = match done.value.status {
-        _ if done.replayed => StatusCode::OK,
-        ReserveStatus::Held => StatusCode::CREATED,
-        ReserveStatus::Blocked => StatusCode::OK,
-        ReserveStatus::Dropped => StatusCode::ACCEPTED,
+    let read = |ctx: &Ctx| Ok(ReservationOperation::Reserve(ctx.body(ReserveRequest::read)?));
+    let reply = |done: ReservationAnswer| {
+        let done = done.reserved()?;
+        let status = match done.value.status {
+            _ if done.replayed => StatusCode::OK,
+            ReserveStatus::Held => StatusCode::CREATED,
+            ReserveStatus::Blocked => StatusCode::OK,
+            ReserveStatus::Dropped => StatusCode::ACCEPTED,
+        };
+        Ok((status, done.value))
     };
-    let answer = write.status(status, done.value).await;
+    let answer = ctx.operate(&engine.reservations, "reserve_transaction", read, reply).await;
     engine.door.expect_holds(ctx.scope.workspace_id);
     answer
 }
@@ -117,11 +120,10 @@ async fn reserve_transaction(ctx: Ctx) -> Answer {
 async fn capture_transaction(ctx: Ctx) -> Answer {
     ctx.require("wallets:write")?;
     let engine = ctx.app.engine()?;
-    let mut write = ctx.write("capture_transaction").await?;
-    let id = ctx.path_id("id")?;
-    let request = ctx.body_or_empty(CaptureHoldRequest::read_usage)?;
-    let done = reserve::capture(&ctx.scope, write.tx(), &engine.snapshots, id, &request).await?;
-    let answer = write.ok(Data(done.value)).await;
+    let read = |ctx: &Ctx| {
+        Ok(ReservationOperation::Capture(ctx.path_id("id")?, ctx.body_or_empty(CaptureHoldRequest::read_usage)?))
+    };
+    let answer = ctx.operate(&engine.reservations, "capture_transaction", read, ended).await;
     engine.relay.nudge();
     answer
 }
@@ -134,9 +136,13 @@ async fn capture_transaction(ctx: Ctx) -> Answer {
 )]
 async fn release_transaction(ctx: Ctx) -> Answer {
     ctx.require("wallets:write")?;
-    let mut write = ctx.write("release_transaction").await?;
-    let id = ctx.path_id("id")?;
-    let request = ctx.body_or_empty(ReleaseReservationRequest::read)?;
-    let done = reserve::release(&ctx.scope, write.tx(), id, &request).await?;
-    write.ok(Data(done)).await
+    let engine = ctx.app.engine()?;
+    let read = |ctx: &Ctx| {
+        Ok(ReservationOperation::Release(ctx.path_id("id")?, ctx.body_or_empty(ReleaseReservationRequest::read)?))
+    };
+    ctx.operate(&engine.reservations, "release_transaction", read, ended).await
+}
+
+fn ended(done: ReservationAnswer) -> Result<(StatusCode, Data<ReservationOutcome>)> {
+    Ok((StatusCode::OK, Data(done.ended()?.value)))
 }

@@ -1,10 +1,10 @@
 //! Wallets (wallets.md).
 
 use axum::http::StatusCode;
-use domain::{CustomerId, HoldId, TransferId, WalletId};
+use domain::{CustomerId, HoldId, Result, TransferId, WalletId};
 use ledger::wallet::{
     self, AdjustRequest, CaptureHoldRequest, CreateWalletRequest, CreditRequest, DebitRequest, HoldRequest,
-    TransferRequest, UpdateWalletSettingsRequest, WalletTransferResult, hold, operation,
+    TransferRequest, UpdateWalletSettingsRequest, WalletAnswer, WalletOperation, WalletRequest, WalletTransferResult,
 };
 use ledger::{Outcome, WalletDTO, WalletHold, WalletTransaction};
 use payments::charge::Attempt;
@@ -37,12 +37,23 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list_wallet_transactions))
 }
 
+/// Does an operation on the wallet of the path.
+async fn operate<T: Serialize>(
+    ctx: Ctx,
+    name: &'static str,
+    read: impl FnOnce(&Ctx) -> Result<WalletRequest, Refusal>,
+    reply: impl FnOnce(WalletAnswer) -> Result<(StatusCode, Data<T>)>,
+) -> Answer {
+    let read = |ctx: &Ctx| {
+        let (transfer_id, wallet_id) = (TransferId::generate(), ctx.path_id("id")?);
+        Ok(WalletOperation { transfer_id, wallet_id, request: read(ctx)? })
+    };
+    ctx.operate(&ctx.app.wallets, name, read, reply).await
+}
+
 /// 201 for what this call did, 200 for what an earlier one did under the same key in the body.
-async fn once<T: Serialize>(write: Write, outcome: Outcome<T>) -> Answer {
-    match outcome.replayed {
-        true => write.ok(Data(outcome.value)).await,
-        false => write.created(Data(outcome.value)).await,
-    }
+fn once<T>(outcome: Outcome<T>) -> (StatusCode, Data<T>) {
+    (if outcome.replayed { StatusCode::OK } else { StatusCode::CREATED }, Data(outcome.value))
 }
 
 /// List wallets, newest first
@@ -149,11 +160,8 @@ async fn update_wallet_settings(ctx: Ctx) -> Answer {
 )]
 async fn credit_wallet(ctx: Ctx) -> Answer {
     ctx.require("wallets:write")?;
-    let mut write = ctx.write("credit_wallet").await?;
-    let id = ctx.path_id("id")?;
-    let request = ctx.body(CreditRequest::read)?;
-    let done = operation::credit(&ctx.scope, write.tx(), id, TransferId::generate(), &request).await?;
-    once(write, done).await
+    let read = |ctx: &Ctx| Ok(WalletRequest::Credit(ctx.body(CreditRequest::read)?));
+    operate(ctx, "credit_wallet", read, |answer| Ok(once(answer.movement()?))).await
 }
 
 /// Take money from a wallet
@@ -167,11 +175,8 @@ async fn credit_wallet(ctx: Ctx) -> Answer {
 )]
 async fn debit_wallet(ctx: Ctx) -> Answer {
     ctx.require("wallets:write")?;
-    let mut write = ctx.write("debit_wallet").await?;
-    let id = ctx.path_id("id")?;
-    let request = ctx.body(DebitRequest::read)?;
-    let done = operation::debit(&ctx.scope, write.tx(), id, TransferId::generate(), &request).await?;
-    once(write, done).await
+    let read = |ctx: &Ctx| Ok(WalletRequest::Debit(ctx.body(DebitRequest::read)?));
+    operate(ctx, "debit_wallet", read, |answer| Ok(once(answer.movement()?))).await
 }
 
 /// Correct a balance with a reason
@@ -185,11 +190,8 @@ async fn debit_wallet(ctx: Ctx) -> Answer {
 )]
 async fn adjust_wallet(ctx: Ctx) -> Answer {
     ctx.require("wallets:adjust")?;
-    let mut write = ctx.write("adjust_wallet").await?;
-    let id = ctx.path_id("id")?;
-    let request = ctx.body(AdjustRequest::read)?;
-    let done = operation::adjust(&ctx.scope, write.tx(), id, TransferId::generate(), &request).await?;
-    once(write, done).await
+    let read = |ctx: &Ctx| Ok(WalletRequest::Adjust(ctx.body(AdjustRequest::read)?));
+    operate(ctx, "adjust_wallet", read, |answer| Ok(once(answer.movement()?))).await
 }
 
 /// Move money to another wallet of the customer
@@ -204,11 +206,8 @@ async fn adjust_wallet(ctx: Ctx) -> Answer {
 )]
 async fn transfer_between_wallets(ctx: Ctx) -> Answer {
     ctx.require("wallets:write")?;
-    let mut write = ctx.write("transfer_between_wallets").await?;
-    let id = ctx.path_id("id")?;
-    let request = ctx.body(TransferRequest::read)?;
-    let done = operation::transfer(&ctx.scope, write.tx(), id, TransferId::generate(), &request).await?;
-    once(write, done).await
+    let read = |ctx: &Ctx| Ok(WalletRequest::Transfer(ctx.body(TransferRequest::read)?));
+    operate(ctx, "transfer_between_wallets", read, |answer| Ok(once(answer.transfer()?))).await
 }
 
 /// A top-up whose step 1 is committed, by this call or by an earlier one under the same key.
@@ -329,11 +328,8 @@ async fn topup_customer_wallet(ctx: Ctx) -> Answer {
 )]
 async fn create_wallet_hold(ctx: Ctx) -> Answer {
     ctx.require("wallets:write")?;
-    let mut write = ctx.write("create_wallet_hold").await?;
-    let id = ctx.path_id("id")?;
-    let request = ctx.body(HoldRequest::read)?;
-    let done = hold::create(&ctx.scope, write.tx(), id, TransferId::generate(), &request).await?;
-    once(write, done).await
+    let read = |ctx: &Ctx| Ok(WalletRequest::Hold(ctx.body(HoldRequest::read)?));
+    operate(ctx, "create_wallet_hold", read, |answer| Ok(once(answer.hold()?))).await
 }
 
 /// Holds of a wallet
@@ -374,11 +370,15 @@ async fn get_wallet_hold(ctx: Ctx) -> Answer {
 )]
 async fn capture_wallet_hold(ctx: Ctx) -> Answer {
     ctx.require("wallets:write")?;
-    let mut write = ctx.write("capture_wallet_hold").await?;
-    let (id, hold) = (ctx.path_id("id")?, ctx.path_id("hold_id")?);
-    let request = ctx.body_or_empty(CaptureHoldRequest::read)?;
-    let done = hold::capture(&ctx.scope, write.tx(), id, hold, TransferId::generate(), &request).await?;
-    write.ok(Data(done.value)).await
+    let read = |ctx: &Ctx| {
+        let hold = ctx.path_id("hold_id")?;
+        Ok(WalletRequest::CaptureHold(hold, ctx.body_or_empty(CaptureHoldRequest::read)?))
+    };
+    operate(ctx, "capture_wallet_hold", read, ended).await
+}
+
+fn ended(answer: WalletAnswer) -> Result<(StatusCode, Data<WalletHold>)> {
+    Ok((StatusCode::OK, Data(answer.hold()?.value)))
 }
 
 /// Release a hold
@@ -389,10 +389,7 @@ async fn capture_wallet_hold(ctx: Ctx) -> Answer {
 )]
 async fn release_wallet_hold(ctx: Ctx) -> Answer {
     ctx.require("wallets:write")?;
-    let mut write = ctx.write("release_wallet_hold").await?;
-    let (id, hold) = (ctx.path_id("id")?, ctx.path_id("hold_id")?);
-    let released = hold::release(&ctx.scope, write.tx(), id, hold, TransferId::generate()).await?;
-    write.ok(Data(released)).await
+    operate(ctx, "release_wallet_hold", |ctx| Ok(WalletRequest::ReleaseHold(ctx.path_id("hold_id")?)), ended).await
 }
 
 /// Movements of a wallet, newest first

@@ -503,6 +503,102 @@ async fn items_have_allowances_of_their_own() {
     site.end().await;
 }
 
+/// A shop with an item for the line of Anna, which has what the plan includes, and one for Ben's.
+async fn lines_shop(site: &Site, included: &str, of_ben: &str, allowance: Value) -> Shop {
+    let offer = Offer {
+        included,
+        allowance,
+        tiers: flat("0.02"),
+        product: json!({"price_key_label": "line"}),
+        price: json!({"price_key": "anna"}),
+        siblings: &["ben", "carl"],
+        items: json!([{"price_key": "anna"}, {"price_key": "ben", "included_quantity": of_ben}]),
+        ..Offer::default()
+    };
+    Shop::with(site, offer).await
+}
+
+/// Each line carries its own rest, and draws it first.
+#[tokio::test(flavor = "multi_thread")]
+async fn items_carry_their_own_rest() {
+    let site = Site::start().await;
+    let allowance = json!({"pool_scope": "ITEM", "rollover_enabled": true, "rollover_expiry_periods": 1});
+    let shop = lines_shop(&site, "1000", "500", allowance).await;
+    let send = async |number: i64, line: &str, quantity: &str, day: &str| {
+        let more = json!({"price_key": line, "timestamp": format!("{day}T00:00:00Z")});
+        let event = shop.event(&format!("event-{number}"), quantity, more);
+        let _ = shop.client.post("/v1/usage-events", event).await.data(202);
+        site.eventually(COUNTED, number).await;
+    };
+    send(1, "anna", "900", "2026-01-01").await;
+    send(2, "ben", "100", "2026-01-01").await;
+    advance(&site, &shop, "2026-02-02").await;
+    let path = format!("/v1/subscriptions/{}/allowances", shop.subscription);
+    let state = shop.client.get(&path).await.data(200);
+    let product = &state["products"][0];
+    let figures = ["included_quantity", "rolled_over_quantity", "total_quantity"];
+    assert_eq!(figures.map(|name| product[name].clone()), ["1500", "500", "2000"].map(|text| json!(text)));
+    assert_eq!(product["rollover_expires_at"], json!("2026-03-01T00:00:00Z"));
+    send(3, "anna", "1200", "2026-02-02").await;
+    send(4, "ben", "850", "2026-02-02").await;
+    let state = shop.client.get(&path).await.data(200);
+    let product = &state["products"][0];
+    let figures = ["used_quantity", "remaining_quantity", "overage_quantity"];
+    assert_eq!(figures.map(|name| product[name].clone()), ["2050", "50", "100"].map(|text| json!(text)));
+    advance(&site, &shop, "2026-03-02").await;
+    let expected =
+        [line("900", "0", "0.00"), line("100", "0", "0.00"), line("1100", "100", "2.00"), line("850", "0", "0.00")];
+    assert_eq!(billed(&shop).await, expected);
+    // One event per product; Ben has drawn what was carried, and 50 of his own are left.
+    let quantities: Vec<_> = payloads(&site).await.iter().map(|carried| carried["quantity"].clone()).collect();
+    assert_eq!(quantities, [json!("500"), json!("50")]);
+    assert_eq!(site.number("SELECT count(*) FROM allowance_lot WHERE price_key = 'ben'").await, 2);
+    site.end().await;
+}
+
+/// Nothing is sold beyond the allowance of a line; the others go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn items_end_their_own_usage() {
+    let site = Site::start().await;
+    let shop = lines_shop(&site, "100", "50", json!({"pool_scope": "ITEM", "overage_policy": "BLOCK"})).await;
+    shop.credit("10.00").await;
+    let post = async |key: &str, line: &str, quantity: &str| {
+        shop.client.post("/v1/usage-events", shop.event(key, quantity, json!({"price_key": line}))).await
+    };
+    let is_refused = async |line: &str| {
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+        loop {
+            let reply = post(&uuid::Uuid::new_v4().to_string(), line, "0").await;
+            if reply.status.as_u16() == 422 {
+                return reply.body["code"] == json!("ALLOWANCE_EXHAUSTED");
+            }
+            assert!(tokio::time::Instant::now() < deadline, "never refused: {}", reply.body);
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let reserve = async |key: &str, line: &str, quantity: &str| {
+        let body = shop.reservation(key, quantity, json!({"price_key": line}));
+        let reply = shop.client.post("/v1/transaction/reserve", body).await;
+        (reply.body["can_proceed"].clone(), reply.body["blocked_reasons"].clone())
+    };
+    let _ = post("a", "anna", "100").await.data(202);
+    assert!(is_refused("anna").await);
+    let _ = post("b", "ben", "10").await.data(202);
+    site.eventually("SELECT count(*) FROM usage_event WHERE quantity = 10", 1).await;
+    let exhausted = json!(["ALLOWANCE_EXHAUSTED"]);
+    assert_eq!(reserve("r1", "ben", "41").await, (json!(false), exhausted.clone()));
+    assert_eq!(reserve("r2", "anna", "1").await, (json!(false), exhausted.clone()));
+    // A line without an item shares what no line has for itself: nothing, which the first event shows.
+    let _ = post("c", "carl", "1").await.data(202);
+    assert!(is_refused("carl").await);
+    let _ = post("d", "ben", "1").await.data(202);
+    site.eventually("SELECT count(*) FROM usage_event WHERE idempotency_key = 'd'", 1).await;
+    assert_eq!(site.number("SELECT count(*) FROM usage_block").await, 2);
+    assert_eq!(reserve("r3", "ben", "40").await, (json!(false), exhausted));
+    assert_eq!(reserve("r4", "ben", "39").await.0, json!(true));
+    site.end().await;
+}
+
 /// Vector 5: from 1,000 to 3,000 at day 15 of 30. What was used before stays used.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_allowance_that_changes_in_mid_period_counts_by_its_seconds() {

@@ -162,12 +162,24 @@ async fn usage_that_a_change_makes_unbillable_is_kept_as_a_rejection() {
     site.eventually("SELECT event_count FROM usage_window", 1).await;
     // A variable that the event does not have.
     let unknown = json!({"tier_order": 1, "up_to": null, "rate_expression": "size * 2"});
-    let price = own_price(&shop, unknown, Some("2025-12-01T00:00:00Z")).await;
+    let price = own_price(&shop, unknown.clone(), Some("2025-12-01T00:00:00Z")).await;
     site.eventually("SELECT count(*) FROM usage_rejection", 1).await;
     site.eventually(PENDING, 0).await;
     assert_eq!(site.number("SELECT event_count FROM usage_window").await, 0);
     change_price(&shop, &price, tier("0.20"), "2025-12-02T00:00:00Z").await;
     site.eventually(PENDING, 0).await;
     assert_eq!(shop.used().await, used("100", 1, "20.00"));
+    // It is closed with that, and open again when the change of the catalog is no good after all.
+    const OPEN: &str = "SELECT count(*) FROM usage_rejection WHERE status = 'open'";
+    assert_eq!(site.number(OPEN).await, 0);
+    let page = shop.client.get("/v1/usage-event-rejections?status=replayed").await.expect(200);
+    assert_eq!(page["data"].as_array().map(Vec::len), Some(1), "{page}");
+    assert!(page["data"][0]["resolved_at"].is_string() && page["data"][0]["resolved_by"].is_null(), "{page}");
+    change_price(&shop, &price, unknown, "2025-12-03T00:00:00Z").await;
+    site.eventually(PENDING, 0).await;
+    assert_eq!((site.number(OPEN).await, site.number("SELECT event_count FROM usage_window").await), (1, 0));
+    change_price(&shop, &price, tier("0.30"), "2025-12-04T00:00:00Z").await;
+    site.eventually(PENDING, 0).await;
+    assert_eq!((site.number(OPEN).await, shop.used().await), (0, used("100", 1, "30.00")));
     site.end().await;
 }

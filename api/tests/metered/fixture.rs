@@ -23,11 +23,13 @@ use ingest::metrics::Metrics;
 use ingest::outbox::Relay;
 use ingest::partition::{Settings, Shared};
 use ingest::record::{Control, ControlKind};
+use ingest::reserve::ReservationDesk;
 use ingest::supervisor::Ingest;
 use ingest::usage::UsageStore;
 use ingest::usage::clickhouse::{ClickHouseAddress, ClickHouseUsage, Rollups};
 use ingest::usage::postgres::PostgresUsage;
 use serde_json::{Value, json};
+use store::Groups;
 use tokio::sync::watch;
 
 const PARTITIONS: u32 = 2;
@@ -97,6 +99,7 @@ async fn with_engine(mut app: App, dir: &std::path::Path, clickhouse: Option<&Cl
         door: Arc::new(Door::new(store.clone(), snapshots.clone(), log.clone())),
         usage,
         relay: Arc::new(Relay::new(store.clone(), log)),
+        reservations: Groups::new(store.clone(), ReservationDesk::new(snapshots.clone())),
         billing: Billing::new(store, snapshots.clone(), control),
         snapshots,
     });
@@ -242,6 +245,7 @@ pub struct Offer<'a> {
     /// Further allowance members of the plan's product.
     pub allowance: Value,
     pub tiers: Value,
+    pub currency: &'a str,
     pub model: &'a str,
     pub function: &'a str,
     /// Further members of the meter.
@@ -261,6 +265,7 @@ impl Default for Offer<'_> {
             included: "0",
             allowance: json!({}),
             tiers: json!([{"tier_order": 1, "up_to": null, "unit_amount": "0.10", "flat_amount": "0"}]),
+            currency: "EUR",
             model: "STAIRCASE",
             function: "SUM",
             meter: json!({}),
@@ -282,6 +287,7 @@ pub struct Shop {
     pub product: String,
     pub meter: String,
     pub wallet: String,
+    pub currency: String,
 }
 
 pub fn merged(mut base: Value, more: Value) -> Value {
@@ -311,7 +317,7 @@ impl Shop {
         let attached = merged(json!({"product_id": product, "included_quantity": offer.included}), offer.allowance);
         let plan = json!({"name": "Units", "products": [attached]});
         let plan = id(&post("/v1/plans".into(), plan).await);
-        let price = json!({"product_id": product, "currency": "EUR", "tiers": offer.tiers});
+        let price = json!({"product_id": product, "currency": offer.currency, "tiers": offer.tiers});
         let price = merged(price, offer.price);
         for key in offer.siblings {
             let _ = post("/v1/prices".into(), merged(price.clone(), json!({"price_key": key}))).await;
@@ -319,22 +325,30 @@ impl Shop {
         let _ = post("/v1/prices".into(), price).await;
         let _ = client.post(&format!("/v1/plans/{plan}/publish"), json!({})).await.data(200);
         site.engine().snapshots.refresh().await.unwrap();
-        let body =
-            json!({"name": "Acme", "email": "a@acme.example", "preferred_currency": "EUR", "test_clock_id": clock});
+        let body = json!({"name": "Acme", "email": "a@acme.example", "preferred_currency": offer.currency, "test_clock_id": clock});
         let customer = post("/v1/customers".into(), merged(body, offer.customer)).await;
         let wallet = id(&client.get(&format!("/v1/customers/{}/wallets", id(&customer))).await.expect(200)["data"][0]);
         let item = |item: &Value| merged(item.clone(), json!({"product_id": product}));
         let items: Vec<Value> = offer.items.as_array().into_iter().flatten().map(item).collect();
         let subscription = json!({
             "customer_id": id(&customer), "plan_id": plan, "billing_interval_unit": "monthly",
-            "billing_interval_count": 1, "currency": "EUR", "billing_timing": "IN_ARREARS", "items": items
+            "billing_interval_count": 1, "currency": offer.currency, "billing_timing": "IN_ARREARS", "items": items
         });
         let subscription = id(&post("/v1/subscriptions".into(), subscription).await);
-        Self { client, clock, customer: id(&customer), subscription, product, meter, wallet }
+        Self {
+            client,
+            clock,
+            customer: id(&customer),
+            subscription,
+            product,
+            meter,
+            wallet,
+            currency: offer.currency.to_owned(),
+        }
     }
 
-    pub async fn credit(&self, euros: &str) {
-        let body = json!({"amount": {"value": euros, "currency": "EUR"}});
+    pub async fn credit(&self, amount: &str) {
+        let body = json!({"amount": {"value": amount, "currency": self.currency}});
         let _ = self.client.post(&format!("/v1/wallets/{}/credit", self.wallet), body).await.data(201);
     }
 

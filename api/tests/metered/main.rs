@@ -5,6 +5,7 @@ mod analysts;
 mod backdating;
 mod combining;
 mod correcting;
+mod currencies;
 mod fixture;
 mod going_on;
 mod limiting;

@@ -2,12 +2,15 @@
 
 mod catalog;
 mod costs;
+mod currencies;
 mod document;
+mod exchange_rates;
 mod formulas;
 mod keys;
 mod lists;
 mod mechanisms;
 mod meter_formulas;
+mod organization_settings;
 mod rate_tables;
 mod repeats;
 mod tenancy;

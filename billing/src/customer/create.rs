@@ -1,6 +1,6 @@
 //! Creation, with the primary wallet, and upsert by the caller's own id.
 
-use domain::{Clock, Currency, CustomerId, Error, Instant, JsonMap, Patch, Result, Scope, WalletMode, WorkspaceMode};
+use domain::{Clock, CustomerId, Error, Instant, JsonMap, Patch, Result, Scope, WalletMode, WorkspaceMode};
 use ledger::NewWallet;
 use ledger::wallet::create_primary;
 use sqlx::types::Json;
@@ -13,11 +13,11 @@ use super::request::CreateCustomerRequest;
 use super::rules::apply;
 use super::update::update_locked;
 
-/// `POST /v1/customers`: makes a customer and its primary wallet, in its preferred currency or else the organization's.
+/// `POST /v1/customers`: makes a customer and its primary wallet, in its preferred currency or else the workspace's default.
 ///
 /// # Errors
 /// `DUPLICATE` for a taken `external_id`; `NotFound` for the test clock, `Forbidden` for one in a live workspace; a rule
-/// for tags and custom fields that do not exist, and a clock that has ended.
+/// for tags and custom fields that do not exist, and a clock that has ended; `CURRENCY_NOT_ENABLED`.
 pub async fn create(scope: &Scope, tx: &mut Tx, request: CreateCustomerRequest) -> Result<CreateCustomerResponse> {
     let now = created_at(scope, tx, &request).await?;
     let mut customer = blank(scope, &request, now)?;
@@ -27,7 +27,7 @@ pub async fn create(scope: &Scope, tx: &mut Tx, request: CreateCustomerRequest) 
     insert(scope, tx, &customer).await?;
     let currency = match customer.preferred_currency {
         Some(currency) => currency,
-        None => default_currency(scope, tx).await?,
+        None => currency::default_currency(scope, tx.conn()).await?,
     };
     let new = NewWallet { customer_id: customer.id, currency, defaults: customer.wallet_defaults() };
     let wallet = create_primary(scope, tx, new).await?;
@@ -177,12 +177,4 @@ async fn insert(scope: &Scope, tx: &mut Tx, customer: &Customer) -> Result<()> {
     let external_id = customer.external_id.as_deref().unwrap_or_default();
     let existing = find_by_external_id(scope, tx.conn(), external_id, false).await?;
     Err(Error::duplicate("external_id", existing.map(|existing| existing.id.to_string())))
-}
-
-async fn default_currency(scope: &Scope, tx: &mut Tx) -> Result<Currency> {
-    sqlx::query_scalar("SELECT default_currency FROM organization WHERE id = $1")
-        .bind(scope.organization_id)
-        .fetch_one(tx.conn())
-        .await
-        .context("reading the organization's default currency")
 }

@@ -9,7 +9,7 @@ pub(crate) mod difference;
 mod recurring;
 mod tax;
 mod totals;
-pub(crate) mod usage;
+mod usage;
 
 use catalog::compiled::{StoredWindow, SubscriptionTerms, WorkspaceCatalog};
 use domain::period::Period;
@@ -17,7 +17,7 @@ use domain::{
     BillingTiming, ChargeKind, Currency, Money, PriceId, PricingModel, ProductId, Result, SubscriptionItemId,
     SupplyType, TaxCategoryCode, VersionId,
 };
-use rating::Walk;
+use rating::{Rated, Walk};
 use rust_decimal::{Decimal, RoundingStrategy};
 use uuid::Uuid;
 
@@ -139,15 +139,25 @@ impl LineTax {
 /// # Errors
 /// 422 when no price applies, a price is in another currency, or an amount leaves its range.
 pub fn assemble(job: &Job<'_>) -> Result<Vec<Draft>> {
-    assemble_with_credits(job).map(|(drafts, _)| drafts)
+    assemble_with_credits(job).map(|assembled| assembled.drafts)
 }
 
-/// The same, and the usage lines of which earlier invoices have charged more than they cost now: these are negative, and on
-/// credit notes instead of an invoice.
+/// What a run comes to.
+pub(crate) struct Assembled {
+    /// The invoices.
+    pub(crate) drafts: Vec<Draft>,
+    /// Usage lines of which earlier invoices have charged more than they cost now: these are negative, and on credit notes
+    /// instead of an invoice.
+    pub(crate) credits: Vec<DraftLine>,
+    /// The usage that both are made of.
+    pub(crate) rated: Rated,
+}
+
+/// The same, with credits, and the usage that all is made of.
 ///
 /// # Errors
 /// As [`assemble`].
-pub(crate) fn assemble_with_credits(job: &Job<'_>) -> Result<(Vec<Draft>, Vec<DraftLine>)> {
+pub(crate) fn assemble_with_credits(job: &Job<'_>) -> Result<Assembled> {
     let mut lines = recurring::lines(job)?;
     recurring::prorate(job, &mut lines)?;
     let rated = usage::rated(job)?;
@@ -169,7 +179,7 @@ pub(crate) fn assemble_with_credits(job: &Job<'_>) -> Result<(Vec<Draft>, Vec<Dr
         tax::apply(draft)?;
         totals::add_up(draft)?;
     }
-    Ok((drafts, credits))
+    Ok(Assembled { drafts, credits, rated })
 }
 
 impl Draft {

@@ -10,8 +10,7 @@ use std::collections::HashMap;
 use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
 use domain::period::midnight;
-use domain::{Currency, CustomerId, Error, Instant, InvoiceId, Money, Result, Scope, SubscriptionId, WalletId};
-use ledger::invoice::charge_transfer_id;
+use domain::{CustomerId, Error, Instant, InvoiceId, Money, Result, Scope, SubscriptionId};
 use rust_decimal::Decimal;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -21,7 +20,8 @@ use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use super::captured::{self, Captured};
-use super::draft::{assemble, assemble_with_credits};
+use super::draft::{Assembled, assemble, assemble_with_credits};
+use super::draw;
 use super::extra::plan_corrections;
 use super::follow::{follow, unfollow};
 use super::leave;
@@ -140,7 +140,7 @@ impl Billing {
         loaded.add_windows(tx.conn(), &self.snapshots, &runs).await?;
         let computed = compute(&loaded, &runs)?;
         let saved = save(tx.conn(), scope.workspace_id, scope.now(), &computed).await?;
-        leave::to_later_windows(scope, tx, &loaded, &runs).await?;
+        leave::to_later_windows(scope, tx, &loaded, &computed).await?;
         let free: Vec<_> = runs.iter().filter(|run| run.key.reason.is_free()).collect();
         let uncharged: Vec<_> = free.into_iter().filter_map(|run| loaded.window_ref(run)).collect();
         close_accruals(tx.conn(), &windows, &uncharged).await?;
@@ -187,12 +187,13 @@ pub(crate) fn runs_of(loaded: &Loaded, refs: &[RunRef]) -> Result<Vec<Run>> {
 pub(crate) fn compute<'a>(loaded: &'a Loaded, runs: &[Run]) -> Result<Vec<Computed<'a>>> {
     let one = |run: &Run| {
         let job = loaded.job(*run)?;
-        let (drafts, credits) = assemble_with_credits(&job)?;
+        let Assembled { drafts, credits, rated } = assemble_with_credits(&job)?;
         Ok(Computed {
             subscription: job.subscription,
             run: *run,
             drafts,
             credits,
+            rated,
             invoiced: job.invoiced,
             usage_position: job.window.map(|window| window.position.as_i64()),
         })
@@ -277,7 +278,7 @@ pub(crate) async fn finalize_saved(
     let settings = BillingSettings::load(tx.conn(), scope.organization_id).await?;
     let customers = customers(scope, tx.conn(), saved).await?;
     let seller = seller(scope, tx.conn()).await?;
-    let paid = apply_wallets(scope, tx, saved, &settled, &captured).await?;
+    let paid = draw::apply_wallets(scope, tx, saved, &settled, &captured, settings.fx_policy).await?;
     let mut transfers = Vec::with_capacity(2 * saved.len());
     for (one, settled) in saved.iter().zip(settled) {
         let totals = one.draft.totals;
@@ -325,66 +326,6 @@ async fn seller(scope: &Scope, conn: &mut PgConnection) -> Result<Value> {
         .await
         .context("reading the organization")?;
     Ok(json!({ "name": name }))
-}
-
-/// Gives back what captures took too much, then draws what is open of each invoice from the customer's wallet in its
-/// currency; answers what is paid of each, in order. Usage that is pinned to a wallet of another currency is not drawn:
-/// amounts are never routed across currencies (wallets.md 4).
-async fn apply_wallets(
-    scope: &Scope,
-    tx: &mut Tx,
-    saved: &[Saved<'_>],
-    settled: &[Money],
-    returned: &[Captured],
-) -> Result<Vec<Money>> {
-    let wallets = wallets_of(scope, tx.conn(), saved).await?;
-    let open: Vec<Money> = saved
-        .iter()
-        .zip(settled)
-        .map(|(one, settled)| Ok(one.draft.totals.total.sub(*settled)?))
-        .collect::<Result<Vec<_>>>()?;
-    let wallet_of = |(one, open): (&Saved<'_>, &Money)| {
-        let pinned_elsewhere = one.draft.wallet_currency.is_some_and(|pin| pin != open.currency());
-        let owes = !open.is_zero() && !open.is_negative();
-        wallets.get(&(one.subscription.customer_id, open.currency())).copied().filter(|_| owes && !pinned_elsewhere)
-    };
-    let mut ids: Vec<_> = saved.iter().zip(&open).filter_map(wallet_of).collect();
-    ids.extend(returned.iter().map(|captured| captured.wallet_id));
-    ids.sort_unstable();
-    ids.dedup();
-    if ids.is_empty() {
-        return Ok(settled.to_vec());
-    }
-    let mut batch = ledger::lock_wallets(tx, scope, &ids).await?;
-    for one in returned {
-        batch.return_captured(one.wallet_id, one.return_id(), one.rest, one.subscription_id())?;
-    }
-    let mut paid = Vec::with_capacity(saved.len());
-    for ((one, open), settled) in saved.iter().zip(&open).zip(settled) {
-        let drawn = match wallet_of((one, open)) {
-            Some(wallet) => batch.charge_for_invoice(wallet, charge_transfer_id(one.id, wallet), *open, one.id)?,
-            None => Money::zero(open.currency()),
-        };
-        paid.push(settled.add(drawn)?);
-    }
-    batch.write(tx, scope).await?;
-    Ok(paid)
-}
-
-async fn wallets_of(
-    scope: &Scope,
-    conn: &mut PgConnection,
-    saved: &[Saved<'_>],
-) -> Result<HashMap<(CustomerId, Currency), WalletId>> {
-    let wallets: Vec<(WalletId, CustomerId, Currency)> = sqlx::query_as(
-        "SELECT id, customer_id, currency FROM wallet WHERE workspace_id = $1 AND customer_id = ANY($2)",
-    )
-    .bind(scope.workspace_id)
-    .bind(saved.iter().map(|one| one.subscription.customer_id.0).collect::<Vec<_>>())
-    .fetch_all(conn)
-    .await
-    .context("looking for wallets")?;
-    Ok(wallets.into_iter().map(|(id, customer, currency)| ((customer, currency), id)).collect())
 }
 
 domain::wire_enum! {

@@ -5,12 +5,12 @@
 //! revision, so that everything that rates a later window reads it. A window that is finalized before an earlier one would
 //! lack what that leaves: it is refused.
 
-use catalog::compiled::MetricAllowance;
+use catalog::compiled::AllowancePool;
 use domain::period::Period;
 use domain::{
     AllowanceGrantId, CommittedUsePlanId, Error, Instant, ProductId, Quantity, Result, Scope, SubscriptionId,
 };
-use rating::allowance::{Lot, Rollover};
+use rating::allowance::{Drawn, Lot, Rollover};
 use rating::{Exact, Rated, RatedLine};
 use serde::Serialize;
 use serde_json::json;
@@ -19,9 +19,10 @@ use sqlx::types::Json;
 use store::{StoreError, Tx};
 use uuid::Uuid;
 
-use super::draft::{Job, usage};
+use super::draft::Job;
 use super::load::Loaded;
-use super::run::{Run, RunReason};
+use super::run::RunReason;
+use super::save::Computed;
 use crate::control::WindowRef;
 use crate::events::{self, Event};
 
@@ -63,6 +64,8 @@ struct LotRow<'a> {
     available_from: Instant,
     product_id: ProductId,
     metric_key: &'a str,
+    /// The price key that has it for itself; empty: what all share.
+    price_key: String,
     source_start: Instant,
     workspace_id: domain::WorkspaceId,
     quantity: Quantity,
@@ -101,11 +104,17 @@ struct Left<'a> {
 ///
 /// # Errors
 /// 422 when a quantity leaves its range; as every statement.
-pub(crate) async fn to_later_windows(scope: &Scope, tx: &mut Tx, loaded: &Loaded, runs: &[Run]) -> Result<()> {
+pub(crate) async fn to_later_windows(
+    scope: &Scope,
+    tx: &mut Tx,
+    loaded: &Loaded,
+    computed: &[Computed<'_>],
+) -> Result<()> {
     let mut left = Left::default();
-    for run in runs.iter().filter(|run| loaded.depends_on_earlier(run.subscription_id)) {
+    let dependent = || computed.iter().filter(|one| loaded.depends_on_earlier(one.run.subscription_id));
+    for Computed { run, rated, .. } in dependent() {
         if let Some(window) = run.sealed_window().filter(|_| loaded.has_usage(run.subscription_id)) {
-            left.add(scope, &loaded.job(*run)?, window)?;
+            left.add(scope, &loaded.job(*run)?, window, rated)?;
         }
     }
     if left.lots.is_empty() && left.draws.is_empty() && left.uses.is_empty() {
@@ -115,8 +124,8 @@ pub(crate) async fn to_later_windows(scope: &Scope, tx: &mut Tx, loaded: &Loaded
     let is_written = |id: SubscriptionId, product: ProductId| written.contains(&(id.0, product.0));
     let events = left.events.into_iter().filter(|(id, product, _)| is_written(*id, *product));
     events::emit(tx.conn(), &events.map(|(_, _, event)| event).collect::<Vec<_>>()).await?;
-    for run in runs.iter().filter(|run| loaded.depends_on_earlier(run.subscription_id)) {
-        tx.subscription_changed(scope.workspace_id, run.subscription_id);
+    for one in dependent() {
+        tx.subscription_changed(scope.workspace_id, one.run.subscription_id);
     }
     Ok(())
 }
@@ -124,9 +133,9 @@ pub(crate) async fn to_later_windows(scope: &Scope, tx: &mut Tx, loaded: &Loaded
 /// Answers the subscriptions and products of which something was carried just now.
 async fn write(conn: &mut PgConnection, left: &Left<'_>) -> Result<Vec<(Uuid, Uuid)>> {
     let written = sqlx::query_as(
-        "INSERT INTO allowance_lot (subscription_id, available_from, product_id, metric_key, source_start, workspace_id,
-             quantity, periods_lived, expires_at)
-         SELECT subscription_id, available_from, product_id, metric_key, source_start, workspace_id, quantity,
+        "INSERT INTO allowance_lot (subscription_id, available_from, product_id, metric_key, price_key, source_start,
+             workspace_id, quantity, periods_lived, expires_at)
+         SELECT subscription_id, available_from, product_id, metric_key, price_key, source_start, workspace_id, quantity,
                 periods_lived, expires_at FROM jsonb_populate_recordset(NULL::allowance_lot, $1)
          ON CONFLICT DO NOTHING RETURNING subscription_id, product_id",
     )
@@ -156,7 +165,7 @@ async fn write(conn: &mut PgConnection, left: &Left<'_>) -> Result<Vec<(Uuid, Uu
 }
 
 impl<'a> Left<'a> {
-    fn add(&mut self, scope: &Scope, job: &Job<'a>, window: Period) -> Result<()> {
+    fn add(&mut self, scope: &Scope, job: &Job<'a>, window: Period, rated: &Rated) -> Result<()> {
         match job.run.key.reason {
             // Nothing is charged in a pause: what was carried waits, and nothing is added to it.
             RunReason::Paused => self.keep_lots(job, window),
@@ -168,12 +177,11 @@ impl<'a> Left<'a> {
             | RunReason::Interim
             | RunReason::Correction => {}
             RunReason::Closing | RunReason::Renewal => {
-                let rated = usage::rated(job)?;
                 if job.run.key.reason == RunReason::Renewal {
-                    self.carry(scope, job, window, &rated)?;
+                    self.carry(scope, job, window, rated)?;
                 }
-                self.draw_grants(job, window, &rated)?;
-                self.use_commitments(window, &rated)?;
+                self.draw_grants(job, window, rated)?;
+                self.use_commitments(window, rated)?;
             }
         }
         Ok(())
@@ -182,16 +190,24 @@ impl<'a> Left<'a> {
     fn keep_lots(&mut self, job: &Job<'a>, window: Period) {
         let terms = job.terms;
         for carried in terms.carried.lots.iter().filter(|carried| carried.available_from == window.start) {
-            self.push_lot(job, carried.product_id, &carried.metric_key, window.end, carried.lot);
+            let of = (carried.product_id, carried.metric_key.as_str(), carried.price_key.clone());
+            self.push_lot(job, of, window.end, carried.lot);
         }
     }
 
-    fn push_lot(&mut self, job: &Job<'a>, product_id: ProductId, metric_key: &'a str, from: Instant, lot: Lot) {
+    fn push_lot(
+        &mut self,
+        job: &Job<'a>,
+        (product_id, metric_key, price_key): (ProductId, &'a str, String),
+        from: Instant,
+        lot: Lot,
+    ) {
         self.lots.push(LotRow {
             subscription_id: job.terms.id,
             available_from: from,
             product_id,
             metric_key,
+            price_key,
             source_start: lot.source_start,
             workspace_id: job.terms.workspace_id,
             quantity: lot.quantity,
@@ -207,8 +223,12 @@ impl<'a> Left<'a> {
             let first = self.lots.len();
             for metric_key in catalog.metrics_of(product_id, window) {
                 let allowance = catalog.allowance(job.terms, product_id, metric_key, window)?;
-                for lot in carried(job, window, rollover, &allowance, lines_of(rated, product_id, metric_key))? {
-                    self.push_lot(job, product_id, metric_key, window.end, lot);
+                for (key, pool) in allowance.pools() {
+                    let drawn = allowance.drawn((key, pool), lines_of(rated, product_id, metric_key))?;
+                    for lot in carried(job, window, rollover, pool, &drawn)? {
+                        let of = (product_id, metric_key, key.unwrap_or_default().to_owned());
+                        self.push_lot(job, of, window.end, lot);
+                    }
                 }
             }
             let lots = &self.lots[first..];
@@ -230,7 +250,8 @@ impl<'a> Left<'a> {
             }
             known.push(key);
             let allowance = job.catalog.allowance(job.terms, key.0, key.1, window)?;
-            let mut drawn = allowance.drawn(lines_of(rated, key.0, key.1))?.from_granted;
+            let shared = (None, &allowance.shared);
+            let mut drawn = allowance.drawn(shared, lines_of(rated, key.0, key.1))?.from_granted;
             for grant in job.terms.carried.grants_of(key.0, key.1) {
                 let taken = drawn.min(grant.left_in(window).into());
                 drawn = drawn.checked_sub(taken)?;
@@ -280,20 +301,13 @@ fn lines_of<'r>(rated: &'r Rated, product_id: ProductId, metric_key: &'r str) ->
     rated.lines.iter().filter(move |line| line.product_id == product_id && line.metric_key == metric_key)
 }
 
-fn carried<'r>(
-    job: &Job<'_>,
-    window: Period,
-    rollover: Rollover,
-    allowance: &MetricAllowance,
-    lines: impl Iterator<Item = &'r RatedLine>,
-) -> Result<Vec<Lot>> {
-    let drawn = allowance.drawn(lines)?;
+fn carried(job: &Job<'_>, window: Period, rollover: Rollover, pool: &AllowancePool, drawn: &Drawn) -> Result<Vec<Lot>> {
     // The end of the period that is so many periods ahead, the next one being the first.
     let expiry_of = |periods: u32| {
         let end = |at| job.terms.window_at(at).map_or(at, |next| next.end);
         (0..periods).fold(window.end, |at, _| end(at))
     };
-    Ok(rollover.carry(window.start, &allowance.lots, &drawn, allowance.sources.included, expiry_of)?)
+    Ok(rollover.carry(window.start, &pool.lots, drawn, pool.sources.included, expiry_of)?)
 }
 
 fn rolled_over(

@@ -1,6 +1,7 @@
 //! Lines of an invoice and the atoms that explain them (invoices.md 3, usage.md 5).
 
 use chrono::{DateTime, Utc};
+use currency::FXPolicy;
 use domain::{
     BillingTiming, BindingId, ChargeKind, Currency, InvoiceId, InvoiceLineId, JsonMap, MeterId, Money, PriceId,
     ProductId, SubscriptionItemId, SupplyType, TaxCategoryCode, TaxType, VersionId,
@@ -107,7 +108,7 @@ pub struct InvoiceLine {
     pub fx_rate: Option<Decimal>,
     /// Which rate was pinned.
     #[schema(required)]
-    pub fx_policy: Option<String>,
+    pub fx_policy: Option<FXPolicy>,
     /// Currency of the price, where it was converted.
     #[schema(required)]
     pub source_currency: Option<Currency>,

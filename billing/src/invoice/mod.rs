@@ -2,6 +2,7 @@
 
 pub(crate) mod captured;
 pub mod draft;
+pub(crate) mod draw;
 pub(crate) mod extra;
 pub mod finalize;
 pub(crate) mod follow;

@@ -1,6 +1,7 @@
 //! The head of an invoice as it is stored and shown (invoices.md 3).
 
 use chrono::{DateTime, NaiveDate, Utc};
+use currency::FXSnapshot;
 use domain::{
     Currency, CustomerId, InvoiceId, JsonMap, Money, OrganizationId, SubscriptionId, TaxCategoryCode, WorkspaceId,
 };
@@ -234,8 +235,8 @@ pub struct InvoiceDTO {
     #[schema(value_type = Vec<Object>)]
     pub applied_promotions: Vec<JsonMap>,
     /// Exchange rates, where a line was converted.
-    #[schema(required, value_type = Option<Object>)]
-    pub fx_snapshot: Option<Value>,
+    #[schema(required)]
+    pub fx_snapshot: Option<FXSnapshot>,
     /// Seller, frozen at finalize.
     #[schema(required, value_type = Option<Object>)]
     pub seller_snapshot: Option<Value>,

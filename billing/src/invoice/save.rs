@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use domain::{Error, Instant, InvoiceId, InvoiceLineId, Money, Result, SubscriptionId, TaxCategoryCode, WorkspaceId};
+use rating::Rated;
 use rust_decimal::Decimal;
 use serde::Serialize;
 use serde_json::json;
@@ -30,6 +31,8 @@ pub(crate) struct Computed<'a> {
     pub(crate) drafts: Vec<Draft>,
     /// What is owed to the customer: usage lines with negative amounts.
     pub(crate) credits: Vec<DraftLine>,
+    /// The usage that both are made of.
+    pub(crate) rated: Rated,
     /// What the credits are on.
     pub(crate) invoiced: &'a [Invoiced],
     /// Position up to which the usage on the drafts is counted.

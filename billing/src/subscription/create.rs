@@ -3,6 +3,7 @@
 use catalog::compiled::{PriceQuery, ProductTerms, Unpriced, WorkspaceCatalog};
 use chrono::Days;
 use chrono_tz::Tz;
+use currency::Purpose;
 use domain::error::FieldErrorCode as Code;
 use domain::event::{VarValue, Vars};
 use domain::period::default_anchor_day;
@@ -61,7 +62,7 @@ impl Billing {
     /// # Errors
     /// `NotFound` for customer, plan or product; 422 for a plan that takes no subscriptions, a product that is not of the
     /// plan, is archived or lacks one that it requires, a price that is not for this subscription or does not resolve in
-    /// its currency, another test clock than the customer's.
+    /// its currency, another test clock than the customer's; `CURRENCY_NOT_ENABLED`.
     pub async fn create_subscription(
         &self,
         scope: &Scope,
@@ -72,6 +73,7 @@ impl Billing {
         self.snapshots.refresh().await?;
         let catalog = self.snapshots.workspace(scope.workspace_id).await?;
         let context = Context::load(scope, tx.conn(), request, &catalog).await?;
+        currency::require(scope, tx, request.currency, Purpose::Billing).await?;
         let items = context.items()?;
         check_requirements(scope, tx.conn(), &items).await?;
         let id = SubscriptionId::generate();

@@ -18,38 +18,80 @@ pub struct IncludedQuantity {
     pub of_price_keys: Vec<(String, Quantity)>,
 }
 
-impl IncludedQuantity {
-    /// All of it.
-    ///
-    /// # Errors
-    /// `Overflow`.
-    pub fn total(&self) -> Result<Quantity, RatingError> {
-        let keys = self.of_price_keys.iter().map(|(_, quantity)| *quantity);
-        let total = keys.into_iter().try_fold(self.shared, |sum, quantity| sum.checked_add(quantity));
-        total.map_err(|_| RatingError::Overflow("the allowance"))
-    }
-}
-
 /// The allowance of a product and metric in a window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetricAllowance {
+    /// Shared by all usage without an allowance of its own.
+    pub shared: AllowancePool,
+    /// Own allowances of price keys (`pool_scope` ITEM).
+    pub of_price_keys: Vec<(String, AllowancePool)>,
+}
+
+/// One allowance, and what it is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AllowancePool {
     /// By source.
     pub sources: Allowance,
-    /// Own parts of price keys (`pool_scope` ITEM), which `sources.included` contains.
-    pub of_price_keys: Vec<(String, Quantity)>,
     /// What `sources.rolled_over` is made of, in the order in which it is drawn.
     pub lots: Vec<Lot>,
 }
 
+impl AllowancePool {
+    fn new(lots: Vec<Lot>, included: Quantity, granted: Quantity) -> Result<Self, RatingError> {
+        Ok(Self { sources: Allowance { rolled_over: sum_of(&lots)?, included, granted }, lots })
+    }
+}
+
 impl MetricAllowance {
-    /// What the rated lines of the product and metric have taken of it, by source.
+    /// Each allowance with the price key that has it; first the shared one.
+    pub fn pools(&self) -> impl Iterator<Item = (Option<&str>, &AllowancePool)> {
+        let own = self.of_price_keys.iter().map(|(key, pool)| (Some(key.as_str()), pool));
+        [(None, &self.shared)].into_iter().chain(own)
+    }
+
+    /// All of them together, by source.
     ///
     /// # Errors
     /// `Overflow`.
-    pub fn drawn<'a>(&self, lines: impl IntoIterator<Item = &'a RatedLine>) -> Result<Drawn, RatingError> {
-        let mut lines = lines.into_iter();
+    pub fn sources(&self) -> Result<Allowance, RatingError> {
+        let sum = |of: fn(&Allowance) -> Quantity| {
+            let mut quantities = self.pools().map(|(_, pool)| of(&pool.sources));
+            let sum = quantities.try_fold(Quantity::ZERO, |sum, quantity| sum.checked_add(quantity));
+            sum.map_err(|_| RatingError::Overflow("the allowance"))
+        };
+        let sources = Allowance {
+            rolled_over: sum(|sources| sources.rolled_over)?,
+            included: sum(|sources| sources.included)?,
+            granted: sum(|sources| sources.granted)?,
+        };
+        sources.total()?;
+        Ok(sources)
+    }
+
+    /// When the first of what was carried lapses.
+    #[must_use]
+    pub fn first_expiry(&self) -> Option<Instant> {
+        self.pools().flat_map(|(_, pool)| &pool.lots).filter_map(|lot| lot.expires_at).min()
+    }
+
+    /// The price key whose own allowance usage of this price key draws; `None`: it draws the shared one.
+    #[must_use]
+    pub fn pool_of<'k>(&self, price_key: Option<&'k str>) -> Option<&'k str> {
+        price_key.filter(|key| self.of_price_keys.iter().any(|(known, _)| known == key))
+    }
+
+    /// What the rated lines of the product and metric have taken of one of them, by source.
+    ///
+    /// # Errors
+    /// `Overflow`.
+    pub fn drawn<'a>(
+        &self,
+        (of, pool): (Option<&str>, &AllowancePool),
+        lines: impl IntoIterator<Item = &'a RatedLine>,
+    ) -> Result<Drawn, RatingError> {
+        let mut lines = lines.into_iter().filter(|line| self.pool_of(line.price_key.as_deref()) == of);
         let taken = lines.try_fold(Exact::ZERO, |sum, line| sum.checked_add(line.included_quantity))?;
-        self.sources.draw(taken)
+        pool.sources.draw(taken)
     }
 }
 
@@ -141,16 +183,21 @@ impl WorkspaceCatalog {
         window: Period,
     ) -> Result<MetricAllowance> {
         let included = self.included(terms, product_id, window)?;
-        let lots: Vec<Lot> = terms.carried.lots_of(product_id, metric_key, window.start).collect();
         let grants = terms.carried.grants_of(product_id, metric_key).map(|grant| grant.left_in(window));
         let granted = grants.into_iter().try_fold(Quantity::ZERO, |sum, left| sum.checked_add(left));
-        let sources = Allowance {
-            rolled_over: sum_of(&lots)?,
-            included: included.total()?,
-            granted: granted.map_err(|_| RatingError::Overflow("the allowance"))?,
-        };
-        sources.total()?;
-        Ok(MetricAllowance { sources, of_price_keys: included.of_price_keys, lots })
+        let granted = granted.map_err(|_| RatingError::Overflow("the allowance"))?;
+        let mut lots = terms.carried.lots_of(product_id, metric_key, window.start);
+        let mut of_price_keys = Vec::with_capacity(included.of_price_keys.len());
+        for (key, quantity) in included.of_price_keys {
+            let (own, rest) = lots.into_iter().partition(|(of, _)| *of == key);
+            lots = rest;
+            of_price_keys.push((key, AllowancePool::new(one_per_source(own)?, quantity, Quantity::ZERO)?));
+        }
+        // What price keys without an item have left belongs to all.
+        let shared = AllowancePool::new(one_per_source(lots)?, included.shared, granted)?;
+        let allowance = MetricAllowance { shared, of_price_keys };
+        allowance.sources()?;
+        Ok(allowance)
     }
 
     /// What rating needs beside the totals: allowance and commitments of every product and metric that the window has
@@ -177,14 +224,12 @@ impl WorkspaceCatalog {
         window: Period,
     ) -> Result<Terms> {
         let allowance = self.allowance(terms, product_id, metric_key, window)?;
-        let keyed = allowance.of_price_keys.iter().map(|(_, quantity)| *quantity);
-        // The total is in the range, and so is a part of it.
-        let shared = keyed.fold(allowance.sources.total()?, Quantity::saturating_less);
+        let own = allowance.of_price_keys.iter().map(|(key, pool)| Ok((key.clone(), pool.sources.total()?)));
         Ok(Terms {
-            of_price_keys: allowance.of_price_keys,
+            of_price_keys: own.collect::<Result<_, RatingError>>()?,
             tiers_on_total: self.product(product_id).is_some_and(|product| product.tiers_on_total),
             commitments: self.commitments(terms, product_id, metric_key, window),
-            ..Terms::new(product_id, metric_key, shared)
+            ..Terms::new(product_id, metric_key, allowance.shared.sources.total()?)
         })
     }
 
@@ -212,6 +257,18 @@ impl WorkspaceCatalog {
         }
         found
     }
+}
+
+/// Lots of one source as one.
+fn one_per_source(lots: Vec<(String, Lot)>) -> Result<Vec<Lot>, RatingError> {
+    let mut merged: Vec<Lot> = Vec::with_capacity(lots.len());
+    for (_, lot) in lots {
+        match merged.iter_mut().find(|known| known.source_start == lot.source_start) {
+            Some(known) => known.quantity = sum_of(&[*known, lot])?,
+            None => merged.push(lot),
+        }
+    }
+    Ok(merged)
 }
 
 /// Whom an allowance is computed for.

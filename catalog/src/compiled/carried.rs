@@ -34,6 +34,8 @@ pub struct CarriedLot {
     pub product_id: ProductId,
     /// The metric.
     pub metric_key: String,
+    /// The price key that had it for itself; empty: what all share.
+    pub price_key: String,
     /// Start of the window.
     pub available_from: Instant,
     /// What there is.
@@ -200,12 +202,13 @@ impl CommittedUse {
 }
 
 impl Carried {
-    /// Lots of a product and metric that the window that starts there may draw.
-    pub fn lots_of(&self, product_id: ProductId, metric_key: &str, start: Instant) -> impl Iterator<Item = Lot> {
-        let of = move |lot: &&CarriedLot| {
+    /// Lots of a product and metric that the window that starts there may draw, each with its price key.
+    #[must_use]
+    pub fn lots_of(&self, product_id: ProductId, metric_key: &str, start: Instant) -> Vec<(String, Lot)> {
+        let of = |lot: &&CarriedLot| {
             lot.product_id == product_id && lot.metric_key == metric_key && lot.available_from == start
         };
-        self.lots.iter().filter(of).map(|lot| lot.lot)
+        self.lots.iter().filter(of).map(|lot| (lot.price_key.clone(), lot.lot)).collect()
     }
 
     /// Grants of a product and metric, in the order in which they are drawn.
@@ -247,7 +250,8 @@ impl Carried {
 
 async fn lot_rows(conn: &mut PgConnection, ids: &[uuid::Uuid], billed: Option<Instant>) -> Result<Vec<PgRow>> {
     sqlx::query(
-        "SELECT subscription_id, product_id, metric_key, available_from, source_start, quantity, periods_lived, expires_at
+        "SELECT subscription_id, product_id, metric_key, price_key, available_from, source_start, quantity, periods_lived,
+                expires_at
          FROM allowance_lot lot
          WHERE subscription_id = ANY($1)
            AND CASE WHEN $2::timestamptz IS NULL
@@ -272,8 +276,8 @@ fn lot_from_row(row: &PgRow) -> sqlx::Result<(SubscriptionId, CarriedLot)> {
         expires_at: row.try_get("expires_at")?,
     };
     let (product_id, metric_key) = (row.try_get("product_id")?, row.try_get("metric_key")?);
-    let available_from = row.try_get("available_from")?;
-    Ok((row.try_get("subscription_id")?, CarriedLot { product_id, metric_key, available_from, lot }))
+    let (price_key, available_from) = (row.try_get("price_key")?, row.try_get("available_from")?);
+    Ok((row.try_get("subscription_id")?, CarriedLot { product_id, metric_key, price_key, available_from, lot }))
 }
 
 async fn grant_rows(conn: &mut PgConnection, ids: &[uuid::Uuid]) -> Result<Vec<PgRow>> {

@@ -14,7 +14,7 @@ mod terms;
 mod window;
 mod workspace;
 
-pub use allowance::{IncludedQuantity, MetricAllowance};
+pub use allowance::{AllowancePool, IncludedQuantity, MetricAllowance};
 pub use carried::{Carried, CarriedLot, CommittedUse, CommittedUseRow, Grant};
 pub use schema::{EventSchema, EventShape};
 pub use snapshots::Snapshots;

@@ -178,8 +178,8 @@ impl Meters {
     fn check(&self) -> Result<()> {
         for meter in self.0.values() {
             for version in meter.formulas() {
-                let is_cut = version.snapshot.window.span().is_ok_and(rating::Span::is_cut);
-                check_leaves(&meter.key, &self.components(meter, version)?, is_cut)?;
+                let has_parts = version.snapshot.window.span().is_ok_and(rating::Span::has_parts);
+                check_leaves(&meter.key, &self.components(meter, version)?, has_parts)?;
             }
         }
         Ok(())
@@ -187,7 +187,7 @@ impl Meters {
 }
 
 /// What the meters of one formula must have in common.
-fn check_leaves(key: &str, leaves: &[Leaf<'_>], is_cut: bool) -> Result<()> {
+fn check_leaves(key: &str, leaves: &[Leaf<'_>], has_parts: bool) -> Result<()> {
     let of_money = leaves.iter().filter(|leaf| leaf.version.snapshot.unit_currency_field.is_some()).count();
     if of_money != 0 && of_money != leaves.len() {
         let detail = format!("the FORMULA meter {key} mixes meters with and without unit_currency_field");
@@ -195,8 +195,8 @@ fn check_leaves(key: &str, leaves: &[Leaf<'_>], is_cut: bool) -> Result<()> {
     }
     let held = leaves.iter().find(|leaf| leaf.version.snapshot.function == MeterFunction::TimeWeighted);
     match held {
-        Some(leaf) if is_cut => Err(Error::business_rule(format!(
-            "the FORMULA meter {key} names the TIME_WEIGHTED meter {}, which is not cut into sub-windows",
+        Some(leaf) if has_parts => Err(Error::business_rule(format!(
+            "the FORMULA meter {key} names the TIME_WEIGHTED meter {}, which is not cut into sub-windows or steps",
             leaf.meter.key
         ))),
         _ => Ok(()),
@@ -398,9 +398,9 @@ pub(super) async fn check_all(scope: &Scope, tx: &mut Tx) -> Result<()> {
 
 fn check_window(meters: &Meters, key: &str, window: &Window) -> Result<()> {
     let Some(meter) = meters.get(key) else { return Ok(()) };
-    let is_cut = window.span().is_ok_and(rating::Span::is_cut);
+    let has_parts = window.span().is_ok_and(rating::Span::has_parts);
     for version in meter.formulas() {
-        check_leaves(key, &meters.components(meter, version)?, is_cut)?;
+        check_leaves(key, &meters.components(meter, version)?, has_parts)?;
     }
     Ok(())
 }
@@ -471,7 +471,7 @@ pub(super) async fn readers(
         versions: Vec::new(),
     };
     let leaves = meters.components(&tried, &version)?;
-    check_leaves(&meter.key, &leaves, compiled.window.is_cut())?;
+    check_leaves(&meter.key, &leaves, compiled.window.has_parts())?;
     let nobody = VersionId(uuid::Uuid::nil());
     let read = |leaf: &Leaf<'_>| leaf.compile(&compiled, nobody).map(|(meter, part)| (meter, Some(part)));
     leaves.iter().map(read).collect()

@@ -52,7 +52,6 @@ pub(super) async fn attach(
         updated_at: now,
     };
     apply(&mut attachment, request.allowance);
-    refuse_rollover_of_items(&attachment)?;
     insert(scope, tx, &attachment).await?;
     tx.catalog_changed(scope.workspace_id);
     Ok(attachment)
@@ -74,7 +73,6 @@ pub async fn update_product(
     let found = attached.into_iter().find(|attachment| attachment.product_id == product);
     let mut attachment = found.ok_or_else(|| Error::not_found("plan_product", product))?;
     apply(&mut attachment, request.allowance);
-    refuse_rollover_of_items(&attachment)?;
     attachment.updated_at = scope.now();
     save(scope, tx, &attachment).await?;
     tx.catalog_changed(scope.workspace_id);
@@ -108,17 +106,6 @@ async fn editable(scope: &Scope, tx: &mut Tx, id: PlanId) -> Result<Plan> {
         PlanStatus::Archived => Err(Error::conflict("CONFLICT", "an archived plan cannot be changed")),
         PlanStatus::Draft | PlanStatus::Published | PlanStatus::Deprecated => Ok(plan),
     }
-}
-
-/// What is carried on is carried for the subscription: it would have to be kept by item.
-fn refuse_rollover_of_items(attachment: &PlanProduct) -> Result<()> {
-    if attachment.rollover_enabled && attachment.pool_scope == PoolScope::Item {
-        return Err(Error::business_rule("rollover_enabled with pool_scope ITEM is not evaluated yet"));
-    }
-    if attachment.overage_policy == OveragePolicy::Block && attachment.pool_scope == PoolScope::Item {
-        return Err(Error::business_rule("overage_policy BLOCK with pool_scope ITEM is not evaluated yet"));
-    }
-    Ok(())
 }
 
 fn apply(attachment: &mut PlanProduct, edit: AllowanceEdit) {

@@ -1,5 +1,6 @@
 //! Creates prices.
 
+use currency::Purpose;
 use domain::error::FieldErrorCode as Code;
 use domain::{Error, FieldError, PriceFormulaId, PriceId, PricingModel, ProductType, Result, Scope, VersionId};
 use rating::formula::Place;
@@ -18,10 +19,11 @@ use crate::{formula, rate_table};
 /// # Errors
 /// `NotFound` for product, plan or customer; `Validation` for tiers and for a `price_key` that does not fit the product;
 /// `Conflict` with `DUPLICATE` when the same price exists in an overlapping window; `Rule` for formulas and archived
-/// products.
+/// products, and with `CURRENCY_NOT_ENABLED`.
 pub async fn create(scope: &Scope, tx: &mut Tx, request: CreatePriceRequest) -> Result<Price> {
     // Locked: two calls cannot both find no duplicate.
     let product = product::lock(scope, tx, request.product_id).await?;
+    currency::require(scope, tx, request.currency, Purpose::Catalog).await?;
     check_price_key(&product, &request)?;
     let is_draft = request.save_as_draft.unwrap_or_default();
     let price = new_price(scope, &product, request)?;

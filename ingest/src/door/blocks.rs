@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use domain::{BlockCode, Error, Instant, ProductId, Result, Scope, SubscriptionId, UsageEvent};
 use rating::Block;
+use sqlx::FromRow;
 use store::{Store, StoreError};
 
 use super::Judged;
@@ -34,7 +35,7 @@ impl Blocks {
         for one in judged {
             let block = good_event(one).and_then(|event| {
                 let mut own = blocks.get(&event.subscription_id).into_iter().flatten();
-                own.find(|block| block.refuses(event.product_id, &event.metric_key, event.timestamp))
+                own.find(|block| block.refuses(event))
             });
             if let Some(block) = block {
                 *one = Judged::Bad(refusal(block));
@@ -44,12 +45,24 @@ impl Blocks {
     }
 }
 
+#[derive(FromRow)]
+struct Row {
+    subscription_id: SubscriptionId,
+    product_id: ProductId,
+    metric_key: String,
+    price_key: Option<String>,
+    except_keys: Vec<String>,
+    code: BlockCode,
+    starts_at: Instant,
+    ends_at: Instant,
+}
+
 type BlocksOf = HashMap<SubscriptionId, Vec<Block>>;
 
 async fn load(scope: &Scope, store: &Store, ids: &[SubscriptionId]) -> Result<BlocksOf> {
-    let rows: Vec<(SubscriptionId, ProductId, String, BlockCode, Instant, Instant)> = sqlx::query_as(
-        "SELECT subscription_id, product_id, metric_key, code, starts_at, ends_at FROM usage_block
-         WHERE workspace_id = $1 AND subscription_id = ANY($2) ORDER BY code",
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT subscription_id, product_id, metric_key, nullif(price_key, '') AS price_key, except_keys, code, starts_at, ends_at
+         FROM usage_block WHERE workspace_id = $1 AND subscription_id = ANY($2) ORDER BY code",
     )
     .bind(scope.workspace_id)
     .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
@@ -57,8 +70,9 @@ async fn load(scope: &Scope, store: &Store, ids: &[SubscriptionId]) -> Result<Bl
     .await
     .context("looking for blocked usage")?;
     let mut blocks = BlocksOf::new();
-    for (id, product_id, metric_key, code, starts_at, ends_at) in rows {
-        blocks.entry(id).or_default().push(Block { product_id, metric_key, code, starts_at, ends_at });
+    for Row { subscription_id, product_id, metric_key, price_key, except_keys, code, starts_at, ends_at } in rows {
+        let block = Block { product_id, metric_key, price_key, except_keys, code, starts_at, ends_at };
+        blocks.entry(subscription_id).or_default().push(block);
     }
     Ok(blocks)
 }
@@ -68,8 +82,9 @@ fn refusal(block: &Block) -> Error {
         BlockCode::UsageCapReached => "a usage cap is reached",
         BlockCode::AllowanceExhausted => "the allowance is used up, and the plan sells nothing beyond it",
     };
+    let of_key = block.price_key.as_ref().map(|key| format!(" with price key {key:?}")).unwrap_or_default();
     let detail = format!(
-        "{reason}: usage of product {} for metric {:?} is refused until {}",
+        "{reason}: usage of product {} for metric {:?}{of_key} is refused until {}",
         block.product_id, block.metric_key, block.ends_at
     );
     Error::rule(block.code.as_str(), detail).with("blocked_until", block.ends_at)

@@ -31,6 +31,7 @@ impl Checkpoint {
             && self.windows.is_empty()
             && self.breaches.is_empty()
             && self.rejections.is_empty()
+            && self.counted_again.is_empty()
             && self.dropped.is_empty()
             && self.unattributed.is_empty()
             && self.closed_voids.is_empty()
@@ -323,6 +324,8 @@ impl State {
 
     pub(super) fn keep_rejection(&mut self, rejection: RejectionWrite) {
         self.metrics.rejected.inc();
+        let id = rejection.id(self.owner.partition);
+        self.pending.counted_again.retain(|known| *known != id);
         self.pending.rejections.push(rejection);
     }
 

@@ -1,16 +1,16 @@
 //! Windows that are counted anew from the usage store: those that lose rows, and those that a change of the catalog touches
 //! behind usage that was counted without it (rule B6).
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use catalog::compiled::SubscriptionTerms;
 use domain::period::Period;
-use domain::{Position, SubscriptionId};
+use domain::{Position, RejectionId, SubscriptionId};
 use tokio::sync::mpsc;
 
 use super::{Failure, Patience, State};
-use crate::checkpoint::WindowKey;
+use crate::checkpoint::{WindowKey, rejection_id};
 use crate::record::CatalogChange;
 use crate::recount;
 use crate::subscription::{Rebuilt, SubscriptionMsg};
@@ -99,7 +99,8 @@ impl State {
     }
 
     /// Counts a window anew, without what is voided, up to a record (rule C4). A row that the catalog of today cannot bill
-    /// is kept as a rejection; it stays stored, and counts again when the catalog is mended and the window counted anew.
+    /// is kept as a rejection; it stays stored, and counts again when the catalog is mended and the window counted anew. Then
+    /// its rejection is closed.
     pub(super) async fn rebuild(
         &mut self,
         window: Period,
@@ -109,13 +110,18 @@ impl State {
         let catalog = self.catalog_of(terms.workspace_id).await?;
         let mut rebuilt = Rebuilt::new(window);
         let mut after = Position::START;
+        let open = self.open_rejections(terms).await?;
         loop {
             let rows = self.replay((terms.id, window.start), after, up_to).await?;
             let Some(last) = rows.last() else { break };
             after = last.position;
             for row in rows {
+                let place = (row.event.id, row.position);
                 if let Err((refused, code, message)) = rebuilt.count(&catalog, terms, row) {
                     self.reject_event(&refused.event, refused.position, code, message);
+                } else if !open.is_empty() {
+                    let id = rejection_id(place.0, self.owner.partition, place.1);
+                    self.pending.counted_again.extend(open.get(&id));
                 }
             }
         }
@@ -127,6 +133,19 @@ impl State {
             SubscriptionMsg::Replace { catalog, terms: terms.clone(), rebuilt: Box::new(rebuilt), reply },
         )?;
         done.recv().await.ok_or(Failure::ActorLost)
+    }
+
+    /// Rejections of a subscription that wait for an operator, or for the next checkpoint.
+    async fn open_rejections(&self, terms: &SubscriptionTerms) -> Result<HashSet<RejectionId>, Failure> {
+        let (partition, mut patience) = (self.owner.partition, Patience::default());
+        let mut open = loop {
+            match recount::open_rejections(&self.shared.store, partition, terms).await {
+                Ok(ids) => break ids,
+                Err(error) => patience.wait(&self.given_up, "reading rejections", error).await?,
+            }
+        };
+        open.extend(self.pending.rejections.iter().map(|rejection| rejection.id(partition)));
+        Ok(open)
     }
 
     async fn replay(&self, window: WindowKey, after: Position, up_to: Position) -> Result<Vec<CountedEvent>, Failure> {

@@ -1,10 +1,11 @@
 //! What reservations answer (reserve.md 2).
 
 use chrono::{DateTime, Utc};
-use domain::{Currency, HoldId, Money, PriceId, UsageEventId, VersionId, WalletId, WalletTransactionId};
-use ledger::wallet::HoldStatus;
+use domain::{Currency, HoldId, Money, PriceId, Result, UsageEventId, VersionId, WalletId, WalletTransactionId};
+use ledger::wallet::{HoldStatus, reserve_outcome};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
+use store::DomainEvent;
 use uuid::Uuid;
 
 domain::wire_enum! {
@@ -116,9 +117,12 @@ impl ReserveResponse {
         }
     }
 
-    /// The reasons as texts, for the event that announces them.
-    pub(super) fn reasons(&self) -> Vec<&'static str> {
-        self.blocked_reasons.iter().map(|reason| reason.as_str()).collect()
+    /// What is told of a reservation without a hold.
+    pub(super) fn refusal(&self) -> Result<DomainEvent<'static>> {
+        let outcome = if self.status == ReserveStatus::Dropped { "DROPPED" } else { "BLOCKED" };
+        let reasons: Vec<&str> = self.blocked_reasons.iter().map(|reason| reason.as_str()).collect();
+        let amount = self.net_amount.zip(self.tax_amount).map(|(net, tax)| net.add(tax)).transpose()?;
+        reserve_outcome(None, outcome, &reasons, amount)
     }
 }
 

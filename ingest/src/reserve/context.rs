@@ -1,53 +1,72 @@
-//! What reserve and capture know of customer and subscription, read in their transaction; and the lock of the window.
+//! What reservations and captures know of customers and subscriptions, read in their transaction for all operations of a
+//! group; and the locks of the windows.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use catalog::compiled::{SubscriptionTerms, WorkspaceCatalog};
+use catalog::compiled::{Snapshots, SubscriptionTerms, WorkspaceCatalog};
 use domain::period::Period;
 use domain::{BindingRole, Currency, CustomerId, Error, Instant, ProductId, Result, Scope, SubscriptionId, WalletId};
 use rating::WindowState;
-use sqlx::PgConnection;
-use store::{StoreError, Tx};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection};
+use store::{Patience, StoreError, Tx};
 
 use super::answer::BlockedReason;
+use super::request::ReserveRequest;
 
 /// Whose usage it is, and what time it is there.
+#[derive(Clone, Debug)]
 pub(super) struct Context {
     pub terms: Arc<SubscriptionTerms>,
     /// The scope's instant, or that of the customer's test clock.
     pub now: Instant,
-    customer_status: String,
     subscription_status: String,
+    customer_status: String,
+    is_customer_deleted: bool,
+}
+
+#[derive(FromRow)]
+struct ContextRow {
+    id: SubscriptionId,
+    subscription_status: String,
+    customer_status: String,
+    is_customer_deleted: bool,
+    frozen_at: Option<Instant>,
 }
 
 impl Context {
-    /// Reads customer and subscription.
+    /// Reads subscriptions of the scope's workspace with their customers; others are absent. The terms are those of the
+    /// revision that the snapshots have reached.
     ///
     /// # Errors
-    /// `NotFound`; 422 when the subscription is another customer's.
+    /// As every statement.
     pub async fn load(
         scope: &Scope,
         conn: &mut PgConnection,
-        customer_id: CustomerId,
-        id: SubscriptionId,
-    ) -> Result<Self> {
-        let (customer_status, clock) = customer(scope, conn, customer_id).await?;
-        let subscription_status: Option<String> = sqlx::query_scalar(
-            "SELECT status FROM subscription WHERE workspace_id = $1 AND id = $2 AND deleted_at IS NULL",
+        snapshots: &Snapshots,
+        ids: &HashSet<SubscriptionId>,
+    ) -> Result<HashMap<SubscriptionId, Self>> {
+        let rows: Vec<ContextRow> = sqlx::query_as(
+            "SELECT s.id, s.status AS subscription_status, c.status AS customer_status,
+                 c.deleted_at IS NOT NULL AS is_customer_deleted, clock.frozen_at
+             FROM subscription s JOIN customer c ON c.id = s.customer_id
+             LEFT JOIN test_clock clock ON clock.id = c.test_clock_id
+             WHERE s.workspace_id = $1 AND s.id = ANY($2) AND s.deleted_at IS NULL",
         )
         .bind(scope.workspace_id)
-        .bind(id)
-        .fetch_optional(&mut *conn)
+        .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+        .fetch_all(conn)
         .await
-        .context("reading the subscription of a reservation")?;
-        let missing = || Error::not_found("subscription", id);
-        let subscription_status = subscription_status.ok_or_else(missing)?;
-        let terms = SubscriptionTerms::load(conn, &[id]).await?.remove(&id).ok_or_else(missing)?;
-        if terms.customer_id != customer_id {
-            return Err(Error::business_rule(format!("subscription {id} belongs to another customer")));
-        }
-        let now = clock.unwrap_or_else(|| scope.now());
-        Ok(Self { terms: Arc::new(terms), now, customer_status, subscription_status })
+        .context("reading the subscriptions of reservations")?;
+        let own: Vec<SubscriptionId> = rows.iter().map(|row| row.id).collect();
+        let mut terms = snapshots.terms_of_many(&own).await?;
+        let contexts = rows.into_iter().filter_map(|row| {
+            let terms = terms.remove(&row.id)?;
+            let now = row.frozen_at.unwrap_or_else(|| scope.now());
+            let ContextRow { id, subscription_status, customer_status, is_customer_deleted, .. } = row;
+            Some((id, Self { terms, now, subscription_status, customer_status, is_customer_deleted }))
+        });
+        Ok(contexts.collect())
     }
 
     /// What stands in the way before any price is looked for.
@@ -66,52 +85,96 @@ impl Context {
     }
 }
 
-async fn customer(scope: &Scope, conn: &mut PgConnection, id: CustomerId) -> Result<(String, Option<Instant>)> {
-    let row: Option<(String, Option<Instant>)> = sqlx::query_as(
-        "SELECT c.status, clock.frozen_at FROM customer c LEFT JOIN test_clock clock ON clock.id = c.test_clock_id
-         WHERE c.workspace_id = $1 AND c.id = $2 AND c.deleted_at IS NULL",
+/// The subscription of a customer.
+///
+/// # Errors
+/// `NotFound`; 422 when the subscription is another customer's.
+pub(super) async fn of_customer<'a>(
+    scope: &Scope,
+    conn: &mut PgConnection,
+    contexts: &'a HashMap<SubscriptionId, Context>,
+    customer_id: CustomerId,
+    id: SubscriptionId,
+) -> Result<&'a Context> {
+    let found = contexts.get(&id);
+    if let Some(context) = found.filter(|one| one.terms.customer_id == customer_id && !one.is_customer_deleted) {
+        return Ok(context);
+    }
+    check_customer(scope, conn, customer_id).await?;
+    found.ok_or_else(|| Error::not_found("subscription", id))?;
+    Err(Error::business_rule(format!("subscription {id} belongs to another customer")))
+}
+
+async fn check_customer(scope: &Scope, conn: &mut PgConnection, id: CustomerId) -> Result<()> {
+    let is_known: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM customer WHERE workspace_id = $1 AND id = $2 AND deleted_at IS NULL)",
     )
     .bind(scope.workspace_id)
     .bind(id)
-    .fetch_optional(conn)
+    .fetch_one(conn)
     .await
     .context("reading the customer of a reservation")?;
-    row.ok_or_else(|| Error::not_found("customer", id))
+    if is_known { Ok(()) } else { Err(Error::not_found("customer", id)) }
 }
 
-/// The only running subscription of a customer that has a product.
+/// For each request the subscription that it names, or the only running one of the customer that has the product.
 ///
 /// # Errors
-/// `NotFound` for the customer; 422 `SUBSCRIPTION_REQUIRED` when there is none, or more than one.
-pub(super) async fn only_subscription(
+/// As every statement; for a single request `NotFound` for the customer, 422 `SUBSCRIPTION_REQUIRED` when there is no such
+/// subscription, or more than one.
+pub(super) async fn subscriptions_of(
     scope: &Scope,
     conn: &mut PgConnection,
-    customer_id: CustomerId,
-    product_id: ProductId,
-) -> Result<SubscriptionId> {
-    customer(scope, conn, customer_id).await?;
-    let found: Vec<SubscriptionId> = sqlx::query_scalar(
-        "SELECT s.id FROM subscription s
-         WHERE s.workspace_id = $1 AND s.customer_id = $2 AND s.deleted_at IS NULL
-           AND s.status IN ('TRIALING', 'ACTIVE', 'DUNNING')
-           AND EXISTS (SELECT FROM subscription_item i
-                       WHERE i.subscription_id = s.id AND i.product_id = $3 AND i.removed_at IS NULL)
-         LIMIT 2",
+    requests: &[(usize, &ReserveRequest)],
+) -> Result<HashMap<usize, Result<SubscriptionId>>> {
+    let mut chosen = HashMap::with_capacity(requests.len());
+    let mut open = Vec::new();
+    for (place, request) in requests {
+        match request.subscription_id {
+            Some(id) => drop(chosen.insert(*place, Ok(id))),
+            None => open.push((*place, *request)),
+        }
+    }
+    if open.is_empty() {
+        return Ok(chosen);
+    }
+    let found: Vec<(i64, SubscriptionId)> = sqlx::query_as(
+        "SELECT asked.place, chosen.id
+         FROM unnest($2::bigint[], $3::uuid[], $4::uuid[]) AS asked (place, customer_id, product_id),
+             LATERAL (SELECT s.id FROM subscription s
+                      WHERE s.workspace_id = $1 AND s.customer_id = asked.customer_id AND s.deleted_at IS NULL
+                        AND s.status IN ('TRIALING', 'ACTIVE', 'DUNNING')
+                        AND EXISTS (SELECT FROM subscription_item i WHERE i.subscription_id = s.id
+                                      AND i.product_id = asked.product_id AND i.removed_at IS NULL)
+                      LIMIT 2) AS chosen",
     )
     .bind(scope.workspace_id)
-    .bind(customer_id)
-    .bind(product_id)
-    .fetch_all(conn)
+    .bind((0..).take(open.len()).collect::<Vec<i64>>())
+    .bind(open.iter().map(|(_, request)| request.customer_id.0).collect::<Vec<_>>())
+    .bind(open.iter().map(|(_, request)| request.product_id.0).collect::<Vec<_>>())
+    .fetch_all(&mut *conn)
     .await
-    .context("looking for the subscription of a reservation")?;
-    match found.as_slice() {
-        [only] => Ok(*only),
-        [] => Err(required(format!("no running subscription of customer {customer_id} has product {product_id}"))),
-        _ => Err(required(format!("several subscriptions of customer {customer_id} have product {product_id}"))),
+    .context("looking for the subscriptions of reservations")?;
+    for (at, (place, request)) in (0_i64..).zip(open) {
+        let own: Vec<SubscriptionId> = found.iter().filter(|(asked, _)| *asked == at).map(|(_, id)| *id).collect();
+        let choice = match own.as_slice() {
+            [only] => Ok(*only),
+            none_or_several => {
+                let known = check_customer(scope, conn, request.customer_id).await;
+                known.and_then(|()| Err(required(request, none_or_several.len())))
+            }
+        };
+        chosen.insert(place, choice);
     }
+    Ok(chosen)
 }
 
-fn required(detail: String) -> Error {
+fn required(request: &ReserveRequest, found: usize) -> Error {
+    let (customer_id, product_id) = (request.customer_id, request.product_id);
+    let detail = match found {
+        0 => format!("no running subscription of customer {customer_id} has product {product_id}"),
+        _ => format!("several subscriptions of customer {customer_id} have product {product_id}"),
+    };
     Error::rule("SUBSCRIPTION_REQUIRED", format!("{detail}; give subscription_id"))
 }
 
@@ -139,56 +202,115 @@ pub(super) fn only_metric(catalog: &WorkspaceCatalog, product_id: ProductId, at:
     }
 }
 
-/// The wallet in a currency, or the primary one (reserve.md V4).
-///
-/// # Errors
-/// 422 `WALLET_NOT_FOUND`.
-pub(super) async fn wallet(
-    scope: &Scope,
-    conn: &mut PgConnection,
+/// The wallets of some customers.
+pub(super) struct Wallets(HashMap<CustomerId, Vec<WalletFacts>>);
+
+#[derive(FromRow)]
+struct WalletFacts {
+    id: WalletId,
     customer_id: CustomerId,
-    currency: Option<Currency>,
-) -> Result<(WalletId, Currency)> {
-    let found: Option<(WalletId, Currency)> = sqlx::query_as(
-        "SELECT id, currency FROM wallet
-         WHERE workspace_id = $1 AND customer_id = $2 AND (currency = $3 OR ($3 IS NULL AND is_primary))",
-    )
-    .bind(scope.workspace_id)
-    .bind(customer_id)
-    .bind(currency)
-    .fetch_optional(conn)
-    .await
-    .context("looking for the wallet of a reservation")?;
-    found.ok_or_else(|| {
-        let kind = currency.map_or_else(|| "primary wallet".to_owned(), |currency| format!("wallet in {currency}"));
-        Error::rule("WALLET_NOT_FOUND", format!("customer {customer_id} has no {kind}"))
-    })
+    currency: Currency,
+    is_primary: bool,
 }
 
-/// Locks the row of a window, and makes it where nothing is counted in it yet: while it is locked no checkpoint, no void and
-/// no invoice changes what the window holds (rules C5, D1, D3).
-pub(super) async fn lock_window(tx: &mut Tx, terms: &SubscriptionTerms, window: Period, now: Instant) -> Result<()> {
-    sqlx::query(
+impl Wallets {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn load(scope: &Scope, conn: &mut PgConnection, customers: &HashSet<CustomerId>) -> Result<Self> {
+        let rows: Vec<WalletFacts> = sqlx::query_as(
+            "SELECT id, customer_id, currency, is_primary FROM wallet WHERE workspace_id = $1 AND customer_id = ANY($2)",
+        )
+        .bind(scope.workspace_id)
+        .bind(customers.iter().map(|id| id.0).collect::<Vec<_>>())
+        .fetch_all(conn)
+        .await
+        .context("looking for the wallets of reservations")?;
+        let mut wallets: HashMap<CustomerId, Vec<WalletFacts>> = HashMap::new();
+        for row in rows {
+            wallets.entry(row.customer_id).or_default().push(row);
+        }
+        Ok(Self(wallets))
+    }
+
+    /// The wallet in a currency, or the primary one (reserve.md V4).
+    ///
+    /// # Errors
+    /// 422 `WALLET_NOT_FOUND`.
+    pub fn of(&self, customer_id: CustomerId, currency: Option<Currency>) -> Result<(WalletId, Currency)> {
+        let mut own = self.0.get(&customer_id).into_iter().flatten();
+        let found = own.find(|wallet| currency.map_or(wallet.is_primary, |currency| wallet.currency == currency));
+        found.map(|wallet| (wallet.id, wallet.currency)).ok_or_else(|| {
+            let kind = currency.map_or_else(|| "primary wallet".to_owned(), |currency| format!("wallet in {currency}"));
+            Error::rule("WALLET_NOT_FOUND", format!("customer {customer_id} has no {kind}"))
+        })
+    }
+}
+
+/// A window of a subscription.
+pub(super) type WindowKey = (SubscriptionId, Instant);
+
+/// Locks the rows of windows, all or those that are free, and makes those where nothing is counted yet: while one is locked no
+/// checkpoint, no void and no invoice changes what the window holds (rules C5, D1, D3). The answer is what is locked.
+///
+/// # Errors
+/// As every statement.
+pub(super) async fn lock_windows(
+    tx: &mut Tx,
+    windows: &HashMap<WindowKey, (Arc<SubscriptionTerms>, Period)>,
+    now: Instant,
+    patience: Patience,
+) -> Result<HashSet<WindowKey>> {
+    let mut locked = lock_known(tx, windows.keys().copied().collect(), patience).await?;
+    let missing: Vec<_> = windows.iter().filter(|(key, _)| !locked.contains(*key)).map(|(_, window)| window).collect();
+    if missing.is_empty() {
+        return Ok(locked);
+    }
+    let made: Vec<WindowKey> = sqlx::query_as(
         "INSERT INTO usage_window (subscription_id, window_start, window_end, workspace_id, customer_id, partition, status,
                                    position, event_count, state, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, 'open', 0, 0, $7, $8) ON CONFLICT DO NOTHING",
+         SELECT w.subscription_id, w.window_start, w.window_end, w.workspace_id, w.customer_id, w.partition, 'open', 0, 0,
+             $7, $8
+         FROM unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::uuid[], $5::uuid[], $6::int[])
+             AS w (subscription_id, window_start, window_end, workspace_id, customer_id, partition)
+         ORDER BY w.subscription_id, w.window_start
+         ON CONFLICT DO NOTHING RETURNING subscription_id, window_start",
     )
-    .bind(terms.id)
-    .bind(window.start)
-    .bind(window.end)
-    .bind(terms.workspace_id)
-    .bind(terms.customer_id)
-    .bind(terms.home_partition.cast_signed())
+    .bind(missing.iter().map(|(terms, _)| terms.id.0).collect::<Vec<_>>())
+    .bind(missing.iter().map(|(_, window)| window.start).collect::<Vec<_>>())
+    .bind(missing.iter().map(|(_, window)| window.end).collect::<Vec<_>>())
+    .bind(missing.iter().map(|(terms, _)| terms.workspace_id.0).collect::<Vec<_>>())
+    .bind(missing.iter().map(|(terms, _)| terms.customer_id.0).collect::<Vec<_>>())
+    .bind(missing.iter().map(|(terms, _)| terms.home_partition.cast_signed()).collect::<Vec<_>>())
     .bind(WindowState::new().encode())
     .bind(now)
-    .execute(tx.conn())
+    .fetch_all(tx.conn())
     .await
-    .context("making a usage window")?;
-    sqlx::query("SELECT FROM usage_window WHERE subscription_id = $1 AND window_start = $2 FOR UPDATE")
-        .bind(terms.id)
-        .bind(window.start)
-        .execute(tx.conn())
+    .context("making usage windows")?;
+    locked.extend(made);
+    if patience == Patience::Wait && locked.len() < windows.len() {
+        // Somebody else has made them meanwhile.
+        let left = windows.keys().filter(|key| !locked.contains(*key)).copied().collect();
+        locked.extend(lock_known(tx, left, patience).await?);
+    }
+    Ok(locked)
+}
+
+async fn lock_known(tx: &mut Tx, keys: Vec<WindowKey>, patience: Patience) -> Result<HashSet<WindowKey>> {
+    let (ids, starts): (Vec<_>, Vec<_>) = keys.into_iter().map(|(id, start)| (id.0, start)).unzip();
+    let sql = format!(
+        "SELECT subscription_id, window_start
+         FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (subscription_id, window_start)
+         JOIN usage_window USING (subscription_id, window_start)
+         ORDER BY subscription_id, window_start {}",
+        patience.clause()
+    );
+    let locked: Vec<WindowKey> = sqlx::query_as(AssertSqlSafe(sql))
+        .bind(ids)
+        .bind(starts)
+        .fetch_all(tx.conn())
         .await
-        .context("locking a usage window")?;
-    Ok(())
+        .context("locking usage windows")?;
+    Ok(locked.into_iter().collect())
 }

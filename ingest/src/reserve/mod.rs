@@ -1,20 +1,22 @@
 //! Reserve, capture, release: usage that is paid for before it is delivered (reserve.md; rules D1, D2).
 //!
-//! * [`reserve`] prices a quantity on top of what the window has counted and of what is promised: PENDING holds, and
+//! * Reserving prices a quantity on top of what the window has counted and of what is promised: PENDING holds, and
 //!   captures whose event is not counted yet. It holds the amount on the wallet.
-//! * [`capture`] charges the hold and hands its usage event to the outbox, in one transaction. Behind the door that event is
+//! * Capturing charges the hold and hands its usage event to the outbox, in one transaction. Behind the door that event is
 //!   counted like any other; the checkpoint that counts it notes it, and the accrual of the window is less by what was
 //!   charged. The invoice shows everything and is settled by what was charged; the rest goes back to the wallet.
-//! * [`release`] gives the hold back; one that nobody ends lapses with its wallet.
+//! * Releasing gives the hold back; one that nobody ends lapses with its wallet.
 //!
 //! What is held is what is charged for the whole quantity. For another quantity the price is found once more, on the running
 //! totals that the hold was priced on, which are kept with it: what happened since changes nothing for the customer.
 //!
-//! Locks are taken in the order window, wallet, here as everywhere (rule D3). Nothing depends on the node.
+//! Locks are taken in the order window, wallet, here as everywhere (rule D3). Nothing depends on the node. Operations that
+//! arrive together share a transaction ([`ReservationDesk`]).
 
 mod answer;
 pub(crate) mod captures;
 mod context;
+mod desk;
 mod end;
 mod place;
 mod request;
@@ -25,8 +27,7 @@ use domain::{HoldId, Money, Result};
 use rust_decimal::Decimal;
 
 pub use answer::{BlockedReason, ReservationOutcome, ReserveResponse, ReserveStatus};
-pub use end::{capture, release};
-pub use place::reserve;
+pub use desk::{ReservationAnswer, ReservationDesk, ReservationOperation};
 pub use request::{ReleaseReservationRequest, ReserveRequest};
 
 /// The key of the event that a capture writes: events show one, and nobody else can send it under this id.

@@ -1,83 +1,49 @@
 //! `POST /v1/transaction/reserve`: the usage is priced on top of what is counted and promised, and held on the wallet.
 
 use std::cmp::Ordering;
-use std::sync::Arc;
+use std::collections::HashMap;
 
 use catalog::compiled::{ResolvedPrice, Snapshots, Unpriced, WorkspaceCatalog};
 use chrono::TimeDelta;
 use domain::error::FieldErrorCode as Code;
+use domain::period::Period;
 use domain::{
-    Error, HoldId, Instant, Result, Scope, TransferId, UsageCapAction, UsageEvent, UsageEventId, WalletId, WalletMode,
+    Error, HoldId, Instant, Result, Scope, SubscriptionId, TransferId, UsageCapAction, UsageEvent, UsageEventId,
+    WalletId, WalletMode,
 };
-use ledger::wallet::{Details, ReservedFor, WalletTransactionSource, emit_outcome};
-use ledger::{Outcome, WalletBatch, lock_wallets};
+use ledger::WalletBatch;
+use ledger::wallet::{Details, ReservedFor, WalletTransactionSource};
 use rating::UsageCap;
-use store::{BodyKey, Tx};
+use store::Tx;
 
 use super::answer::{BlockedReason, ReserveResponse, ReserveStatus};
-use super::context::{Context, lock_window, only_metric, only_subscription, wallet};
+use super::context::{Context, Wallets, WindowKey, of_customer, only_metric};
+use super::desk::{Present, Top};
 use super::request::ReserveRequest;
-use super::stored::{Reservation, promised};
+use super::stored::{Reservation, UsageKey};
 use super::{Gross, idempotency_key_of};
 use crate::door::{Facts, Judged, NewEvent, Verdict, judge};
-use crate::trial::{Trial, Used};
+use crate::trial::Standing;
 
 const LIFE_DEFAULT: TimeDelta = TimeDelta::minutes(15);
 const LIFE_MIN: TimeDelta = TimeDelta::seconds(1);
 const LIFE_MAX: TimeDelta = TimeDelta::days(30);
 
-/// Prices usage and holds what it costs. Nothing is held when it is blocked or dropped.
-///
-/// # Errors
-/// `Validation`, `NotFound`; 422 `SUBSCRIPTION_REQUIRED`, `PRICE_NOT_FOUND`, `WALLET_NOT_FOUND`, `FX_RATE_NOT_FOUND` and as
-/// for a usage event; `IDEMPOTENCY_CONFLICT`.
-pub async fn reserve(
-    scope: &Scope,
-    tx: &mut Tx,
-    snapshots: &Snapshots,
-    request: &ReserveRequest,
-) -> Result<Outcome<ReserveResponse>> {
-    let key = BodyKey::new(scope, "transaction.reserve", scope.workspace_id, Some(&request.idempotency_key), request)?;
-    if let Some(earlier) = key.claim(scope, tx).await? {
-        return Ok(Outcome::replayed(earlier));
-    }
-    let response = decide(scope, tx, snapshots, request).await?;
-    if response.status != ReserveStatus::Held {
-        let outcome = if response.status == ReserveStatus::Dropped { "DROPPED" } else { "BLOCKED" };
-        let amount = response.net_amount.zip(response.tax_amount);
-        let amount = amount.map(|(net, tax)| net.add(tax)).transpose()?;
-        emit_outcome(tx, scope, None, outcome, &response.reasons(), amount).await?;
-    }
-    key.complete(tx, &response).await?;
-    Ok(Outcome::first(response))
+/// Usage that may be held, before anything is locked.
+pub(super) struct Reserving<'a> {
+    pub context: Context,
+    /// The window of the present.
+    pub window: Period,
+    pub wallet_id: WalletId,
+    request: &'a ReserveRequest,
+    event: UsageEvent,
+    expires_at: Instant,
 }
 
-async fn decide(
-    scope: &Scope,
-    tx: &mut Tx,
-    snapshots: &Snapshots,
-    request: &ReserveRequest,
-) -> Result<ReserveResponse> {
-    let subscription_id = match request.subscription_id {
-        Some(id) => id,
-        None => only_subscription(scope, tx.conn(), request.customer_id, request.product_id).await?,
-    };
-    let context = Context::load(scope, tx.conn(), request.customer_id, subscription_id).await?;
-    let expires_at = expiry(request, context.now)?;
-    let blocked = context.blocked();
-    let applied = snapshots.revision();
-    let mut found = examine(scope, snapshots, &context, request, !blocked.is_empty()).await;
-    if !found.as_ref().is_ok_and(Examined::is_certain) && snapshots.is_behind(applied).await? {
-        found = examine(scope, snapshots, &context, request, !blocked.is_empty()).await;
-    }
-    let (event, catalog) = match found? {
-        Examined::Good { event, catalog, .. } if blocked.is_empty() => (event, catalog),
-        Examined::Good { .. } | Examined::Blocked => {
-            return Ok(ReserveResponse::without_hold(ReserveStatus::Blocked, blocked));
-        }
-        Examined::Dropped => return Ok(ReserveResponse::without_hold(ReserveStatus::Dropped, Vec::new())),
-    };
-    Desk { scope, snapshots, catalog, context, request, expires_at }.place(tx, *event).await
+pub(super) enum Prepared<'a> {
+    Ready(Box<Reserving<'a>>),
+    /// Blocked or dropped before any price.
+    Answered(Box<ReserveResponse>),
 }
 
 /// 15 minutes unless the request says otherwise (reserve.md 5).
@@ -91,15 +57,9 @@ fn expiry(request: &ReserveRequest, now: Instant) -> Result<Instant> {
 
 /// The usage as the door would judge it.
 enum Examined {
-    Good { event: Box<UsageEvent>, catalog: Arc<WorkspaceCatalog>, is_certain: bool },
+    Good(Box<UsageEvent>),
     Dropped,
     Blocked,
-}
-
-impl Examined {
-    fn is_certain(&self) -> bool {
-        matches!(self, Self::Good { is_certain: true, .. } | Self::Blocked)
-    }
 }
 
 /// Compares the usage with the catalog as if it were an event that happens now. What is blocked anyway has to name a product
@@ -146,11 +106,10 @@ async fn examine(
         let detail = format!("no price of product {} applies", request.product_id);
         return Err(Error::rule("PRICE_NOT_FOUND", detail));
     }
-    let is_certain = verdict.is_certain();
     match verdict.on(scope, event, snapshots.stamp()) {
         Judged::Good { mut event, .. } => {
             (event.id, event.hold_id) = (UsageEventId::of_capture(hold_id), Some(hold_id));
-            Ok(Examined::Good { event, catalog, is_certain })
+            Ok(Examined::Good(event))
         }
         Judged::Dropped { .. } => Ok(Examined::Dropped),
         Judged::Unmatched { error, .. } | Judged::Bad(error) => Err(error),
@@ -166,19 +125,8 @@ fn resolve<'a>(
     catalog.resolve_for(&context.terms, product, key, &event.dimension_vars, event.timestamp)
 }
 
-/// Usage that may be held.
-struct Desk<'a> {
-    scope: &'a Scope,
-    snapshots: &'a Snapshots,
-    catalog: Arc<WorkspaceCatalog>,
-    context: Context,
-    request: &'a ReserveRequest,
-    expires_at: Instant,
-}
-
 /// What the usage costs.
 struct Priced {
-    window_start: Instant,
     gross: Gross,
     /// Running totals that it is priced on top of.
     basis: Vec<u8>,
@@ -186,108 +134,120 @@ struct Priced {
     limits: Vec<BlockedReason>,
 }
 
-impl Desk<'_> {
-    /// Locks the window, then the wallet (rule D1).
-    async fn place(self, tx: &mut Tx, event: UsageEvent) -> Result<ReserveResponse> {
-        let customer_id = self.request.customer_id;
-        let (wallet_id, currency) = wallet(self.scope, tx.conn(), customer_id, self.request.wallet_currency).await?;
-        let price_currency = self.context.terms.currency;
+impl<'a> Reserving<'a> {
+    /// Judges the usage as the door would, and finds its wallet and window.
+    pub async fn prepare(
+        scope: &Scope,
+        tx: &mut Tx,
+        snapshots: &Snapshots,
+        (contexts, wallets): (&HashMap<SubscriptionId, Context>, &Wallets),
+        request: &'a ReserveRequest,
+        subscription_id: SubscriptionId,
+    ) -> Result<Prepared<'a>> {
+        let customer_id = request.customer_id;
+        let context = of_customer(scope, tx.conn(), contexts, customer_id, subscription_id).await?;
+        let expires_at = expiry(request, context.now)?;
+        let blocked = context.blocked();
+        let without_hold =
+            |status, reasons| Ok(Prepared::Answered(Box::new(ReserveResponse::without_hold(status, reasons))));
+        let event = match examine(scope, snapshots, context, request, !blocked.is_empty()).await? {
+            Examined::Good(event) if blocked.is_empty() => *event,
+            Examined::Good(_) | Examined::Blocked => return without_hold(ReserveStatus::Blocked, blocked),
+            Examined::Dropped => return without_hold(ReserveStatus::Dropped, Vec::new()),
+        };
+        let (wallet_id, currency) = wallets.of(customer_id, request.wallet_currency)?;
+        let price_currency = context.terms.currency;
         if currency != price_currency {
             let detail = format!("there is no exchange rate from {price_currency} to {currency}");
             return Err(Error::rule("FX_RATE_NOT_FOUND", detail));
         }
-        let priced = self.price(tx, &event).await?;
-        let mut batch = lock_wallets(tx, self.scope, &[wallet_id]).await?;
-        let mut response = self.response(&event, &priced, wallet_id);
-        response.blocked_reasons = refusals(&batch, wallet_id, &priced)?;
+        let window = context.terms.window_at(context.now);
+        let window = window.ok_or_else(|| Error::business_rule("the subscription has not begun"))?;
+        let context = context.clone();
+        Ok(Prepared::Ready(Box::new(Self { context, window, wallet_id, request, event, expires_at })))
+    }
+
+    pub fn window_key(&self) -> WindowKey {
+        (self.context.terms.id, self.window.start)
+    }
+
+    pub fn usage_key(&self) -> UsageKey {
+        (self.event.subscription_id, self.event.product_id, self.event.metric_key.clone())
+    }
+
+    /// Prices the usage on what is counted and promised, and holds what it costs (rule D1).
+    pub fn decide(self, present: &mut Present) -> Result<ReserveResponse> {
+        let key = self.usage_key();
+        let mut top = present.take_top(&key, &self.context, self.window.start, &self.event)?;
+        let priced = self.price(&present.catalog, &mut top)?;
+        let mut response = self.response(&present.catalog, &priced);
+        response.blocked_reasons = refusals(&present.wallets, self.wallet_id, &priced)?;
         if response.blocked_reasons.is_empty() {
-            self.hold(tx, &mut batch, &event, &priced, &mut response).await?;
+            let reservation = self.hold(present, priced, &mut response)?;
+            present.promise(key, top, reservation.hold_id, self.event);
+            present.reservations.push(reservation);
         }
-        response.available_after = Some(batch.wallet(wallet_id)?.available_balance);
-        batch.write(tx, self.scope).await?;
+        response.available_after = Some(present.wallets.wallet(self.wallet_id)?.available_balance);
         Ok(response)
     }
 
-    /// Counts what is promised on top of what is checkpointed, then the usage on top of both.
-    async fn price(&self, tx: &mut Tx, event: &UsageEvent) -> Result<Priced> {
-        let Context { terms, now, .. } = &self.context;
-        let window = terms.window_at(*now).ok_or_else(|| Error::business_rule("the subscription has not begun"))?;
-        lock_window(tx, terms, window, self.scope.now()).await?;
-        let (catalog, start) = (self.catalog.clone(), window.start);
-        let mut trial = Trial::load(tx.conn(), self.snapshots, catalog, terms.clone()).await?;
-        let (product, metric) = (event.product_id, event.metric_key.as_str());
-        for mut promise in promised(tx.conn(), terms.id, product, metric, *now).await? {
-            // A hold that outlives its period will be captured in the present one.
-            if !promise.is_captured && promise.event.timestamp < start {
-                promise.event.timestamp = *now;
-            }
-            if let Err(error) = trial.count(&promise.event) {
-                tracing::warn!(hold.id = ?promise.event.hold_id, error = %error, "promised usage cannot be counted");
-            }
-        }
-        let basis = trial.encode_metric(start, product, metric);
-        let before = trial.used(start, product, metric)?;
-        let is_blocked = trial.is_blocked(start, event);
-        let marginal = trial.price(start, event)?;
-        let after = trial.used(start, product, metric)?;
+    /// Counts the usage on top.
+    fn price(&self, catalog: &WorkspaceCatalog, top: &mut Top) -> Result<Priced> {
+        let (product, metric, start) = (self.event.product_id, self.event.metric_key.as_str(), self.window.start);
+        let basis = top.trial.encode_metric(start, product, metric);
+        let is_blocked = top.trial.is_blocked(start, &self.event);
+        let is_refused = top.trial.add(start, &self.event)?;
+        let before = std::mem::replace(&mut top.standing, top.trial.standing(start, &self.event)?);
+        let after = &top.standing;
+        let terms = &self.context.terms;
         let mut limits = Vec::new();
-        if !after.overage.is_zero() && self.catalog.products_ending_at_allowance(terms).any(|id| id == product) {
+        if !after.overage.is_zero() && catalog.products_ending_at_allowance(terms).any(|id| id == product) {
             limits.push(BlockedReason::AllowanceExhausted);
         }
         let mut caps = terms.caps.iter().filter(|cap| cap.is_on(product, metric));
-        if is_blocked || marginal.is_refused || caps.any(|cap| is_passed(cap, &before, &after)) {
+        if is_blocked || is_refused || caps.any(|cap| is_passed(cap, &before, after)) {
             limits.push(BlockedReason::UsageCapReached);
         }
-        Ok(Priced { window_start: start, gross: Gross::of(marginal.net)?, basis, limits })
+        Ok(Priced { gross: Gross::of(after.costs_since(&before)?)?, basis, limits })
     }
 
-    async fn hold(
-        &self,
-        tx: &mut Tx,
-        batch: &mut WalletBatch,
-        event: &UsageEvent,
-        priced: &Priced,
-        response: &mut ReserveResponse,
-    ) -> Result<()> {
-        let (Some(hold_id), Some(wallet_id)) = (event.hold_id, response.wallet_id) else {
-            return Err(Error::invariant("reserved usage has a hold and a wallet"));
-        };
-        let reserved_for = ReservedFor { subscription_id: event.subscription_id, metric_key: event.metric_key.clone() };
+    fn hold(&self, present: &mut Present, priced: Priced, response: &mut ReserveResponse) -> Result<Reservation> {
+        let hold_id = self.event.hold_id.ok_or_else(|| Error::invariant("reserved usage has a hold"))?;
+        let subscription_id = self.event.subscription_id;
+        let reserved_for = ReservedFor { subscription_id, metric_key: self.event.metric_key.clone() };
         let details = Details {
             idempotency_key: Some(self.request.idempotency_key.clone()),
             metadata: self.request.metadata.clone(),
-            ..Details::of(WalletTransactionSource::Usage).reference("subscription", event.subscription_id)
+            ..Details::of(WalletTransactionSource::Usage).reference("subscription", subscription_id)
         };
         let amount = priced.gross.total()?;
-        let transfer_id = TransferId(hold_id.0);
-        batch.hold(wallet_id, transfer_id, amount, Some(self.expires_at), Some(reserved_for), &details)?;
-        let reservation = Reservation {
-            hold_id,
-            wallet_id,
-            window_start: priced.window_start,
-            event: event.clone(),
-            basis: priced.basis.clone(),
-            net: priced.gross.net,
-            tax: priced.gross.tax,
-            tax_rate: priced.gross.rate,
-            wallet_transaction_id: None,
-        };
-        reservation.insert(tx, self.scope).await?;
+        let (transfer_id, expires_at) = (TransferId(hold_id.0), Some(self.expires_at));
+        present.wallets.hold(self.wallet_id, transfer_id, amount, expires_at, Some(reserved_for), &details)?;
         response.status = ReserveStatus::Held;
         response.can_proceed = true;
         response.hold_id = Some(hold_id);
         response.transaction_id = Some(hold_id.0);
-        response.expires_at = Some(self.expires_at);
+        response.expires_at = expires_at;
         response.held_amount = Some(amount);
-        Ok(())
+        Ok(Reservation {
+            hold_id,
+            wallet_id: self.wallet_id,
+            window_start: self.window.start,
+            event: self.event.clone(),
+            basis: priced.basis,
+            net: priced.gross.net,
+            tax: priced.gross.tax,
+            tax_rate: priced.gross.rate,
+            wallet_transaction_id: None,
+        })
     }
 
-    fn response(&self, event: &UsageEvent, priced: &Priced, wallet_id: WalletId) -> ReserveResponse {
-        let (product, key) = (event.product_id, event.price_key.as_deref());
-        let terms = &self.context.terms;
-        let price = self.catalog.resolve_for(terms, product, key, &event.dimension_vars, event.timestamp).ok();
+    fn response(&self, catalog: &WorkspaceCatalog, priced: &Priced) -> ReserveResponse {
+        let (event, terms) = (&self.event, &self.context.terms);
+        let key = event.price_key.as_deref();
+        let price = catalog.resolve_for(terms, event.product_id, key, &event.dimension_vars, event.timestamp).ok();
         ReserveResponse {
-            wallet_id: Some(wallet_id),
+            wallet_id: Some(self.wallet_id),
             resolved_currency: Some(terms.currency),
             price_id: price.as_ref().map(|price| price.price.price_id),
             price_version_id: price.as_ref().map(|price| price.price.version_id),
@@ -300,8 +260,8 @@ impl Desk<'_> {
 }
 
 /// Whether a cap refuses usage: it is reached already, or the usage would go past it.
-fn is_passed(cap: &UsageCap, before: &Used, after: &Used) -> bool {
-    let compare = |used: &Used| cap.limit.compare(used.quantity, Some(used.amount));
+fn is_passed(cap: &UsageCap, before: &Standing, after: &Standing) -> bool {
+    let compare = |used: &Standing| cap.limit.compare(used.quantity, Some(used.amount));
     cap.action == UsageCapAction::Block
         && (compare(before).is_some_and(Ordering::is_ge) || compare(after).is_some_and(Ordering::is_gt))
 }

@@ -1,5 +1,7 @@
 //! Rows of `usage_reservation`: the usage that a hold authorizes.
 
+use std::collections::{BTreeMap, HashMap};
+
 use domain::{
     Error, HoldId, Instant, Money, ProductId, Result, Scope, SubscriptionId, UsageEvent, WalletId, WalletTransactionId,
 };
@@ -28,12 +30,20 @@ pub(super) struct Reservation {
 
 /// What a capture adds.
 #[derive(Clone, Debug)]
-pub(super) struct Capture<'a> {
+pub(super) struct Capture {
     pub hold_id: HoldId,
-    pub event: &'a UsageEvent,
+    pub event: UsageEvent,
     pub net: Money,
     pub tax: Money,
     pub wallet_transaction_id: Option<WalletTransactionId>,
+}
+
+/// What a release adds.
+#[derive(Clone, Debug)]
+pub(super) struct Release {
+    pub hold_id: HoldId,
+    pub wallet_transaction_id: Option<WalletTransactionId>,
+    pub reason: Option<String>,
 }
 
 fn encoded(event: &UsageEvent) -> bytes::Bytes {
@@ -51,46 +61,56 @@ fn decoded(bytes: &[u8]) -> Result<UsageEvent> {
 }
 
 impl Reservation {
-    /// Writes a new one.
-    pub async fn insert(&self, tx: &mut Tx, scope: &Scope) -> Result<()> {
-        let event = &self.event;
+    /// Writes new ones.
+    pub async fn insert_all(tx: &mut Tx, scope: &Scope, all: &[Self]) -> Result<()> {
+        if all.is_empty() {
+            return Ok(());
+        }
+        let pin = |one: &Self| one.event.wallet_currency.map(|currency| currency.to_string()).unwrap_or_default();
         sqlx::query(
             "INSERT INTO usage_reservation (hold_id, workspace_id, subscription_id, product_id, metric_key, wallet_id,
                  wallet_currency, window_start, event, basis, net, tax, tax_rate)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+             SELECT r.hold_id, $1, r.subscription_id, r.product_id, r.metric_key, r.wallet_id, r.wallet_currency,
+                 r.window_start, r.event, r.basis, r.net, r.tax, r.tax_rate
+             FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::uuid[], $7::text[], $8::timestamptz[],
+                 $9::bytea[], $10::bytea[], $11::numeric[], $12::numeric[], $13::numeric[])
+                 AS r (hold_id, subscription_id, product_id, metric_key, wallet_id, wallet_currency, window_start, event,
+                     basis, net, tax, tax_rate)",
         )
-        .bind(self.hold_id)
         .bind(scope.workspace_id)
-        .bind(event.subscription_id)
-        .bind(event.product_id)
-        .bind(&event.metric_key)
-        .bind(self.wallet_id)
-        .bind(event.wallet_currency.map(|currency| currency.to_string()).unwrap_or_default())
-        .bind(self.window_start)
-        .bind(encoded(event).as_ref())
-        .bind(&self.basis)
-        .bind(self.net.amount())
-        .bind(self.tax.amount())
-        .bind(self.tax_rate)
+        .bind(all.iter().map(|one| one.hold_id.0).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.event.subscription_id.0).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.event.product_id.0).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.event.metric_key.as_str()).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.wallet_id.0).collect::<Vec<_>>())
+        .bind(all.iter().map(pin).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.window_start).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| encoded(&one.event).to_vec()).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.basis.as_slice()).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.net.amount()).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.tax.amount()).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.tax_rate).collect::<Vec<_>>())
         .execute(tx.conn())
         .await
-        .context("writing a reservation")?;
+        .context("writing reservations")?;
         Ok(())
     }
 
-    /// The reservation of a hold of the scope's workspace.
-    pub async fn get(scope: &Scope, conn: &mut PgConnection, id: HoldId) -> Result<Self> {
-        let row = sqlx::query(
+    /// The reservations of holds of the scope's workspace; others are absent.
+    pub async fn load(scope: &Scope, conn: &mut PgConnection, ids: &[HoldId]) -> Result<HashMap<HoldId, Self>> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows = sqlx::query(
             "SELECT r.*, wallet.currency FROM usage_reservation r JOIN wallet ON wallet.id = r.wallet_id
-             WHERE r.workspace_id = $1 AND r.hold_id = $2",
+             WHERE r.workspace_id = $1 AND r.hold_id = ANY($2)",
         )
         .bind(scope.workspace_id)
-        .bind(id)
-        .fetch_optional(conn)
+        .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+        .fetch_all(conn)
         .await
-        .context("reading a reservation")?
-        .ok_or_else(|| Error::not_found("reservation", id))?;
-        Self::from_row(&row)
+        .context("reading reservations")?;
+        rows.iter().map(|row| Self::from_row(row).map(|one| (one.hold_id, one))).collect()
     }
 
     fn from_row(row: &PgRow) -> Result<Self> {
@@ -117,51 +137,61 @@ impl Reservation {
     }
 }
 
-impl Capture<'_> {
-    /// Puts the captured event in the place of the reserved one.
-    pub async fn write(&self, tx: &mut Tx, scope: &Scope) -> Result<()> {
+impl Capture {
+    /// Puts captured events in the place of the reserved ones.
+    pub async fn write_all(tx: &mut Tx, scope: &Scope, all: &[Self]) -> Result<()> {
+        if all.is_empty() {
+            return Ok(());
+        }
         sqlx::query(
-            "UPDATE usage_reservation SET event = $3, captured_net = $4, captured_tax = $5, occurred_at = $6,
-                 wallet_transaction_id = $7
-             WHERE workspace_id = $1 AND hold_id = $2",
+            "UPDATE usage_reservation SET event = c.event, captured_net = c.net, captured_tax = c.tax,
+                 occurred_at = c.occurred_at, wallet_transaction_id = c.wallet_transaction_id
+             FROM unnest($2::uuid[], $3::bytea[], $4::numeric[], $5::numeric[], $6::timestamptz[], $7::uuid[])
+                 AS c (hold_id, event, net, tax, occurred_at, wallet_transaction_id)
+             WHERE workspace_id = $1 AND usage_reservation.hold_id = c.hold_id",
         )
         .bind(scope.workspace_id)
-        .bind(self.hold_id)
-        .bind(encoded(self.event).as_ref())
-        .bind(self.net.amount())
-        .bind(self.tax.amount())
-        .bind(self.event.timestamp)
-        .bind(self.wallet_transaction_id)
+        .bind(all.iter().map(|one| one.hold_id.0).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| encoded(&one.event).to_vec()).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.net.amount()).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.tax.amount()).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.event.timestamp).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.wallet_transaction_id.map(|id| id.0)).collect::<Vec<_>>())
         .execute(tx.conn())
         .await
-        .context("writing a capture")?;
+        .context("writing captures")?;
         Ok(())
     }
 }
 
-/// Notes why a reservation was given back.
-pub(super) async fn note_release(
-    scope: &Scope,
-    tx: &mut Tx,
-    id: HoldId,
-    movement: Option<WalletTransactionId>,
-    reason: Option<&str>,
-) -> Result<()> {
-    sqlx::query(
-        "UPDATE usage_reservation SET wallet_transaction_id = $3, release_reason = $4
-         WHERE workspace_id = $1 AND hold_id = $2",
-    )
-    .bind(scope.workspace_id)
-    .bind(id)
-    .bind(movement)
-    .bind(reason)
-    .execute(tx.conn())
-    .await
-    .context("noting a release")?;
-    Ok(())
+impl Release {
+    /// Notes why reservations were given back.
+    pub async fn write_all(tx: &mut Tx, scope: &Scope, all: &[Self]) -> Result<()> {
+        if all.is_empty() {
+            return Ok(());
+        }
+        sqlx::query(
+            "UPDATE usage_reservation SET wallet_transaction_id = r.wallet_transaction_id, release_reason = r.reason
+             FROM unnest($2::uuid[], $3::uuid[], $4::text[]) AS r (hold_id, wallet_transaction_id, reason)
+             WHERE workspace_id = $1 AND usage_reservation.hold_id = r.hold_id",
+        )
+        .bind(scope.workspace_id)
+        .bind(all.iter().map(|one| one.hold_id.0).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.wallet_transaction_id.map(|id| id.0)).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.reason.as_deref()).collect::<Vec<_>>())
+        .execute(tx.conn())
+        .await
+        .context("noting releases")?;
+        Ok(())
+    }
 }
 
-/// Usage that is promised and not counted yet.
+/// Usage of one metric of one product in a subscription: what a reservation is priced on top of.
+pub(super) type UsageKey = (SubscriptionId, ProductId, String);
+
+/// Usage that is promised and not counted yet, in order of its holds.
+pub(super) type Promises = BTreeMap<HoldId, Promised>;
+
 #[derive(Clone, Debug)]
 pub(super) struct Promised {
     pub event: UsageEvent,
@@ -170,38 +200,51 @@ pub(super) struct Promised {
 
 #[derive(FromRow)]
 struct PromisedRow {
+    place: i64,
+    hold_id: HoldId,
     event: Vec<u8>,
     is_captured: bool,
 }
 
-/// The events of the PENDING holds and of the captures that are not counted yet, of one metric, in order of their holds
-/// (rule D1). The window is locked, so that no checkpoint counts one of them meanwhile.
+/// The events of the PENDING holds, as of an instant, and of the captures that are not counted yet (rule D1). The windows are
+/// locked, so that no checkpoint counts one of them meanwhile.
 pub(super) async fn promised(
     conn: &mut PgConnection,
-    subscription_id: SubscriptionId,
-    product_id: ProductId,
-    metric_key: &str,
-    now: Instant,
-) -> Result<Vec<Promised>> {
+    asked: &BTreeMap<UsageKey, Instant>,
+) -> Result<HashMap<UsageKey, Promises>> {
+    let mut promises = HashMap::new();
+    if asked.is_empty() {
+        return Ok(promises);
+    }
     let rows: Vec<PromisedRow> = sqlx::query_as(
-        "SELECT event, is_captured FROM (
-             SELECT r.event, false AS is_captured, r.hold_id
-             FROM wallet_hold h JOIN usage_reservation r ON r.hold_id = h.id
-             WHERE h.subscription_id = $1 AND h.metric_key = $3 AND h.status = 'PENDING' AND h.expires_at > $4
-               AND r.product_id = $2
-             UNION ALL
-             SELECT event, true, hold_id FROM usage_reservation
-             WHERE subscription_id = $1 AND product_id = $2 AND metric_key = $3
-               AND captured_net IS NOT NULL AND counted_in IS NULL) AS promised
-         ORDER BY hold_id",
+        "WITH asked AS (
+             SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[], $5::timestamptz[])
+                 AS asked (place, subscription_id, product_id, metric_key, now)
+         )
+         SELECT asked.place, r.hold_id, r.event, false AS is_captured
+         FROM asked JOIN wallet_hold h ON h.subscription_id = asked.subscription_id AND h.metric_key = asked.metric_key
+             AND h.status = 'PENDING' AND h.expires_at > asked.now
+         JOIN usage_reservation r ON r.hold_id = h.id AND r.product_id = asked.product_id
+         UNION ALL
+         SELECT asked.place, r.hold_id, r.event, true
+         FROM asked JOIN usage_reservation r ON r.subscription_id = asked.subscription_id
+             AND r.product_id = asked.product_id AND r.metric_key = asked.metric_key
+         WHERE r.captured_net IS NOT NULL AND r.counted_in IS NULL",
     )
-    .bind(subscription_id)
-    .bind(product_id)
-    .bind(metric_key)
-    .bind(now)
+    .bind((0..).take(asked.len()).collect::<Vec<i64>>())
+    .bind(asked.keys().map(|(subscription, _, _)| subscription.0).collect::<Vec<_>>())
+    .bind(asked.keys().map(|(_, product, _)| product.0).collect::<Vec<_>>())
+    .bind(asked.keys().map(|(_, _, metric)| metric.as_str()).collect::<Vec<_>>())
+    .bind(asked.values().copied().collect::<Vec<_>>())
     .fetch_all(conn)
     .await
     .context("reading promised usage")?;
-    let promised = |row: PromisedRow| Ok(Promised { event: decoded(&row.event)?, is_captured: row.is_captured });
-    rows.into_iter().map(promised).collect()
+    let keys: Vec<&UsageKey> = asked.keys().collect();
+    for row in rows {
+        let key = usize::try_from(row.place).ok().and_then(|place| keys.get(place));
+        let key = key.ok_or_else(|| Error::invariant("promised usage that nobody asked for"))?;
+        let promised = Promised { event: decoded(&row.event)?, is_captured: row.is_captured };
+        promises.entry((*key).clone()).or_insert_with(Promises::new).insert(row.hold_id, promised);
+    }
+    Ok(promises)
 }

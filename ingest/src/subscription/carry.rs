@@ -19,7 +19,7 @@ impl Windows {
         self.slots.sort_by_key(|slot| slot.window.start);
         for index in 1..self.slots.len() {
             let (before, rest) = self.slots.split_at_mut(index);
-            let (Some(from), Some(into)) = (before.last(), rest.first_mut()) else { continue };
+            let (Some(from), Some(into)) = (before.last_mut(), rest.first_mut()) else { continue };
             if into.status == WindowStatus::Sealed {
                 continue;
             }
@@ -49,9 +49,9 @@ impl Windows {
     }
 }
 
-fn carry(judge: &Judge<'_>, from: &WindowSlot, into: &mut WindowSlot) -> rating::Result<bool> {
+fn carry(judge: &Judge<'_>, from: &mut WindowSlot, into: &mut WindowSlot) -> rating::Result<bool> {
     let start = into.window.start;
-    let mut changed = into.state.carry_running(from.state.running(from.window.end)?)?;
+    let mut changed = into.state.go_on_from(&mut from.state, from.window.end)?;
     let carries = from.state.carries();
     changed |= into.state.drop_carries(start, &carries)?;
     for carry in carries {

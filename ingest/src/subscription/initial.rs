@@ -12,7 +12,7 @@ use store::StoreError;
 use super::{Rates, WindowSlot, Windows};
 
 /// What a partition hands to a new actor.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Initial {
     /// Windows that are not sealed.
     pub slots: Vec<WindowSlot>,

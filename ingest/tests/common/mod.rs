@@ -303,23 +303,33 @@ impl World {
     /// A further SUM meter of the product, over another metric; members of its snapshot can be replaced. Before the catalog
     /// is read for the first time.
     pub async fn bind_meter(&self, metric_key: &str, meter_members: Value) {
+        self.bind(metric_key, metric_key, "PRIMARY", meter_members).await;
+    }
+
+    /// A further meter over the usage of the product that is shown only.
+    pub async fn watch(&self, key: &str, meter_members: Value) -> BindingId {
+        self.bind(key, "tokens", "INFORMATIONAL", meter_members).await
+    }
+
+    async fn bind(&self, key: &str, metric_key: &str, role: &str, meter_members: Value) -> BindingId {
         let (o, w, product) = (self.scope.organization_id, self.scope.workspace_id, self.product);
         let (meter, binding) = (MeterId::generate(), BindingId::generate());
         self.execute(&format!(
             "INSERT INTO meter (id, organization_id, workspace_id, key, name, metric_key, function, \"window\", status, version,
                  created_at, updated_at)
-             VALUES ('{meter}', '{o}', '{w}', '{metric_key}', '{metric_key}', '{metric_key}', 'SUM', '{{}}', 'active', 1, now(), now());
+             VALUES ('{meter}', '{o}', '{w}', '{key}', '{key}', '{metric_key}', 'SUM', '{{}}', 'active', 1, now(), now());
              INSERT INTO product_meter_binding (id, organization_id, workspace_id, product_id, meter_id, role, metric_key, version,
                  status, created_at, updated_at)
-             VALUES ('{binding}', '{o}', '{w}', '{product}', '{meter}', 'PRIMARY', '{metric_key}', 1, 'active', now(), now());"
+             VALUES ('{binding}', '{o}', '{w}', '{product}', '{meter}', '{role}', '{metric_key}', 1, 'active', now(), now());"
         ))
         .await;
         let mut snapshot =
             json!({"function": "SUM", "late_event_policy": "NEXT_PERIOD", "window": {"kind": "BILLING_PERIOD"}});
         merge(&mut snapshot, meter_members);
         self.version(VersionId::generate(), "meter", meter.0, snapshot).await;
-        let snapshot = json!({"role": "PRIMARY", "multiplier": "1", "thresholds": []});
+        let snapshot = json!({"role": role, "multiplier": "1", "thresholds": []});
         self.version(VersionId::generate(), "binding", binding.0, snapshot).await;
+        binding
     }
 
     /// A further customer with a monthly subscription that began on 2026-01-01.

@@ -1,16 +1,17 @@
 //! Locked wallets and what is about to be booked on them, written in a few statements however many operations there are
 //! (DESIGN section 5, Throughput).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use domain::{Clock, Error, HoldId, Instant, JsonMap, Money, Result, Scope, TransferId, WalletId, WalletTransactionId};
 use sqlx::AssertSqlSafe;
-use store::{StoreError, Tx};
+use store::{DomainEvent, Patience, StoreError, Tx};
 use uuid::Uuid;
 
 use super::entry::{Movement, Operation, WalletEntry};
-use super::model::{HoldStatus, WalletBalanceKind, WalletDTO, WalletHold, WalletTransactionSource};
+use super::model::{HoldStatus, Wallet, WalletBalanceKind, WalletDTO, WalletHold, WalletTransactionSource};
 use super::row::{WALLET_COLUMNS, WALLET_FROM, WalletRow};
+use super::topup;
 use crate::account::{Account, WalletAccount, WorkspaceAccount};
 use crate::transfer::{Transfer, TransferKind, post};
 use crate::wallet::WalletTransactionType;
@@ -59,7 +60,6 @@ impl Details {
 struct Locked {
     row: WalletRow,
     now: Instant,
-    cash_before: Money,
     changed: bool,
 }
 
@@ -72,6 +72,10 @@ pub struct WalletBatch {
     movements: Vec<Movement>,
     pub(super) placed: Vec<WalletHold>,
     pub(super) ended: Vec<WalletHold>,
+    /// Wallets at the operations that took their cash below their threshold.
+    fell: Vec<Wallet>,
+    /// Wallets that an operation left wanting an automatic top-up.
+    wanting: BTreeSet<WalletId>,
 }
 
 /// Locks wallets in id order and lets what is due lapse, at the scope's instant (rule D4).
@@ -79,40 +83,58 @@ pub struct WalletBatch {
 /// # Errors
 /// `NotFound` for a wallet that is not of this workspace.
 pub async fn lock_wallets(tx: &mut Tx, scope: &Scope, ids: &[WalletId]) -> Result<WalletBatch> {
-    let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-    // Two statements: what is read beside the locked row must be as new as the lock, and only a statement that begins
-    // after it sees that.
-    sqlx::query("SELECT FROM wallet WHERE workspace_id = $1 AND id = ANY($2) ORDER BY id FOR UPDATE")
-        .bind(scope.workspace_id)
-        .bind(&ids)
-        .execute(tx.conn())
-        .await
-        .context("locking wallets")?;
-    let sql = format!(
-        "SELECT {WALLET_COLUMNS} FROM {WALLET_FROM} WHERE wallet.workspace_id = $1 AND wallet.id = ANY($2) ORDER BY wallet.id"
-    );
-    let rows: Vec<WalletRow> = sqlx::query_as(AssertSqlSafe(sql))
-        .bind(scope.workspace_id)
-        .bind(&ids)
-        .fetch_all(tx.conn())
-        .await
-        .context("reading locked wallets")?;
-    let mut batch = WalletBatch::of(rows, scope);
-    if let Some(missing) = ids.iter().find(|id| !batch.wallets.contains_key(&WalletId(**id))) {
+    let batch = WalletBatch::lock(tx, scope, ids, Patience::Wait).await?;
+    if let Some(missing) = ids.iter().find(|id| !batch.is_locked(**id)) {
         return Err(Error::not_found("wallet", missing));
     }
-    batch.lapse(tx, scope).await?;
     Ok(batch)
 }
 
 impl WalletBatch {
+    /// Locks wallets in id order, all or those that are free, and lets what is due lapse, at the scope's instant (rule D4).
+    /// Wallets that are not of this workspace are absent.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn lock(tx: &mut Tx, scope: &Scope, ids: &[WalletId], patience: Patience) -> Result<Self> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        // Two statements: what is read beside the locked row must be as new as the lock, and only a statement that begins
+        // after it sees that.
+        let sql =
+            format!("SELECT id FROM wallet WHERE workspace_id = $1 AND id = ANY($2) ORDER BY id {}", patience.clause());
+        let locked: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(scope.workspace_id)
+            .bind(&ids)
+            .fetch_all(tx.conn())
+            .await
+            .context("locking wallets")?;
+        let sql = format!(
+            "SELECT {WALLET_COLUMNS} FROM {WALLET_FROM} WHERE wallet.workspace_id = $1 AND wallet.id = ANY($2) ORDER BY wallet.id"
+        );
+        let rows: Vec<WalletRow> = sqlx::query_as(AssertSqlSafe(sql))
+            .bind(scope.workspace_id)
+            .bind(&locked)
+            .fetch_all(tx.conn())
+            .await
+            .context("reading locked wallets")?;
+        let mut batch = Self::of(rows, scope);
+        batch.lapse(tx, scope).await?;
+        Ok(batch)
+    }
+
+    /// Whether a wallet is locked, and operations can be decided on it.
+    #[must_use]
+    pub fn is_locked(&self, id: WalletId) -> bool {
+        self.wallets.contains_key(&id)
+    }
+
     fn of(rows: Vec<WalletRow>, scope: &Scope) -> Self {
         let wallets = rows.into_iter().map(|mut row| {
             let now = booking_instant(&row, scope);
             if row.wallet.promotional_balance.is_zero() && row.expiry_has_passed(now) {
                 row.wallet.promotional_balance_expires_at = None;
             }
-            (row.wallet.id, Locked { now, cash_before: row.wallet.cash_balance, changed: false, row })
+            (row.wallet.id, Locked { now, changed: false, row })
         });
         Self {
             wallets: wallets.collect(),
@@ -120,6 +142,8 @@ impl WalletBatch {
             movements: Vec::new(),
             placed: Vec::new(),
             ended: Vec::new(),
+            fell: Vec::new(),
+            wanting: BTreeSet::new(),
         }
     }
 
@@ -166,6 +190,12 @@ impl WalletBatch {
         for entry in entries {
             self.movements.extend(entry.movements);
             if let Some(locked) = self.wallets.get_mut(&entry.row.wallet.id) {
+                if has_fallen(&locked.row.wallet, &entry.row.wallet) {
+                    self.fell.push(entry.row.wallet.clone());
+                }
+                if topup::is_wanted(&locked.row.wallet, &entry.row.wallet) {
+                    self.wanting.insert(entry.row.wallet.id);
+                }
                 locked.row = entry.row;
                 locked.changed = true;
             }
@@ -269,49 +299,58 @@ impl WalletBatch {
         Ok(())
     }
 
-    /// One event per movement of money and per hold, and one when cash falls below the wallet's threshold.
+    /// One event per movement of money and per hold, and one for each operation that took cash below the wallet's threshold.
     async fn emit(&self, tx: &mut Tx, scope: &Scope) -> Result<()> {
+        let mut events = Vec::new();
         for movement in &self.movements {
-            let Some(event) = event_of(movement) else { continue };
-            tx.emit(scope, event, "wallet", movement.row.wallet_id, to_map(&movement.row)?).await?;
+            let Some(event_type) = event_of(movement) else { continue };
+            events.push(wallet_event(event_type, movement.row.wallet_id, &movement.row)?);
         }
         for hold in self.placed.iter().chain(&self.ended) {
-            tx.emit(scope, event_of_hold(hold.status), "wallet", hold.wallet_id, to_map(hold)?).await?;
+            events.push(wallet_event(event_of_hold(hold.status), hold.wallet_id, hold)?);
             if hold.reserved_for.is_some() {
                 let outcome = if hold.status == HoldStatus::Pending { "HELD" } else { hold.status.as_str() };
                 let amount = hold.captured_amount.unwrap_or(hold.amount);
-                emit_outcome(tx, scope, Some(hold.id), outcome, &[], Some(amount)).await?;
+                events.push(reserve_outcome(Some(hold.id), outcome, &[], Some(amount))?);
             }
         }
-        super::topup::want(tx, self.wallets.values().map(|locked| (&locked.row.wallet, locked.cash_before))).await?;
-        for locked in self.wallets.values() {
-            let wallet = &locked.row.wallet;
-            let fell = wallet.low_balance_threshold.is_some_and(|threshold| {
-                locked.cash_before.amount() >= threshold.amount() && wallet.cash_balance.amount() < threshold.amount()
-            });
-            if fell {
-                tx.emit(scope, "wallet.low_balance_reached", "wallet", wallet.id, to_map(wallet)?).await?;
-            }
+        topup::want(tx, &self.wanting).await?;
+        for wallet in &self.fell {
+            events.push(wallet_event("wallet.low_balance_reached", wallet.id, wallet)?);
         }
-        Ok(())
+        tx.emit_all(scope, &events).await
     }
+}
+
+fn wallet_event(
+    event_type: &'static str,
+    id: WalletId,
+    payload: &impl serde::Serialize,
+) -> Result<DomainEvent<'static>> {
+    Ok(DomainEvent { event_type, entity_type: "wallet", entity_id: id.0, payload: to_map(payload)? })
+}
+
+/// Whether an operation took cash from the threshold or above to below it.
+fn has_fallen(before: &Wallet, after: &Wallet) -> bool {
+    before.low_balance_threshold.is_some_and(|threshold| {
+        before.cash_balance.amount() >= threshold.amount() && after.cash_balance.amount() < threshold.amount()
+    })
 }
 
 /// `reserve_outcome.recorded`: what became of an attempt to authorize usage (reserve.md 5).
 ///
 /// # Errors
-/// As every statement.
-pub async fn emit_outcome(
-    tx: &mut Tx,
-    scope: &Scope,
+/// `Internal` for an amount that cannot be written.
+pub fn reserve_outcome(
     hold_id: Option<HoldId>,
     outcome: &str,
     reasons: &[&str],
     amount: Option<Money>,
-) -> Result<()> {
+) -> Result<DomainEvent<'static>> {
     let payload = serde_json::json!({ "hold_id": hold_id, "outcome": outcome, "reasons": reasons, "amount": amount });
-    let entity = hold_id.map_or_else(Uuid::now_v7, |hold| hold.0);
-    tx.emit(scope, "reserve_outcome.recorded", "reserve_outcome", entity, to_map(&payload)?).await
+    let entity_id = hold_id.map_or_else(Uuid::now_v7, |hold| hold.0);
+    let (event_type, entity_type) = ("reserve_outcome.recorded", "reserve_outcome");
+    Ok(DomainEvent { event_type, entity_type, entity_id, payload: to_map(&payload)? })
 }
 
 /// The instant at which operations on this wallet are booked: never before its last change, so that its movements keep

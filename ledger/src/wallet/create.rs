@@ -1,5 +1,6 @@
 //! Making wallets: the primary with its customer, secondaries one per further currency (wallets.md, Ownership).
 
+use currency::Purpose;
 use domain::{Currency, CustomerId, Error, Money, Result, Scope, WalletId};
 use rust_decimal::Decimal;
 use sqlx::{AssertSqlSafe, FromRow};
@@ -75,7 +76,7 @@ pub struct NewWallet {
 /// Makes the primary wallet of a customer that this transaction creates.
 ///
 /// # Errors
-/// As every statement.
+/// `CURRENCY_NOT_ENABLED` for a currency in which the workspace bills nothing.
 pub async fn create_primary(scope: &Scope, tx: &mut Tx, new: NewWallet) -> Result<WalletDTO> {
     let organization = organization_defaults(scope, tx).await?;
     let defaults = inherited(new.defaults.or(organization), new.currency)?;
@@ -86,7 +87,7 @@ pub async fn create_primary(scope: &Scope, tx: &mut Tx, new: NewWallet) -> Resul
 ///
 /// # Errors
 /// `NotFound` for the customer; `DUPLICATE` for a second wallet in one currency; a rule when `in_path` names another
-/// customer than the body, or automatic top-up is on without amount and threshold.
+/// customer than the body, or automatic top-up is on without amount and threshold; `CURRENCY_NOT_ENABLED`.
 pub async fn create_secondary(
     scope: &Scope,
     tx: &mut Tx,
@@ -134,6 +135,7 @@ async fn insert(scope: &Scope, tx: &mut Tx, new: NewWallet, is_primary: bool) ->
     if let Some(existing) = wallet_for(scope, tx, new.customer_id, new.currency).await? {
         return Err(Error::duplicate("currency", Some(existing.to_string())));
     }
+    currency::require(scope, tx, new.currency, Purpose::Billing).await?;
     let id = WalletId::generate();
     let defaults = new.defaults;
     let inserted = sqlx::query(
@@ -178,7 +180,8 @@ async fn take_over_accruals(tx: &mut Tx, id: WalletId, new: NewWallet) -> Result
         "WITH open AS (
              SELECT subscription_id, window_start, wallet_currency FROM usage_accrual
              WHERE subscription_id IN (SELECT id FROM subscription WHERE customer_id = $2)
-               AND currency = $3 AND wallet_currency IN ('', $3) AND NOT closed
+               AND coalesce(nullif(wallet_currency, ''), currency) = $3 AND NOT closed
+               AND (currency = $3 OR fx_rate IS NOT NULL)
              ORDER BY subscription_id, window_start, wallet_currency FOR UPDATE)
          UPDATE usage_accrual SET wallet_id = $1 FROM open
          WHERE usage_accrual.subscription_id = open.subscription_id AND usage_accrual.window_start = open.window_start

@@ -3,16 +3,17 @@
 //! A hold is a two-phase transfer: it reserves on the account `wallet_held` and moves no money. Its end takes the
 //! reservation back, and a capture charges the wallet in the same transaction.
 
+use std::collections::HashMap;
+
 use domain::{Error, HoldId, Instant, Money, Result, Scope, TransferId, UsageEventId, WalletId};
-use store::{BodyKey, StoreError, Tx};
+use store::{StoreError, Tx};
 
 use super::batch::{Details, WalletBatch, lock_wallets};
 use super::entry::{Operation, Split};
 use super::model::{
     HoldStatus, ReservedFor, WalletBalanceKind, WalletHold, WalletTransactionSource, WalletTransactionType,
 };
-use super::replay::Outcome;
-use super::request::{CaptureHoldRequest, HoldRequest};
+use super::request::CaptureHoldRequest;
 use crate::account::{Account, WalletAccount, WorkspaceAccount};
 use crate::transfer::TransferKind;
 
@@ -159,11 +160,34 @@ impl WalletBatch {
         Ok(captured)
     }
 
+    /// Charges a PENDING hold by amount, the whole of it unless the request says less: it becomes revenue.
+    ///
+    /// # Errors
+    /// A rule for a hold that authorizes usage; as [`WalletBatch::capture_hold`].
+    pub(super) fn capture_by_amount(
+        &mut self,
+        hold: &WalletHold,
+        transfer_id: TransferId,
+        request: &CaptureHoldRequest,
+    ) -> Result<WalletHold> {
+        let id = hold.id;
+        if hold.reserved_for.is_some() {
+            let detail = format!("hold {id} authorizes usage: capture it with POST /v1/transaction/{id}/capture");
+            return Err(Error::business_rule(detail));
+        }
+        let details = Details {
+            description: request.description.clone().or_else(|| hold.description.clone()),
+            reference_type: hold.reference_type.clone(),
+            reference_id: hold.reference_id,
+            idempotency_key: request.idempotency_key.clone(),
+            ..Details::of(WalletTransactionSource::Manual)
+        };
+        self.capture_hold(hold, transfer_id, request.amount.unwrap_or(hold.amount), WorkspaceAccount::Revenue, &details)
+    }
+
     /// Writes the holds that were placed and those that ended.
     pub(super) async fn write_holds(&self, tx: &mut Tx, scope: &Scope) -> Result<()> {
-        for hold in &self.placed {
-            insert_hold(tx, scope, hold).await?;
-        }
+        insert_holds(tx, scope, &self.placed).await?;
         if self.ended.is_empty() {
             return Ok(());
         }
@@ -199,142 +223,62 @@ fn check_pending(hold: &WalletHold, to: HoldStatus) -> Result<()> {
     Err(Error::invalid_transition("wallet_hold", hold.id, hold.status.as_str(), to.as_str(), &[]))
 }
 
-async fn insert_hold(tx: &mut Tx, scope: &Scope, hold: &WalletHold) -> Result<()> {
+async fn insert_holds(tx: &mut Tx, scope: &Scope, holds: &[WalletHold]) -> Result<()> {
+    if holds.is_empty() {
+        return Ok(());
+    }
+    let usage = || holds.iter().map(|hold| hold.reserved_for.as_ref());
     sqlx::query(
         "INSERT INTO wallet_hold (id, organization_id, workspace_id, wallet_id, amount, currency, status, reference_type,
              reference_id, description, expires_at, created_at, updated_at, subscription_id, metric_key, usage_event_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13, $14, $15)",
+         SELECT h.id, h.organization_id, $1, h.wallet_id, h.amount, h.currency, h.status, h.reference_type, h.reference_id,
+             h.description, h.expires_at, h.created_at, h.created_at, h.subscription_id, h.metric_key, h.usage_event_id
+         FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::numeric[], $6::text[], $7::text[], $8::text[], $9::uuid[],
+             $10::text[], $11::timestamptz[], $12::timestamptz[], $13::uuid[], $14::text[], $15::uuid[])
+             AS h (id, organization_id, wallet_id, amount, currency, status, reference_type, reference_id, description,
+                 expires_at, created_at, subscription_id, metric_key, usage_event_id)",
     )
-    .bind(hold.id)
-    .bind(hold.organization_id)
     .bind(scope.workspace_id)
-    .bind(hold.wallet_id)
-    .bind(hold.amount.amount())
-    .bind(hold.amount.currency())
-    .bind(hold.status)
-    .bind(&hold.reference_type)
-    .bind(hold.reference_id)
-    .bind(&hold.description)
-    .bind(hold.expires_at)
-    .bind(hold.created_at)
-    .bind(hold.reserved_for.as_ref().map(|usage| usage.subscription_id))
-    .bind(hold.reserved_for.as_ref().map(|usage| usage.metric_key.as_str()))
-    .bind(hold.reserved_for.as_ref().map(|_| UsageEventId::of_capture(hold.id)))
+    .bind(holds.iter().map(|hold| hold.id.0).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.organization_id.0).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.wallet_id.0).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.amount.amount()).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.amount.currency()).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.status.as_str()).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.reference_type.as_deref()).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.reference_id).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.description.as_deref()).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.expires_at).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.created_at).collect::<Vec<_>>())
+    .bind(usage().map(|usage| usage.map(|usage| usage.subscription_id.0)).collect::<Vec<_>>())
+    .bind(usage().map(|usage| usage.map(|usage| usage.metric_key.as_str())).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.reserved_for.as_ref().map(|_| UsageEventId::of_capture(hold.id).0)).collect::<Vec<_>>())
     .execute(tx.conn())
     .await
-    .context("placing a hold")?;
+    .context("placing holds")?;
     Ok(())
 }
 
-/// A hold of a locked wallet, as the database has it (what has lapsed stands in the batch).
-async fn read_hold(tx: &mut Tx, scope: &Scope, wallet: WalletId, id: HoldId) -> Result<Option<WalletHold>> {
-    sqlx::query_as("SELECT * FROM wallet_hold WHERE workspace_id = $1 AND wallet_id = $2 AND id = $3")
-        .bind(scope.workspace_id)
-        .bind(wallet)
-        .bind(id)
-        .fetch_optional(tx.conn())
-        .await
-        .context("reading a hold")
-}
-
-/// Locks the wallet and finds the hold in its present state.
-///
-/// # Errors
-/// `NotFound`, and as every statement.
-pub async fn locked_hold(
-    tx: &mut Tx,
-    scope: &Scope,
-    wallet: WalletId,
-    id: HoldId,
-) -> Result<(WalletBatch, WalletHold)> {
-    let batch = lock_wallets(tx, scope, &[wallet]).await?;
-    let stored = read_hold(tx, scope, wallet, id).await?.ok_or_else(|| Error::not_found("wallet_hold", id))?;
-    let hold = batch.ended.iter().find(|hold| hold.id == id).cloned().unwrap_or(stored);
-    Ok((batch, hold))
-}
-
-/// `POST /v1/wallets/{id}/holds`. The hold's id is `transfer_id`.
-///
-/// # Errors
-/// `NotFound`, `IDEMPOTENCY_CONFLICT`, and as [`WalletBatch::hold`].
-pub async fn create(
-    scope: &Scope,
-    tx: &mut Tx,
-    id: WalletId,
-    transfer_id: TransferId,
-    request: &HoldRequest,
-) -> Result<Outcome<WalletHold>> {
-    let key = BodyKey::new(scope, "wallet.hold", id, request.idempotency_key.as_deref(), request)?;
-    if let Some(earlier) = key.claim(scope, tx).await? {
-        return Ok(Outcome::replayed(earlier));
+impl WalletBatch {
+    /// Holds of the locked wallets in their present state; others are absent. What has lapsed in this batch is read as lapsed.
+    ///
+    /// # Errors
+    /// As every statement.
+    pub async fn holds(&self, tx: &mut Tx, scope: &Scope, ids: &[HoldId]) -> Result<HashMap<HoldId, WalletHold>> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let stored: Vec<WalletHold> =
+            sqlx::query_as("SELECT * FROM wallet_hold WHERE workspace_id = $1 AND id = ANY($2)")
+                .bind(scope.workspace_id)
+                .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+                .fetch_all(tx.conn())
+                .await
+                .context("reading holds")?;
+        let present = |hold: WalletHold| self.ended.iter().find(|ended| ended.id == hold.id).cloned().unwrap_or(hold);
+        let of_locked = stored.into_iter().filter(|hold| self.is_locked(hold.wallet_id));
+        Ok(of_locked.map(present).map(|hold| (hold.id, hold)).collect())
     }
-    let mut batch = lock_wallets(tx, scope, &[id]).await?;
-    if let Some(booked) = read_hold(tx, scope, id, HoldId(transfer_id.0)).await? {
-        return Ok(Outcome::replayed(booked));
-    }
-    let details = Details {
-        description: request.description.clone(),
-        reference_type: request.reference_type.clone(),
-        reference_id: request.reference_id,
-        idempotency_key: request.idempotency_key.clone(),
-        ..Details::of(WalletTransactionSource::Manual)
-    };
-    let hold = batch.hold(id, transfer_id, request.amount, request.expires_at, None, &details)?;
-    batch.write(tx, scope).await?;
-    key.complete(tx, &hold).await?;
-    Ok(Outcome::first(hold))
-}
-
-/// `POST /v1/wallets/{id}/holds/{hold_id}/capture`: a hold by amount becomes revenue.
-///
-/// # Errors
-/// `NotFound`, `IDEMPOTENCY_CONFLICT`, and as [`WalletBatch::capture_hold`].
-pub async fn capture(
-    scope: &Scope,
-    tx: &mut Tx,
-    wallet: WalletId,
-    id: HoldId,
-    transfer_id: TransferId,
-    request: &CaptureHoldRequest,
-) -> Result<Outcome<WalletHold>> {
-    let key = BodyKey::new(scope, "wallet.hold.capture", id, request.idempotency_key.as_deref(), request)?;
-    if let Some(earlier) = key.claim(scope, tx).await? {
-        return Ok(Outcome::replayed(earlier));
-    }
-    let (mut batch, hold) = locked_hold(tx, scope, wallet, id).await?;
-    if hold.reserved_for.is_some() {
-        let detail = format!("hold {id} authorizes usage: capture it with POST /v1/transaction/{id}/capture");
-        return Err(Error::business_rule(detail));
-    }
-    let details = Details {
-        description: request.description.clone().or_else(|| hold.description.clone()),
-        reference_type: hold.reference_type.clone(),
-        reference_id: hold.reference_id,
-        idempotency_key: request.idempotency_key.clone(),
-        ..Details::of(WalletTransactionSource::Manual)
-    };
-    let amount = request.amount.unwrap_or(hold.amount);
-    let captured = batch.capture_hold(&hold, transfer_id, amount, WorkspaceAccount::Revenue, &details)?;
-    batch.write(tx, scope).await?;
-    key.complete(tx, &captured).await?;
-    Ok(Outcome::first(captured))
-}
-
-/// `POST /v1/wallets/{id}/holds/{hold_id}/release`.
-///
-/// # Errors
-/// `NotFound`, `INVALID_TRANSITION`.
-pub async fn release(
-    scope: &Scope,
-    tx: &mut Tx,
-    wallet: WalletId,
-    id: HoldId,
-    transfer_id: TransferId,
-) -> Result<WalletHold> {
-    let (mut batch, hold) = locked_hold(tx, scope, wallet, id).await?;
-    let released = batch.end_hold(&hold, HoldStatus::Released, transfer_id)?;
-    batch.write(tx, scope).await?;
-    Ok(released)
 }
 
 /// Lets what is due lapse in these wallets, and says whether anything did. Sweeps and reads call it; an operation does

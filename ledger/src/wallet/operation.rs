@@ -1,16 +1,15 @@
-//! Credit, debit, adjust and transfer: each as a step of a [`WalletBatch`], and as one operation with its idempotency key.
+//! Credit, debit, adjust and transfer as steps of a [`WalletBatch`].
 
+use currency::{FxRate, FxRateKind, Pair};
 use domain::{Error, Instant, Money, Result, Scope, TransferId, WalletId};
 use rust_decimal::Decimal;
-use store::{BodyKey, Tx};
+use store::Tx;
 
-use super::batch::{Details, WalletBatch, lock_wallets};
+use super::batch::{Details, WalletBatch};
 use super::entry::{Operation, Split, counter_of_credit, counter_of_debit, smaller};
 use super::model::{
     WalletBalanceKind, WalletTransaction, WalletTransactionSource, WalletTransactionType, WalletTransferResult,
 };
-use super::replay::{Outcome, movements_of};
-use super::request::{AdjustRequest, CreditRequest, DebitRequest, TransferRequest};
 use crate::account::{Account, WalletAccount, WorkspaceAccount};
 use crate::transfer::TransferKind;
 
@@ -113,6 +112,48 @@ impl WalletBatch {
         Ok(amount)
     }
 
+    /// The same from a wallet of another currency than the invoice: takes what `amount_max` is worth at `fx`, the rate from the
+    /// invoice's currency to the wallet's, or as much of it as there is, and answers what that pays in the invoice's currency.
+    ///
+    /// # Errors
+    /// `CURRENCY_MISMATCH`; a rule for an amount that leaves its range.
+    pub fn charge_for_invoice_at(
+        &mut self,
+        id: WalletId,
+        transfer_id: TransferId,
+        amount_max: Money,
+        fx: &FxRate,
+        invoice_id: domain::InvoiceId,
+    ) -> Result<Money> {
+        let mut entry = self.entry(id)?;
+        let worth = fx.convert(amount_max)?;
+        entry.check_currency(worth)?;
+        let free = entry.row.available()?.add(entry.row.accrued)?;
+        let amount = smaller(free, worth);
+        if amount.is_zero() || amount.is_negative() {
+            return Ok(Money::zero(amount_max.currency()));
+        }
+        let paid = match amount == worth {
+            true => amount_max,
+            false => smaller(amount.convert_back(fx.rate, amount_max.currency())?, amount_max),
+        };
+        if paid.is_zero() {
+            return Ok(paid); // less than the smallest amount of the invoice's currency
+        }
+        let details = Details::of(WalletTransactionSource::Invoice).reference("invoice", invoice_id);
+        let details = pinning(&details, fx);
+        let operation = Operation::new(transfer_id, WalletTransactionType::Debit, &details);
+        let split = Split::of(&entry.row, amount)?;
+        entry.take(&operation, split)?;
+        let transfer = entry
+            .draft_take(operation.draft(TransferKind::InvoicePayment, entry.now), split, WorkspaceAccount::Fx)?
+            .debit(Account::Workspace(WorkspaceAccount::Fx), paid)
+            .credit(Account::Workspace(counter_of_debit(details.source)), paid)
+            .balanced()?;
+        self.keep([entry], transfer);
+        Ok(paid)
+    }
+
     /// Gives back what captures took and no invoice shows: it was the customer's own money, so no cap stands in its way.
     ///
     /// # Errors
@@ -197,23 +238,24 @@ impl WalletBatch {
         Ok(movement)
     }
 
-    /// Moves cash to another wallet of the same customer, converted at `fx_rate` when the currencies differ.
+    /// Moves cash to another wallet of the same customer, converted at `fx`; both movements pin that rate.
     ///
     /// # Errors
-    /// A rule when the wallets are one, have two owners, or need a rate that is not given (or the other way round);
-    /// `CURRENCY_MISMATCH`; `INSUFFICIENT_FUNDS` beyond the cash that is available.
+    /// A rule when the wallets are one, have two owners, or nothing would arrive; `CURRENCY_MISMATCH`;
+    /// `INSUFFICIENT_FUNDS` beyond the cash that is available.
     pub fn transfer(
         &mut self,
         from: WalletId,
         to: WalletId,
         transfer_id: TransferId,
         amount: Money,
-        fx_rate: Option<Decimal>,
+        fx: &FxRate,
         details: &Details,
     ) -> Result<WalletTransferResult> {
         if from == to {
             return Err(Error::business_rule("a wallet cannot transfer to itself"));
         }
+        let details = &pinning(details, fx);
         let (mut source, mut target) = (self.entry(from)?, self.entry(to)?);
         if source.row.wallet.customer_id != target.row.wallet.customer_id {
             return Err(Error::business_rule("both wallets must belong to one customer"));
@@ -222,7 +264,10 @@ impl WalletBatch {
         // Promotional credit is not transferable, and a transfer is no way to borrow.
         let cash = source.row.available()?.sub(source.row.credit())?;
         source.check_funds(amount, smaller(cash, source.row.wallet.cash_balance))?;
-        let arriving = convert(amount, target.row.wallet.currency, fx_rate)?;
+        let arriving = fx.convert(amount)?;
+        if arriving.is_zero() {
+            return Err(Error::business_rule("nothing would arrive at this rate"));
+        }
         let out = Operation::new(transfer_id, WalletTransactionType::TransferOut, details);
         let into = Operation::new(transfer_id, WalletTransactionType::TransferIn, details);
         source.record(&Operation { grouped: true, ..out }, WalletBalanceKind::Cash, amount.negate())?;
@@ -239,7 +284,7 @@ impl WalletBatch {
         let result = WalletTransferResult {
             debit: last_movement(&source.movements)?,
             credit: last_movement(&target.movements)?,
-            fx_rate: fx_rate.filter(|_| amount.currency() != arriving.currency()),
+            fx_rate: (fx.kind != FxRateKind::Identity).then_some(fx.rate),
         };
         self.keep([source, target], transfer);
         Ok(result)
@@ -272,134 +317,44 @@ fn later_expiry(balance: Money, current: Option<Instant>, given: Option<Instant>
     if balance.is_zero() { given.or(current) } else { current.zip(given).map(|(current, given)| current.max(given)) }
 }
 
-fn convert(amount: Money, to: domain::Currency, fx_rate: Option<Decimal>) -> Result<Money> {
-    if amount.currency() == to {
-        return match fx_rate {
-            Some(rate) if rate != Decimal::ONE => {
-                Err(Error::business_rule("both wallets have one currency: no fx_rate"))
-            }
-            _ => Ok(amount),
-        };
+/// Member of a movement's metadata that holds the rate at which it was converted.
+const FX_RATE: &str = "fx_rate";
+
+/// The same details with the rate that was used, where one was: whatever becomes of rates later, the movement keeps its own
+/// (fx.md 4).
+fn pinning(details: &Details, fx: &FxRate) -> Details {
+    let mut details = details.clone();
+    if fx.kind != FxRateKind::Identity {
+        details.metadata.insert(FX_RATE.to_owned(), fx.rate.to_string().into());
+        details.metadata.insert("fx_rate_kind".to_owned(), fx.kind.as_str().into());
+        let more = [
+            ("fx_rate_id", fx.id.map(|id| id.to_string())),
+            ("fx_snapshot_date", fx.snapshot_date.map(|date| date.to_string())),
+        ];
+        details.metadata.extend(more.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into()))));
     }
-    let Some(rate) = fx_rate.filter(|rate| rate.is_sign_positive() && !rate.is_zero()) else {
-        let detail = format!("no rate is known from {} to {to}: give fx_rate", amount.currency());
-        return Err(Error::rule("FX_RATE_NOT_FOUND", detail));
-    };
-    // `checked_mul` rounds in silence when the 28 digits are full: a product that is not exact is refused (P15).
-    let scale = amount.amount().scale() + rate.scale();
-    let product = amount.amount().mantissa().checked_mul(rate.mantissa());
-    let exact = product.and_then(|product| Decimal::try_from_i128_with_scale(product, scale).ok());
-    let arriving = Money::round(exact.ok_or(domain::money::MoneyError::OutOfRange)?, to)?;
-    if arriving.is_zero() {
-        return Err(Error::business_rule("nothing would arrive at this rate"));
-    }
-    Ok(arriving)
+    details
 }
 
-/// `POST /v1/wallets/{id}/credit`.
-///
-/// # Errors
-/// `NotFound`, `IDEMPOTENCY_CONFLICT`, and as [`WalletBatch::credit`].
-pub async fn credit(
-    scope: &Scope,
-    tx: &mut Tx,
-    id: WalletId,
-    transfer_id: TransferId,
-    request: &CreditRequest,
-) -> Result<Outcome<WalletTransaction>> {
-    let key = BodyKey::new(scope, "wallet.credit", id, request.idempotency_key.as_deref(), request)?;
-    if let Some(earlier) = key.claim(scope, tx).await? {
-        return Ok(Outcome::replayed(earlier));
-    }
-    let mut batch = lock_wallets(tx, scope, &[id]).await?;
-    if let Some(booked) = movements_of(tx, scope, id, transfer_id).await?.pop() {
-        return Ok(Outcome::replayed(booked));
-    }
-    let kind = match request.is_promotional {
-        true => CreditKind::Promotional { expires_at: request.expires_at },
-        false => CreditKind::Cash,
-    };
-    let movement = batch.credit(id, transfer_id, request.amount, kind, &request.details())?;
-    batch.write(tx, scope).await?;
-    key.complete(tx, &movement).await?;
-    Ok(Outcome::first(movement))
+/// The rate at which a movement of a transfer was converted, if it was.
+pub(super) fn pinned_rate(movement: &WalletTransaction) -> Option<Decimal> {
+    movement.metadata.get(FX_RATE).and_then(serde_json::Value::as_str).and_then(domain::money::parse_decimal)
 }
 
-/// `POST /v1/wallets/{id}/debit`; answers the last of its movements, which bears the balances after it.
-///
-/// # Errors
-/// `NotFound`, `IDEMPOTENCY_CONFLICT`, and as [`WalletBatch::debit`].
-pub async fn debit(
+/// The rate of a transfer: the one in the request, else the one that is in effect.
+pub(super) async fn transfer_rate(
     scope: &Scope,
     tx: &mut Tx,
-    id: WalletId,
-    transfer_id: TransferId,
-    request: &DebitRequest,
-) -> Result<Outcome<WalletTransaction>> {
-    let key = BodyKey::new(scope, "wallet.debit", id, request.idempotency_key.as_deref(), request)?;
-    if let Some(earlier) = key.claim(scope, tx).await? {
-        return Ok(Outcome::replayed(earlier));
+    (pair, at): (Pair, Instant),
+    given: Option<Decimal>,
+) -> Result<FxRate> {
+    if pair.source == pair.target && given.is_some_and(|rate| rate != Decimal::ONE) {
+        return Err(Error::business_rule("both wallets have one currency: no fx_rate"));
     }
-    let mut batch = lock_wallets(tx, scope, &[id]).await?;
-    if let Some(booked) = movements_of(tx, scope, id, transfer_id).await?.pop() {
-        return Ok(Outcome::replayed(booked));
+    match given {
+        Some(rate) if pair.source != pair.target => {
+            FxRate::given(tx.conn(), scope.workspace_id, (pair, at), rate).await
+        }
+        _ => currency::rate::rate(tx.conn(), scope.workspace_id, pair, at).await,
     }
-    let movement = batch.debit(id, transfer_id, request.amount, &request.details())?.pop();
-    let movement = movement.ok_or_else(|| Error::invariant("a debit without a movement"))?;
-    batch.write(tx, scope).await?;
-    key.complete(tx, &movement).await?;
-    Ok(Outcome::first(movement))
-}
-
-/// `POST /v1/wallets/{id}/adjust`.
-///
-/// # Errors
-/// `NotFound`, `IDEMPOTENCY_CONFLICT`, and as [`WalletBatch::adjust`].
-pub async fn adjust(
-    scope: &Scope,
-    tx: &mut Tx,
-    id: WalletId,
-    transfer_id: TransferId,
-    request: &AdjustRequest,
-) -> Result<Outcome<WalletTransaction>> {
-    let key = BodyKey::new(scope, "wallet.adjust", id, request.idempotency_key.as_deref(), request)?;
-    if let Some(earlier) = key.claim(scope, tx).await? {
-        return Ok(Outcome::replayed(earlier));
-    }
-    let mut batch = lock_wallets(tx, scope, &[id]).await?;
-    if let Some(booked) = movements_of(tx, scope, id, transfer_id).await?.pop() {
-        return Ok(Outcome::replayed(booked));
-    }
-    let movement = batch.adjust(id, transfer_id, request.amount, request.balance, &request.details())?;
-    batch.write(tx, scope).await?;
-    key.complete(tx, &movement).await?;
-    Ok(Outcome::first(movement))
-}
-
-/// `POST /v1/wallets/{id}/transfer`.
-///
-/// # Errors
-/// `NotFound`, `IDEMPOTENCY_CONFLICT`, and as [`WalletBatch::transfer`].
-pub async fn transfer(
-    scope: &Scope,
-    tx: &mut Tx,
-    id: WalletId,
-    transfer_id: TransferId,
-    request: &TransferRequest,
-) -> Result<Outcome<WalletTransferResult>> {
-    let key = BodyKey::new(scope, "wallet.transfer", id, request.idempotency_key.as_deref(), request)?;
-    if let Some(earlier) = key.claim(scope, tx).await? {
-        return Ok(Outcome::replayed(earlier));
-    }
-    let to = request.to_wallet_id;
-    let mut batch = lock_wallets(tx, scope, &[id, to]).await?;
-    let (sent, received) =
-        (movements_of(tx, scope, id, transfer_id).await?, movements_of(tx, scope, to, transfer_id).await?);
-    if let (Some(debit), Some(credit)) = (sent.into_iter().next(), received.into_iter().next()) {
-        return Ok(Outcome::replayed(WalletTransferResult { debit, credit, fx_rate: request.fx_rate }));
-    }
-    let result = batch.transfer(id, to, transfer_id, request.amount, request.fx_rate, &request.details())?;
-    batch.write(tx, scope).await?;
-    key.complete(tx, &result).await?;
-    Ok(Outcome::first(result))
 }

@@ -27,25 +27,13 @@ impl<T> Outcome<T> {
     }
 }
 
-/// The movements of a wallet that a transfer booked, in order; none when it is not booked. Asked under the wallet's lock,
-/// so that an earlier attempt has either committed or gone.
+/// The movements of a wallet that a booked transfer made, in order.
 pub(super) async fn movements_of(
     tx: &mut Tx,
     scope: &Scope,
     wallet: domain::WalletId,
     transfer: TransferId,
 ) -> Result<Vec<WalletTransaction>> {
-    // The transfer first: it is found by its key, while the movements have to be searched for among the wallet's.
-    let booked: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT FROM ledger_transfer WHERE id = $1 AND workspace_id = $2)")
-            .bind(transfer)
-            .bind(scope.workspace_id)
-            .fetch_one(tx.conn())
-            .await
-            .context("looking for an earlier attempt")?;
-    if !booked {
-        return Ok(Vec::new());
-    }
     sqlx::query_as(
         "SELECT * FROM wallet_transaction WHERE workspace_id = $1 AND wallet_id = $2 AND transfer_id = $3
          ORDER BY created_at, id",

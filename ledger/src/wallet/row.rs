@@ -10,7 +10,7 @@ use super::model::{ReservedFor, Wallet, WalletDTO, WalletHold, WalletTransaction
 
 /// Columns of a [`WalletRow`], from [`WALLET_FROM`].
 pub(super) const WALLET_COLUMNS: &str = "wallet.*, customer.mode, test_clock.frozen_at AS clock_at,
-    (SELECT coalesce(sum(usage_accrual.accrued), 0) FROM usage_accrual
+    (SELECT coalesce(round(sum(usage_accrual.accrued * coalesce(usage_accrual.fx_rate, 1)), 12), 0) FROM usage_accrual
      WHERE usage_accrual.wallet_id = wallet.id AND NOT usage_accrual.closed) AS accrued,
     (SELECT min(wallet_hold.expires_at) FROM wallet_hold
      WHERE wallet_hold.wallet_id = wallet.id AND wallet_hold.status = 'PENDING') AS next_hold_expiry";

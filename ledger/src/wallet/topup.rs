@@ -1,6 +1,8 @@
 //! Top-ups: money that a gateway has taken for a wallet, money that a gateway has given back, and which wallets want an
 //! automatic top-up (wallets.md, Balances). Who asks the gateways is `payments`.
 
+use std::collections::BTreeSet;
+
 use domain::{Instant, Money, Result, Scope, TransferId, WalletId, WorkspaceId};
 use sqlx::PgConnection;
 use store::{StoreError, Tx};
@@ -91,17 +93,19 @@ pub async fn write_off_refund(
     post(tx, scope, &[transfer]).await.map(drop)
 }
 
-/// Notes the wallets with automatic top-up whose cash went down and is below their threshold. Under their locks.
-pub(super) async fn want<'a>(tx: &mut Tx, wallets: impl Iterator<Item = (&'a Wallet, Money)>) -> Result<()> {
-    let low = wallets.filter(|(wallet, cash_before)| {
-        wallet.auto_topup_enabled
-            && wallet.cash_balance.amount() < cash_before.amount()
-            && wallet.low_balance_threshold.is_some_and(|limit| wallet.cash_balance.amount() < limit.amount())
-    });
-    let ids: Vec<Uuid> = low.map(|(wallet, _)| wallet.id.0).collect();
-    if ids.is_empty() {
+/// Whether an operation took cash of a wallet with automatic top-up, and left it below the threshold.
+pub(super) fn is_wanted(before: &Wallet, after: &Wallet) -> bool {
+    after.auto_topup_enabled
+        && after.cash_balance.amount() < before.cash_balance.amount()
+        && after.low_balance_threshold.is_some_and(|threshold| after.cash_balance.amount() < threshold.amount())
+}
+
+/// Notes wallets that want an automatic top-up. Under their locks.
+pub(super) async fn want(tx: &mut Tx, wallets: &BTreeSet<WalletId>) -> Result<()> {
+    if wallets.is_empty() {
         return Ok(());
     }
+    let ids: Vec<Uuid> = wallets.iter().map(|id| id.0).collect();
     sqlx::query(
         "INSERT INTO wallet_auto_topup (wallet_id, workspace_id, is_wanted)
          SELECT id, workspace_id, true FROM wallet WHERE id = ANY($1) ORDER BY id

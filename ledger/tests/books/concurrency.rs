@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use domain::WalletMode::{Postpaid, Prepaid};
 use domain::{Error, TransferId};
-use ledger::wallet::{Details, WalletTransactionSource, lock_wallets, operation::CreditKind};
+use ledger::wallet::{CreditKind, Details, WalletTransactionSource, lock_wallets};
 use serde_json::json;
 
 use crate::fixture::{Books, eur, euro};

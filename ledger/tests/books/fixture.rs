@@ -5,7 +5,10 @@ use domain::{
     WalletMode, WorkspaceId, WorkspaceMode,
 };
 use engines::testing::TestDatabase;
-use ledger::wallet::{self, CreditRequest, DebitRequest, HoldRequest, NewWallet, WalletDefaults};
+use ledger::wallet::{
+    self, CreditRequest, DebitRequest, HoldRequest, NewWallet, WalletAnswer, WalletDefaults, WalletOperation,
+    WalletRequest,
+};
 use ledger::{Outcome, WalletDTO, WalletTransaction};
 use serde_json::{Value, json};
 use store::Store;
@@ -14,7 +17,7 @@ pub struct Books {
     pub store: Store,
     pub scope: Scope,
     // Dropped last: the database goes with it.
-    _database: TestDatabase,
+    database: TestDatabase,
 }
 
 impl Books {
@@ -22,7 +25,12 @@ impl Books {
         let database = engines::testing::database().await;
         let store = Store::connect(database.url(), 20).await.unwrap();
         let scope = workspace(&store).await;
-        Self { store, scope, _database: database }
+        Self { store, scope, database }
+    }
+
+    /// Where the database is.
+    pub fn url(&self) -> &str {
+        self.database.url()
     }
 
     /// A customer with a primary wallet, as `billing` makes them.
@@ -95,28 +103,28 @@ impl Books {
         .unwrap();
     }
 
+    /// Does an operation in a transaction of its own.
+    pub async fn ask(&self, id: WalletId, request: WalletRequest) -> Result<WalletAnswer> {
+        self.ask_as(&self.scope, id, request).await
+    }
+
+    pub async fn ask_as(&self, scope: &Scope, id: WalletId, request: WalletRequest) -> Result<WalletAnswer> {
+        let mut tx = self.store.begin("a wallet operation").await?;
+        let operation = WalletOperation { transfer_id: TransferId::generate(), wallet_id: id, request };
+        let outcome = wallet::perform(scope, &mut tx, operation).await;
+        tx.end(outcome).await
+    }
+
     pub async fn credit(&self, id: WalletId, body: Value) -> Result<Outcome<WalletTransaction>> {
-        let request = CreditRequest::read(&body)?;
-        let mut tx = self.store.begin("credit").await?;
-        let outcome = wallet::operation::credit(&self.scope, &mut tx, id, TransferId::generate(), &request).await?;
-        tx.commit().await?;
-        Ok(outcome)
+        self.ask(id, WalletRequest::Credit(CreditRequest::read(&body)?)).await?.movement()
     }
 
     pub async fn debit(&self, id: WalletId, body: Value) -> Result<Outcome<WalletTransaction>> {
-        let request = DebitRequest::read(&body)?;
-        let mut tx = self.store.begin("debit").await?;
-        let outcome = wallet::operation::debit(&self.scope, &mut tx, id, TransferId::generate(), &request).await?;
-        tx.commit().await?;
-        Ok(outcome)
+        self.ask(id, WalletRequest::Debit(DebitRequest::read(&body)?)).await?.movement()
     }
 
     pub async fn hold(&self, id: WalletId, body: Value) -> Result<Outcome<ledger::WalletHold>> {
-        let request = HoldRequest::read(&body)?;
-        let mut tx = self.store.begin("hold").await?;
-        let outcome = wallet::hold::create(&self.scope, &mut tx, id, TransferId::generate(), &request).await?;
-        tx.commit().await?;
-        Ok(outcome)
+        self.ask(id, WalletRequest::Hold(HoldRequest::read(&body)?)).await?.hold()
     }
 
     pub async fn cash(&self, id: WalletId, value: &str) {
@@ -186,6 +194,15 @@ pub async fn workspace(store: &Store) -> Scope {
     )
     .bind(workspace_id)
     .bind(organization_id)
+    .execute(store.pool())
+    .await
+    .unwrap();
+    // Beside the default, which the database gives every workspace.
+    sqlx::query(
+        "INSERT INTO workspace_currency (workspace_id, currency_code, billing_enabled, catalog_enabled, created_at, updated_at)
+         SELECT $1, unnest(ARRAY['USD', 'GBP', 'JPY', 'KWD']), true, true, now(), now()",
+    )
+    .bind(workspace_id)
     .execute(store.pool())
     .await
     .unwrap();

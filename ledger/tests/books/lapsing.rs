@@ -2,8 +2,8 @@
 
 use chrono::{TimeDelta, TimeZone, Utc};
 use domain::WalletMode::Prepaid;
-use domain::{Clock, Currency, Instant, TransferId};
-use ledger::wallet::{self, DebitRequest, HoldStatus, WalletDefaults, WalletTransactionType, operation};
+use domain::{Clock, Currency, Instant};
+use ledger::wallet::{self, DebitRequest, HoldStatus, WalletDefaults, WalletRequest, WalletTransactionType};
 use serde_json::json;
 
 use crate::fixture::{Books, code, eur};
@@ -121,9 +121,7 @@ async fn movements_keep_their_order_when_clocks_differ() {
     books.cash(wallet, "10.00").await;
     let request = DebitRequest::read(&json!({"amount": eur("1.00")})).unwrap();
     let behind = books.scope.at(books.scope.now() - TimeDelta::hours(1));
-    let mut tx = books.store.begin("a node whose clock is behind").await.unwrap();
-    operation::debit(&behind, &mut tx, wallet, TransferId::generate(), &request).await.unwrap();
-    tx.commit().await.unwrap();
+    books.ask_as(&behind, wallet, WalletRequest::Debit(request)).await.unwrap();
     books.debit(wallet, json!({"amount": eur("2.00")})).await.unwrap();
     let left: Vec<_> =
         books.movements(wallet).await.iter().map(|m| m.cash_balance_after.amount().to_string()).collect();

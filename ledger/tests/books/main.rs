@@ -3,10 +3,13 @@
 
 mod concurrency;
 mod fixture;
+mod groups;
+mod histories;
 mod immutability;
 mod invoices;
 mod lapsing;
 mod model;
+mod rates;
 mod replays;
 mod vectors;
 mod verifying;

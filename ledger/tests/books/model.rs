@@ -2,8 +2,8 @@
 //! every balance; at the end of each case the whole of the books is verified. A failure prints its seed and shrinks.
 
 use chrono::{TimeDelta, TimeZone, Utc};
-use domain::{Clock, Currency, HoldId, InvoiceId, Money, TransferId, WalletId, WalletMode};
-use ledger::wallet::{AdjustRequest, CaptureHoldRequest, WalletBalanceKind, WalletDefaults, hold as holds, operation};
+use domain::{Clock, Currency, HoldId, InvoiceId, Money, WalletId, WalletMode};
+use ledger::wallet::{AdjustRequest, CaptureHoldRequest, WalletBalanceKind, WalletDefaults, WalletRequest};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rust_decimal::Decimal;
@@ -159,13 +159,10 @@ impl Case<'_> {
     async fn capture(&mut self, which: usize, cents: i64) {
         let Some((id, held, _)) = self.model.holds.get(which).copied() else { return };
         let request = CaptureHoldRequest::read(&json!({"amount": amount(cents)})).unwrap();
-        let scope = self.books.scope;
-        let mut tx = self.books.store.begin("capture").await.unwrap();
-        let done = holds::capture(&scope, &mut tx, self.wallet, id, TransferId::generate(), &request).await;
+        let done = self.books.ask(self.wallet, WalletRequest::CaptureHold(id, request)).await;
         let covered = cents <= held && cents <= self.model.cash + self.model.promotional + self.model.credit;
         assert_eq!(done.is_ok(), covered);
         if covered {
-            tx.commit().await.unwrap();
             self.model.holds.remove(which);
             self.model.take(cents);
         }
@@ -173,10 +170,7 @@ impl Case<'_> {
 
     async fn release(&mut self, which: usize) {
         let Some((id, ..)) = self.model.holds.get(which).copied() else { return };
-        let scope = self.books.scope;
-        let mut tx = self.books.store.begin("release").await.unwrap();
-        holds::release(&scope, &mut tx, self.wallet, id, TransferId::generate()).await.unwrap();
-        tx.commit().await.unwrap();
+        self.books.ask(self.wallet, WalletRequest::ReleaseHold(id)).await.unwrap();
         self.model.holds.remove(which);
     }
 
@@ -194,9 +188,7 @@ impl Case<'_> {
     async fn adjust(&mut self, cents: i64, kind: WalletBalanceKind) {
         let body = json!({"amount": amount(cents), "balance": kind, "reason": "test"});
         let request = AdjustRequest::read(&body).unwrap();
-        let scope = self.books.scope;
-        let mut tx = self.books.store.begin("adjust").await.unwrap();
-        let done = operation::adjust(&scope, &mut tx, self.wallet, TransferId::generate(), &request).await;
+        let done = self.books.ask(self.wallet, WalletRequest::Adjust(request)).await;
         let model = &mut self.model;
         let (balance, floor) = match kind {
             WalletBalanceKind::Cash => (&mut model.cash, -model.credit),
@@ -205,7 +197,6 @@ impl Case<'_> {
         let allowed = cents > 0 || *balance + cents >= floor;
         assert_eq!(done.is_ok(), allowed);
         if allowed {
-            tx.commit().await.unwrap();
             *balance += cents;
             model.empty();
         }

@@ -4,7 +4,7 @@ use domain::WalletMode::Prepaid;
 use domain::{Currency, TransferId};
 use ledger::account::{Account, WorkspaceAccount};
 use ledger::transfer::{Transfer, TransferKind, post};
-use ledger::wallet::{CreditRequest, lock_wallets, operation};
+use ledger::wallet::{CreditKind, CreditRequest, WalletOperation, WalletRequest, lock_wallets, perform};
 use serde_json::json;
 
 use crate::fixture::{Books, code, eur, euro};
@@ -66,7 +66,12 @@ async fn d5_a_lost_commit_answer_does_not_book_twice() {
     let mut answers = Vec::new();
     for _ in 0..3 {
         let mut tx = books.store.begin("credit").await.unwrap();
-        answers.push(operation::credit(&books.scope, &mut tx, wallet, transfer, &request).await.unwrap());
+        let operation = WalletOperation {
+            transfer_id: transfer,
+            wallet_id: wallet,
+            request: WalletRequest::Credit(request.clone()),
+        };
+        answers.push(perform(&books.scope, &mut tx, operation).await.unwrap().movement().unwrap());
         tx.commit().await.unwrap();
     }
     assert_eq!(answers.iter().map(|answer| answer.replayed).collect::<Vec<_>>(), [false, true, true]);
@@ -102,7 +107,7 @@ async fn d5_a_repeated_group_books_what_is_new() {
     let mut tx = books.store.begin("a batch with a booked transfer").await.unwrap();
     let mut batch = lock_wallets(&mut tx, &books.scope, &[wallet]).await.unwrap();
     let details = ledger::wallet::Details::of(ledger::wallet::WalletTransactionSource::Manual);
-    batch.credit(wallet, ids[0], euro("1.00"), operation::CreditKind::Cash, &details).unwrap();
+    batch.credit(wallet, ids[0], euro("1.00"), CreditKind::Cash, &details).unwrap();
     assert_eq!(code(batch.write(&mut tx, &books.scope).await), "CONFLICT");
     drop(tx);
     books.assert_verified().await;

@@ -1,8 +1,8 @@
 //! Test vectors W1 to W10 of wallets.md.
 
 use domain::WalletMode::{Postpaid, Prepaid};
-use domain::{HoldId, TransferId, WalletId};
-use ledger::wallet::{CaptureHoldRequest, HoldStatus, WalletBalanceKind, WalletDefaults, hold};
+use domain::{HoldId, WalletId};
+use ledger::wallet::{CaptureHoldRequest, HoldStatus, WalletBalanceKind, WalletDefaults, WalletRequest};
 use serde_json::json;
 
 use crate::fixture::{Books, code, decimal, eur, euro};
@@ -59,16 +59,10 @@ async fn w5_a_smaller_capture_gives_the_rest_back() {
     let books = Books::new().await;
     let (wallet, id) = after_w3(&books).await;
     let request = CaptureHoldRequest::read(&json!({"amount": eur("45.00")})).unwrap();
-    let mut tx = books.store.begin("capture").await.unwrap();
-    let transfer = TransferId::generate();
-    let captured = hold::capture(&books.scope, &mut tx, wallet, id, transfer, &request).await.unwrap().value;
-    tx.commit().await.unwrap();
+    let captured = books.ask(wallet, WalletRequest::CaptureHold(id, request)).await.unwrap().hold().unwrap().value;
     assert_eq!((captured.status, captured.captured_amount), (HoldStatus::Captured, Some(euro("45.00"))));
     assert_eq!(books.balances(wallet).await, "55.00 / 0.00 / 0.00, 55.00");
-    let mut tx = books.store.begin("release").await.unwrap();
-    let again = hold::release(&books.scope, &mut tx, wallet, id, TransferId::generate()).await;
-    assert_eq!(code(again), "INVALID_TRANSITION");
-    drop(tx);
+    assert_eq!(code(books.ask(wallet, WalletRequest::ReleaseHold(id)).await), "INVALID_TRANSITION");
     books.assert_verified().await;
 }
 
@@ -76,9 +70,7 @@ async fn w5_a_smaller_capture_gives_the_rest_back() {
 async fn w6_a_release_gives_all_back() {
     let books = Books::new().await;
     let (wallet, id) = after_w3(&books).await;
-    let mut tx = books.store.begin("release").await.unwrap();
-    let released = hold::release(&books.scope, &mut tx, wallet, id, TransferId::generate()).await.unwrap();
-    tx.commit().await.unwrap();
+    let released = books.ask(wallet, WalletRequest::ReleaseHold(id)).await.unwrap().hold().unwrap().value;
     assert_eq!(released.status, HoldStatus::Released);
     assert_eq!(books.balances(wallet).await, "100.00 / 0.00 / 0.00, 100.00");
     books.assert_verified().await;

@@ -1,10 +1,10 @@
 //! Rules of wallets.md beyond the vectors: creation, caps, currencies, settings, corrections, transfers, tenancy.
 
 use domain::WalletMode::{Postpaid, Prepaid};
-use domain::{Currency, TransferId, WalletId};
+use domain::{Currency, WalletId};
 use ledger::wallet::{
     self, AdjustRequest, CreateWalletRequest, CreditRequest, TransferRequest, UpdateWalletSettingsRequest,
-    WalletDefaults, operation,
+    WalletDefaults, WalletRequest,
 };
 use serde_json::{Value, json};
 
@@ -151,10 +151,7 @@ async fn adjustments_are_signed_and_stop_at_zero() {
     let wallet = books.euro_wallet(Prepaid, None).await;
     let adjust = async |body: Value| {
         let request = AdjustRequest::read(&body)?;
-        let mut tx = books.store.begin("adjust").await?;
-        let outcome = operation::adjust(&books.scope, &mut tx, wallet, TransferId::generate(), &request).await?;
-        tx.commit().await?;
-        Ok(outcome.value)
+        Ok(books.ask(wallet, WalletRequest::Adjust(request)).await?.movement()?.value)
     };
     adjust(json!({"amount": eur("10.00"), "reason": "found"})).await.unwrap();
     adjust(json!({"amount": eur("-4.00"), "reason": "lost"})).await.unwrap();
@@ -174,10 +171,7 @@ async fn transfers_convert_and_move_cash_only() {
     books.promotional(euros.id, "50.00").await;
     let transfer = async |body: Value| {
         let request = TransferRequest::read(&body)?;
-        let mut tx = books.store.begin("transfer").await?;
-        let outcome = operation::transfer(&books.scope, &mut tx, euros.id, TransferId::generate(), &request).await?;
-        tx.commit().await?;
-        Ok(outcome.value)
+        Ok(books.ask(euros.id, WalletRequest::Transfer(request)).await?.transfer()?.value)
     };
     let moved =
         transfer(json!({"to_wallet_id": dollars.id, "amount": eur("10.01"), "fx_rate": "1.105"})).await.unwrap();
@@ -201,9 +195,8 @@ async fn another_workspace_sees_nothing() {
     assert_eq!(code(wallet::get(&stranger, &books.store, wallet).await), "NOT_FOUND");
     assert_eq!(code(wallet::list_transactions(&stranger, &books.store, wallet, &[]).await), "NOT_FOUND");
     assert!(wallet::list(&stranger, &books.store, &[]).await.unwrap().data.is_empty());
-    let mut tx = books.store.begin("debit of a stranger").await.unwrap();
     let request = wallet::DebitRequest::read(&json!({"amount": eur("1.00")})).unwrap();
-    let refused = operation::debit(&stranger, &mut tx, wallet, TransferId::generate(), &request).await;
+    let refused = books.ask_as(&stranger, wallet, WalletRequest::Debit(request)).await;
     assert_eq!(code(refused), "NOT_FOUND");
 }
 

@@ -10,7 +10,7 @@ use domain::{
     TransactionId, TransferId, WalletId, WorkspaceMode,
 };
 use engines::testing::TestDatabase;
-use ledger::wallet::{self, DebitRequest, NewWallet, WalletDefaults};
+use ledger::wallet::{self, DebitRequest, NewWallet, WalletDefaults, WalletOperation, WalletRequest};
 use parking_lot::Mutex;
 use payments::charge::Attempt;
 use payments::gateway::{self, CreatePaymentGatewayConfigRequest};
@@ -243,9 +243,10 @@ impl Shop {
     }
 
     pub async fn debit(&self, scope: &Scope, wallet: WalletId, value: &str) {
-        let request = DebitRequest::read(&json!({"amount": eur(value)})).unwrap();
+        let request = WalletRequest::Debit(DebitRequest::read(&json!({"amount": eur(value)})).unwrap());
+        let operation = WalletOperation { transfer_id: TransferId::generate(), wallet_id: wallet, request };
         let mut tx = self.store.begin("debit").await.unwrap();
-        wallet::operation::debit(scope, &mut tx, wallet, TransferId::generate(), &request).await.unwrap();
+        let _ = wallet::perform(scope, &mut tx, operation).await.unwrap();
         tx.commit().await.unwrap();
     }
 

@@ -17,7 +17,7 @@ use rust_decimal::Decimal;
 
 use super::{FormulaFailure, Result};
 use crate::exact::Exact;
-use crate::wide::power_of_ten;
+use domain::wide::power_of_ten;
 
 /// Bits of a mantissa: 999 digits always fit, 1,001 never.
 pub(super) const BITS_MAX: u64 = 3_322;

@@ -313,14 +313,19 @@ impl World {
 
     /// Their wallet with cash in it.
     pub async fn wallet(&self, customer_id: CustomerId, cash: &str) -> WalletId {
+        self.wallet_in(customer_id, Currency::EUR, cash).await
+    }
+
+    /// The same in another currency.
+    pub async fn wallet_in(&self, customer_id: CustomerId, currency: Currency, cash: &str) -> WalletId {
         let mut tx = self.store.begin("make a wallet").await.unwrap();
-        let new =
-            ledger::NewWallet { customer_id, currency: Currency::EUR, defaults: ledger::WalletDefaults::default() };
+        let new = ledger::NewWallet { customer_id, currency, defaults: ledger::WalletDefaults::default() };
         let wallet = ledger::wallet::create_primary(&self.scope, &mut tx, new).await.unwrap().wallet.id;
-        let body = json!({"amount": {"value": cash, "currency": "EUR"}, "source": "MANUAL"});
+        let body = json!({"amount": {"value": cash, "currency": currency}, "source": "MANUAL"});
         let request = ledger::wallet::CreditRequest::read(&body).unwrap();
-        let id = domain::TransferId::generate();
-        ledger::wallet::operation::credit(&self.scope, &mut tx, wallet, id, &request).await.unwrap();
+        let (transfer_id, request) = (domain::TransferId::generate(), ledger::wallet::WalletRequest::Credit(request));
+        let operation = ledger::wallet::WalletOperation { transfer_id, wallet_id: wallet, request };
+        ledger::wallet::perform(&self.scope, &mut tx, operation).await.unwrap();
         tx.commit().await.unwrap();
         wallet
     }
@@ -535,6 +540,15 @@ async fn workspace(store: &Store, timezone: &str, settings: Value) -> Scope {
     )
     .bind(workspace_id)
     .bind(organization_id)
+    .execute(store.pool())
+    .await
+    .unwrap();
+    // Beside the default, which the database gives every workspace.
+    sqlx::query(
+        "INSERT INTO workspace_currency (workspace_id, currency_code, billing_enabled, catalog_enabled, created_at, updated_at)
+         SELECT $1, unnest(ARRAY['USD', 'GBP', 'JPY', 'KWD']), true, true, now(), now()",
+    )
+    .bind(workspace_id)
     .execute(store.pool())
     .await
     .unwrap();

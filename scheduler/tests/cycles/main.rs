@@ -4,6 +4,8 @@
 mod books;
 mod clocks;
 mod cycles;
+mod exchange;
+mod exchange_rates;
 mod extra;
 mod fixture;
 mod housekeeping;

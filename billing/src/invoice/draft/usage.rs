@@ -10,7 +10,7 @@ use crate::invoice::run::RunReason;
 use crate::invoice::words::{AppliesAt, InvoiceLineType};
 
 /// Rates the window by the one function that also made its accruals, so that both are one figure (promise 5).
-pub(crate) fn rated(job: &Job<'_>) -> Result<Rated> {
+pub(super) fn rated(job: &Job<'_>) -> Result<Rated> {
     let (Some(period), Some(window)) = (job.run.usage, job.window) else { return Ok(Rated::default()) };
     if job.terms.is_trial(period.start) {
         return Ok(Rated::default()); // counted, never charged (subscriptions.md 3.1)

@@ -6,7 +6,7 @@ use num_bigint::BigInt;
 
 use super::{Number, Repr, TOO_LARGE, ten};
 use crate::formula::{FormulaFailure, Result};
-use crate::wide::power_of_ten;
+use domain::wide::power_of_ten;
 
 /// Significant digits of a quotient that is not exact.
 const QUOTIENT_DIGITS: u32 = 28;

@@ -12,19 +12,22 @@ const POWERS: [u128; 39] = {
 };
 
 /// 10^`exponent`; `None` above 10³⁸.
-pub(crate) fn power_of_ten(exponent: u32) -> Option<u128> {
+#[must_use]
+pub fn power_of_ten(exponent: u32) -> Option<u128> {
     POWERS.get(exponent as usize).copied()
 }
 
 /// An unsigned number of 256 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct U256 {
+pub struct U256 {
     high: u128,
     low: u128,
 }
 
 impl U256 {
-    pub(crate) fn product(a: u128, b: u128) -> Self {
+    /// The exact product.
+    #[must_use]
+    pub fn product(a: u128, b: u128) -> Self {
         const MASK: u128 = u64::MAX as u128;
         let (a1, a0, b1, b0) = (a >> 64, a & MASK, b >> 64, b & MASK);
         let low = a0 * b0;
@@ -34,14 +37,17 @@ impl U256 {
         Self { high: a1 * b1 + (middle >> 64) + (cross >> 64), low: (cross << 64) | (low & MASK) }
     }
 
-    pub(crate) fn checked_add(self, other: Self) -> Option<Self> {
+    /// The exact sum; `None` above 256 bits.
+    #[must_use]
+    pub fn checked_add(self, other: Self) -> Option<Self> {
         let (low, carry) = self.low.overflowing_add(other.low);
         let high = self.high.checked_add(other.high)?.checked_add(u128::from(carry))?;
         Some(Self { high, low })
     }
 
     /// Quotient and remainder; `None` when the quotient needs more than 128 bits or the divisor is zero.
-    pub(crate) fn div_rem(self, divisor: u128) -> Option<(u128, u128)> {
+    #[must_use]
+    pub fn div_rem(self, divisor: u128) -> Option<(u128, u128)> {
         if self.high == 0 {
             let quotient = self.low.checked_div(divisor)?;
             return Some((quotient, self.low - quotient * divisor));
@@ -64,20 +70,23 @@ impl U256 {
 }
 
 /// `numerator / divisor`, rounded half away from zero.
-pub(crate) fn div_half_up(numerator: U256, divisor: u128) -> Option<u128> {
+#[must_use]
+pub fn div_half_up(numerator: U256, divisor: u128) -> Option<u128> {
     let (quotient, remainder) = numerator.div_rem(divisor)?;
     if remainder >= divisor - remainder { quotient.checked_add(1) } else { Some(quotient) }
 }
 
 /// `numerator / divisor`, rounded half to even.
-pub(crate) fn div_half_even(numerator: U256, divisor: u128) -> Option<u128> {
+#[must_use]
+pub fn div_half_even(numerator: U256, divisor: u128) -> Option<u128> {
     let (quotient, remainder) = numerator.div_rem(divisor)?;
     let rest = divisor - remainder;
     if remainder > rest || (remainder == rest && quotient % 2 == 1) { quotient.checked_add(1) } else { Some(quotient) }
 }
 
 /// Gives a magnitude its sign back; `None` beyond `i128`.
-pub(crate) fn signed(magnitude: u128, negative: bool) -> Option<i128> {
+#[must_use]
+pub fn signed(magnitude: u128, negative: bool) -> Option<i128> {
     let value = i128::try_from(magnitude).ok()?;
     Some(if negative { -value } else { value })
 }
