@@ -13,7 +13,7 @@ use super::model::{HoldStatus, Wallet, WalletBalanceKind, WalletDTO, WalletHold,
 use super::row::{WALLET_COLUMNS, WALLET_FROM, WalletRow};
 use super::topup;
 use crate::account::{Account, WalletAccount, WorkspaceAccount};
-use crate::transfer::{Transfer, TransferKind, post};
+use crate::transfer::{Transfer, TransferKind, post_new};
 use crate::wallet::WalletTransactionType;
 
 /// What a movement says of itself.
@@ -251,10 +251,7 @@ impl WalletBatch {
     /// `Conflict` when a transfer of the batch is already booked: an earlier attempt was committed, nothing may be
     /// written again, and the caller reads what it left.
     pub async fn write(self, tx: &mut Tx, scope: &Scope) -> Result<()> {
-        let posted = post(tx, scope, &self.transfers).await?;
-        if posted.len() != self.transfers.len() {
-            return Err(Error::conflict("CONFLICT", "this operation has been booked already"));
-        }
+        post_new(tx, scope, &self.transfers).await?;
         self.write_balances(tx, scope).await?;
         self.write_holds(tx, scope).await?;
         self.emit(tx, scope).await

@@ -6,7 +6,7 @@ use rust_decimal::Decimal;
 use store::Tx;
 
 use super::batch::{Details, WalletBatch};
-use super::entry::{Operation, Split, counter_of_credit, counter_of_debit, smaller};
+use super::entry::{Operation, Split, counter_of_credit, counter_of_debit, smaller, type_of_credit};
 use super::model::{
     WalletBalanceKind, WalletTransaction, WalletTransactionSource, WalletTransactionType, WalletTransferResult,
 };
@@ -41,11 +41,7 @@ impl WalletBatch {
         let mut entry = self.entry(id)?;
         entry.check_currency(amount)?;
         check_caps(&entry.row.wallet, amount)?;
-        let transaction_type = match details.source {
-            WalletTransactionSource::Topup | WalletTransactionSource::AutoTopup => WalletTransactionType::Topup,
-            _ => WalletTransactionType::Credit,
-        };
-        let operation = Operation::new(transfer_id, transaction_type, details);
+        let operation = Operation::new(transfer_id, type_of_credit(details.source), details);
         let (balance, account, counter) = match kind {
             CreditKind::Cash => (WalletBalanceKind::Cash, WalletAccount::Cash, counter_of_credit(details.source)),
             CreditKind::Promotional { expires_at } => {

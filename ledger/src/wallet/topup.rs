@@ -9,15 +9,15 @@ use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use super::batch::{Details, WalletBatch};
-use super::entry::{Operation, counter_of_credit, smaller};
-use super::model::{Wallet, WalletBalanceKind, WalletTransaction, WalletTransactionType};
+use super::entry::{Operation, counter_of_credit, smaller, type_of_credit};
+use super::model::{Wallet, WalletBalanceKind, WalletTransaction};
 use super::operation::check_caps;
 use crate::account::{Account, WalletAccount, WorkspaceAccount};
 use crate::transfer::{Transfer, TransferKind, post};
 
 impl WalletBatch {
-    /// Adds cash that a gateway has taken from the customer. The caps of credits were asked when it was ordered
-    /// ([`WalletBatch::check_topup`]); now that the money is there none stands in its way.
+    /// Adds cash that has been received from the customer: of a top-up, or what was paid beyond an invoice. The caps of credits
+    /// were asked when a top-up was ordered ([`WalletBatch::check_topup`]); now that the money is there none stands in its way.
     ///
     /// # Errors
     /// `CURRENCY_MISMATCH`.
@@ -30,7 +30,7 @@ impl WalletBatch {
     ) -> Result<WalletTransaction> {
         let mut entry = self.entry(id)?;
         entry.check_currency(amount)?;
-        let operation = Operation::new(transfer_id, WalletTransactionType::Topup, details);
+        let operation = Operation::new(transfer_id, type_of_credit(details.source), details);
         entry.record(&operation, WalletBalanceKind::Cash, amount)?;
         let transfer = operation
             .draft(TransferKind::WalletCredit, entry.now)
