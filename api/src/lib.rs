@@ -8,6 +8,7 @@
 pub mod address;
 pub mod answer;
 pub mod app;
+pub(crate) mod begun;
 pub mod ctx;
 pub mod document;
 pub mod health;

@@ -1,5 +1,8 @@
 //! Gateways, payment methods, simulations, top-ups and the ledger of payments over HTTP, with a second tenant.
 
+#[path = "../../payments/tests/flow/invoice.rs"]
+mod invoice;
+
 use api::testing::{Client, TestApi, id};
 use axum::http::Method;
 use domain::Clock;
@@ -373,4 +376,115 @@ async fn strangers_get_404_and_readers_may_not_write() {
     let _ = reader.get("/v1/transactions").await.expect(200);
     reader.delete(&format!("/v1/payment-methods/{}", id(&card))).await.problem(403, "FORBIDDEN");
     reader.post(&topup, json!({"amount": eur("1.00")})).await.problem(403, "FORBIDDEN");
+}
+
+/// A finalized invoice of 119.00.
+async fn bill(api: &TestApi, customer: &Value) -> String {
+    let scope = api.sandbox_scope();
+    let customer = domain::CustomerId(id(customer).parse().unwrap());
+    format!("/v1/invoices/{}", invoice::finalized(&api.app.store, &scope, customer, invoice::PLAIN).await)
+}
+
+#[tokio::test]
+async fn invoices_are_paid_by_hand() {
+    let api = TestApi::start().await;
+    let owner = customer(&api.sandbox, json!({})).await;
+    let bill = bill(&api, &owner).await;
+    let payments = format!("{bill}/manual-payments");
+    let body = json!({"source": "BANK_TRANSFER", "amount": eur("100.00"), "reference": "wire 17", "note": "thanks"});
+    let client = api.sandbox.with_header("idempotency-key", "once");
+    let first = client.post(&payments, body.clone()).await.data(201);
+    assert_eq!(client.post(&payments, body.clone()).await.data(201), first, "a repeat answers the first");
+    assert_eq!(
+        (&first["kind"], &first["direction"], &first["status"], &first["source"], &first["provider"]),
+        (&json!("MANUAL_PAYMENT"), &json!("INBOUND"), &json!("SUCCEEDED"), &json!("BANK_TRANSFER"), &json!("external"))
+    );
+    assert_eq!(first["metadata"], json!({"note": "thanks"}));
+    let seen = api.sandbox.get(&bill).await.data(200);
+    assert_eq!((&seen["status"], &seen["amount_due"]), (&json!("finalized"), &eur("19.00")));
+    let problem = api.sandbox.post(&payments, body).await.problem(409, "DUPLICATE");
+    assert_eq!(problem["existing_id"], first["id"]);
+    let more = json!({"source": "CASH", "amount": eur("19.01")});
+    let problem = api.sandbox.post(&payments, more.clone()).await.problem(422, "OVERPAYMENT");
+    assert_eq!(problem["amount_due"], eur("19.00"));
+    let reverse = format!("{payments}/{}/reverse", first["id"].as_str().unwrap());
+    let wrong = api.sandbox.post(&reverse, json!({})).await;
+    assert_eq!(wrong.bad_fields(), [("reason".to_owned(), "REQUIRED".to_owned())]);
+    assert_eq!(api.sandbox.post(&reverse, json!({"reason": "wrong invoice"})).await.data(200)["status"], json!("REFUNDED"));
+    let all = json!({"source": "CASH", "amount": eur("120.00"), "credit_excess_to_wallet": true});
+    let _ = api.sandbox.post(&payments, all).await.data(201);
+    let seen = api.sandbox.get(&bill).await.data(200);
+    assert_eq!((&seen["status"], &seen["amount_paid"], &seen["amount_due"]), (&json!("paid"), &eur("119.00"), &eur("0.00")));
+    assert!(seen["paid_at"].is_string());
+    let wallet = api.sandbox.get(&format!("/v1/wallets/{}", id(&owner["wallet"]))).await.data(200);
+    assert_eq!(wallet["cash_balance"], eur("1.00"));
+    let listed = api.sandbox.get(&payments).await.expect(200);
+    assert_eq!(listed["data"].as_array().unwrap().len(), 2);
+    api.sandbox.post(&payments, more).await.problem(409, "INVALID_TRANSITION");
+    for stranger in [&api.live, &api.other_sandbox] {
+        stranger.get(&payments).await.problem(404, "NOT_FOUND");
+        stranger.post(&payments, json!({"source": "CASH"})).await.problem(404, "NOT_FOUND");
+        stranger.post(&reverse, json!({"reason": "x"})).await.problem(404, "NOT_FOUND");
+    }
+    let report = ledger::verify(&api.app.store, &mut |_| {}).await.unwrap();
+    assert!(report.is_clean(), "{:#?}", report.differences);
+}
+
+#[tokio::test]
+async fn invoices_are_charged_and_refunded() {
+    let api = TestApi::start().await;
+    let _ = gateway(&api.sandbox, "stripe", "test").await;
+    let owner = customer(&api.sandbox, json!({})).await;
+    let card = method(&api.sandbox, &owner, "pm_1").await;
+    let bill = bill(&api, &owner).await;
+    let (charge, refund) = (format!("{bill}/charge"), format!("{bill}/refund"));
+    api.sandbox.post(&refund, json!({})).await.problem(409, "INVALID_TRANSITION");
+    let simulate = async |outcome: &str| {
+        let body = json!({"payment_method_id": id(&card), "outcome": outcome});
+        let _ = api.sandbox.post("/v1/test-payment-simulations", body).await.data(201);
+    };
+    simulate("decline").await;
+    let problem = api.sandbox.post(&charge, json!({})).await.problem(422, "PAYMENT_DECLINED");
+    assert_eq!(problem["failure_code"], json!("decline"));
+    simulate("success").await;
+    let client = api.sandbox.with_header("idempotency-key", "charge");
+    let paid = client.post_empty(&charge).await.data(200);
+    assert_eq!((&paid["status"], &paid["amount"]), (&json!("SUCCEEDED"), &eur("119.00")));
+    assert_eq!(client.post_empty(&charge).await.data(200), paid, "a repeat charges nobody");
+    assert_eq!(api.sandbox.get(&bill).await.data(200)["status"], json!("paid"));
+    api.sandbox.post(&charge, json!({})).await.problem(409, "INVALID_TRANSITION");
+
+    let body = json!({"amount": eur("19.00"), "reason": "late", "metadata": {"ticket": "7"}, "idempotency_key": "r"});
+    let first = api.sandbox.post(&refund, body.clone()).await.data(201);
+    assert_eq!(api.sandbox.post(&refund, body).await.data(200), first);
+    let row = &first["refund_transactions"][0];
+    assert_eq!(
+        (&first["status"], &row["kind"], &row["direction"], &row["parent_transaction_id"], &row["metadata"]["ticket"]),
+        (&json!("SUCCEEDED"), &json!("REFUND"), &json!("OUTBOUND"), &paid["transaction_id"], &json!("7"))
+    );
+    let note = api.sandbox.get(&format!("/v1/credit-notes/{}", first["credit_note_id"].as_str().unwrap())).await.data(200);
+    assert_eq!(
+        (&note["status"], &note["reason_code"], &note["subtotal"], &note["tax_amount"], &note["reason"]),
+        (&json!("applied"), &json!("REFUND"), &eur("15.97"), &eur("3.03"), &json!("late"))
+    );
+    assert_eq!(note["refund_transaction_id"], row["id"]);
+    let _ = api.sandbox.post(&refund, json!({})).await.data(201);
+    let problem = api.sandbox.post(&refund, json!({"amount": eur("0.01")})).await.problem(422, "REFUND_EXCEEDS_PAID");
+    assert_eq!(problem["refundable"], eur("0.00"));
+    let listed = api.sandbox.get(&format!("{bill}/refunds")).await.expect(200);
+    assert_eq!(listed["data"].as_array().unwrap().len(), 2);
+    let rows = api.sandbox.get(&format!("{bill}/transactions?kind=CHARGE")).await.expect(200);
+    let statuses: Vec<_> = rows["data"].as_array().unwrap().iter().map(|row| row["status"].clone()).collect();
+    assert_eq!(statuses, ["REFUNDED", "FAILED"]);
+    for stranger in [&api.live, &api.other_sandbox] {
+        stranger.post(&refund, json!({})).await.problem(404, "NOT_FOUND");
+        stranger.post(&charge, json!({})).await.problem(404, "NOT_FOUND");
+        stranger.get(&format!("{bill}/refunds")).await.problem(404, "NOT_FOUND");
+    }
+    let scopes = json!({"name": "clerk", "scopes": ["payments:read", "payments:write"]});
+    let key = api.sandbox.post("/v1/api-keys", scopes).await.expect(201);
+    let clerk = api.sandbox.with_token(key["key"].as_str().unwrap_or_default());
+    clerk.post(&refund, json!({})).await.problem(403, "FORBIDDEN");
+    let report = ledger::verify(&api.app.store, &mut |_| {}).await.unwrap();
+    assert!(report.is_clean(), "{:#?}", report.differences);
 }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use billing::invoice::Payable;
 use chrono::TimeDelta;
 use domain::{
     Clock, Currency, CustomerId, Error, Instant, PaymentMethodId, ProviderID, Result, Scope, TransactionId, TransferId,
-    WorkspaceId,
+    WalletId, WorkspaceId,
 };
 use ledger::wallet::{Details, WalletTransactionSource, topup};
 use serde_json::json;
@@ -15,10 +16,11 @@ use store::{StoreError, Tx};
 
 use crate::gateway::{self, Wanted, choose};
 use crate::method;
-use crate::provider::{Account, ChargeOrder, Gateway, Outcome, Subject};
+use crate::provider::{Account, ChargeOrder, Gateway, Outcome, RefundOrder, Subject};
+use crate::settle::{payable_of, settle};
 use crate::transaction::{self, Change, Transaction, Way};
 use crate::words::{FailureCode, GatewayMode, PaymentMethodStatus, PaymentMethodType, TransactionKind};
-use crate::{Payments, at_customer};
+use crate::{Payments, at_customer, collect, refund};
 
 /// Time between two looks at a payment that its provider has taken: webhooks tell earlier (payment-gateways.md 4).
 const POLL: TimeDelta = TimeDelta::minutes(15);
@@ -100,50 +102,89 @@ impl Payments {
         if !row.status.is_open() {
             return Ok(row);
         }
-        let (gateway, order) = self.prepare(scope, &mut conn, &row).await?;
+        let gateway = self.gateway_of(scope, &mut conn, &row).await?;
+        let order = Order::of(scope, &mut conn, &row).await?;
         drop(conn); // a gateway may take its time
-        let outcome = match &row.provider_reference {
-            Some(reference) => gateway.status(Subject::Charge, reference).await,
-            None => gateway.charge(&order).await,
+        let outcome = match (&row.provider_reference, &order) {
+            (Some(reference), order) => gateway.status(order.subject(), reference).await,
+            (None, Order::Charge(order)) => gateway.charge(order).await,
+            (None, Order::Refund(order)) => gateway.refund(order).await,
         };
         let mut tx = self.store.begin("record_payment").await?;
         let recorded = record(scope, &mut tx, id, &outcome, attempt).await;
         tx.end(recorded).await
     }
 
-    /// The gateway of an open payment, and what it is asked.
-    async fn prepare(
-        &self,
-        scope: &Scope,
-        conn: &mut PgConnection,
-        row: &Transaction,
-    ) -> Result<(Arc<dyn Gateway>, ChargeOrder)> {
-        let (Some(gateway_id), Some(method_id)) = (row.gateway_id, row.payment_method_id) else {
-            return Err(Error::invariant(format!("transaction {} is open and no gateway has it", row.id)));
-        };
-        let gateway = gateway::get(scope, conn, gateway_id).await?;
-        let (method_type, token): (PaymentMethodType, String) =
-            sqlx::query_as("SELECT type, provider_id FROM payment_method WHERE id = $1")
-                .bind(method_id)
-                .fetch_one(&mut *conn)
-                .await
-                .context("reading the token of a payment method")?;
+    /// The gateway of an open payment.
+    async fn gateway_of(&self, scope: &Scope, conn: &mut PgConnection, row: &Transaction) -> Result<Arc<dyn Gateway>> {
+        let id = row.gateway_id;
+        let id = id.ok_or_else(|| Error::invariant(format!("transaction {} is open and no gateway has it", row.id)))?;
+        let gateway = gateway::get(scope, conn, id).await?;
         // Sandboxes ask nobody, so that test data can be copied without the key of its secrets.
         let secrets = match scope.mode {
             domain::WorkspaceMode::Sandbox => BTreeMap::new(),
-            domain::WorkspaceMode::Live => gateway::secrets(conn, &self.vault, gateway_id).await?,
+            domain::WorkspaceMode::Live => gateway::secrets(conn, &self.vault, id).await?,
         };
-        let account =
-            Account { provider: gateway.provider, mode: scope.mode, secrets, settings: gateway.provider_settings };
-        let order = ChargeOrder {
+        let settings = gateway.provider_settings;
+        self.gateways.open(&Account { provider: gateway.provider, mode: scope.mode, secrets, settings })
+    }
+}
+
+/// What a gateway is asked.
+#[derive(Clone, Debug)]
+enum Order {
+    Charge(ChargeOrder),
+    Refund(RefundOrder),
+}
+
+impl Order {
+    async fn of(scope: &Scope, conn: &mut PgConnection, row: &Transaction) -> Result<Self> {
+        match row.kind {
+            TransactionKind::Refund => Self::refund(scope, conn, row).await.map(Self::Refund),
+            _ => Self::charge(conn, row).await.map(Self::Charge),
+        }
+    }
+
+    async fn charge(conn: &mut PgConnection, row: &Transaction) -> Result<ChargeOrder> {
+        let method_id = row.payment_method_id;
+        let method_id = method_id.ok_or_else(|| Error::invariant(format!("charge {} without an instrument", row.id)))?;
+        let (method_type, token): (PaymentMethodType, String) =
+            sqlx::query_as("SELECT type, provider_id FROM payment_method WHERE id = $1")
+                .bind(method_id)
+                .fetch_one(conn)
+                .await
+                .context("reading the token of a payment method")?;
+        Ok(ChargeOrder {
             transaction_id: row.id,
             ordered_at: row.created_at,
             amount: row.amount,
             payment_method_id: method_id,
             method_type,
             token,
-        };
-        Ok((self.gateways.open(&account)?, order))
+        })
+    }
+
+    async fn refund(scope: &Scope, conn: &mut PgConnection, row: &Transaction) -> Result<RefundOrder> {
+        let parent = row.parent_transaction_id;
+        let parent = parent.ok_or_else(|| Error::invariant(format!("refund {} of nothing", row.id)))?;
+        let payment = transaction::get(scope, &mut *conn, parent).await?;
+        let reference = payment.provider_reference;
+        let refunded_total = transaction::refunded_with(scope, conn, row).await?;
+        Ok(RefundOrder {
+            transaction_id: row.id,
+            ordered_at: row.created_at,
+            charge_reference: reference.ok_or_else(|| Error::invariant(format!("payment {parent} has no reference")))?,
+            amount: row.amount,
+            refunded_total,
+            payment_method_id: row.payment_method_id,
+        })
+    }
+
+    fn subject(&self) -> Subject {
+        match self {
+            Self::Charge(_) => Subject::Charge,
+            Self::Refund(_) => Subject::Refund,
+        }
     }
 }
 
@@ -156,6 +197,7 @@ pub(crate) async fn record(
     outcome: &Outcome,
     attempt: Attempt,
 ) -> Result<Transaction> {
+    let mut invoice = payable_of(scope, tx, id).await?;
     let row = transaction::lock(scope, tx, id).await?;
     if !row.status.is_open() {
         if matches!(outcome, Outcome::Succeeded { .. }) && row.failure_code.is_some() {
@@ -168,14 +210,13 @@ pub(crate) async fn record(
     let change = change_of(outcome, attempt, row.checks, real);
     let next = transaction::apply(&scope, tx, &row, &change).await?;
     match &change {
-        Change::Succeed { .. } => {
-            credit(&scope, tx, &next).await?;
-            announce_success(&scope, tx, &next).await?;
+        Change::Succeed { .. } => succeed(&scope, tx, invoice.as_mut(), next).await,
+        Change::Fail { code, .. } => {
+            fail(&scope, tx, invoice.as_mut(), &next, (*code, real)).await?;
+            Ok(next)
         }
-        Change::Fail { code, .. } => fail(&scope, tx, &next, *code, real).await?,
-        Change::Wait { .. } | Change::Refunded(_) | Change::Disputed => {}
+        Change::Wait { .. } | Change::Refunded(_) | Change::Disputed => Ok(next),
     }
-    Ok(next)
 }
 
 fn change_of(outcome: &Outcome, attempt: Attempt, checks: i32, real: Instant) -> Change {
@@ -207,11 +248,34 @@ pub(crate) async fn announce_success(scope: &Scope, tx: &mut Tx, row: &Transacti
     tell_wallet(scope, tx, row, "wallet.topup_succeeded").await
 }
 
+/// What follows from money that has moved.
+async fn succeed(
+    scope: &Scope,
+    tx: &mut Tx,
+    invoice: Option<&mut Payable>,
+    row: Transaction,
+) -> Result<Transaction> {
+    match (row.kind, invoice, row.wallet_id) {
+        (TransactionKind::WalletTopup, _, Some(wallet)) => {
+            credit(scope, tx, wallet, &row).await?;
+            announce_success(scope, tx, &row).await?;
+            Ok(row)
+        }
+        (TransactionKind::Charge, Some(invoice), _) => {
+            let row = settle(scope, tx, invoice, row).await?;
+            announce_success(scope, tx, &row).await?;
+            Ok(row)
+        }
+        (TransactionKind::Refund, Some(invoice), _) => {
+            refund::finish(scope, tx, invoice, &row).await?;
+            Ok(row)
+        }
+        _ => Err(Error::invariant(format!("nothing follows from a {} that succeeds", row.kind))),
+    }
+}
+
 /// The money of a top-up goes to its wallet, booked under the transaction's own id: booking it twice is refused.
-async fn credit(scope: &Scope, tx: &mut Tx, row: &Transaction) -> Result<()> {
-    let (TransactionKind::WalletTopup, Some(wallet)) = (row.kind, row.wallet_id) else {
-        return Err(Error::invariant(format!("nothing follows from a {} that succeeds", row.kind)));
-    };
+async fn credit(scope: &Scope, tx: &mut Tx, wallet: WalletId, row: &Transaction) -> Result<()> {
     let source = match row.is_automatic {
         true => WalletTransactionSource::AutoTopup,
         false => WalletTransactionSource::Topup,
@@ -222,7 +286,17 @@ async fn credit(scope: &Scope, tx: &mut Tx, row: &Transaction) -> Result<()> {
     batch.write(tx, scope).await
 }
 
-async fn fail(scope: &Scope, tx: &mut Tx, row: &Transaction, code: FailureCode, real: Instant) -> Result<()> {
+/// What follows from money that has not moved.
+async fn fail(
+    scope: &Scope,
+    tx: &mut Tx,
+    invoice: Option<&mut Payable>,
+    row: &Transaction,
+    (code, real): (FailureCode, Instant),
+) -> Result<()> {
+    if row.kind == TransactionKind::Refund {
+        return tx.emit(scope, "payment.refund_failed", "transaction", row.id, row.payload()).await;
+    }
     if let (true, Some(wallet)) = (row.is_automatic, row.wallet_id) {
         ledger::lock_wallets(tx, scope, &[wallet]).await?; // the wish is written under the wallet's lock
         topup::pause(tx, wallet, real + TOPUP_PAUSE, code.is_soft()).await?;
@@ -231,6 +305,9 @@ async fn fail(scope: &Scope, tx: &mut Tx, row: &Transaction, code: FailureCode, 
         method::mark(scope, tx, method, PaymentMethodStatus::Expired).await?;
     }
     tx.emit(scope, "payment.failed", "transaction", row.id, row.payload()).await?;
+    if let (TransactionKind::Charge, Some(invoice)) = (row.kind, invoice) {
+        collect::failed(scope, tx, invoice, row, (code, real)).await?;
+    }
     tell_wallet(scope, tx, row, "wallet.topup_failed").await
 }
 

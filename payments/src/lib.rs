@@ -1,8 +1,9 @@
-//! Payments: gateways, payment methods, the ledger of payments, charging, and top-ups of wallets.
+//! Payments: gateways, payment methods, the ledger of payments, charging invoices, top-ups of wallets, and refunds.
 //!
 //! Money is asked for in three steps, so that a crash at any point neither charges twice nor loses a charge:
 //!
-//! 1. The transaction is written as PENDING, with all that is needed, and committed ([`topup`]).
+//! 1. The transaction is written as PENDING, with all that is needed, and committed ([`topup`], [`collect`],
+//!    [`refund`]).
 //! 2. The gateway is asked; the transaction's id is the provider's idempotency key ([`provider`]).
 //! 3. The outcome is recorded with its effects, in one transaction ([`charge`]).
 //!
@@ -10,11 +11,14 @@
 //! is one, else with the same idempotency key. What providers tell by themselves takes step 3 as well ([`receive`]).
 
 pub mod charge;
+pub mod collect;
 pub mod gateway;
+pub mod manual;
 pub mod method;
 pub mod provider;
 pub mod receive;
-pub(crate) mod refund;
+pub mod refund;
+pub(crate) mod settle;
 pub mod simulation;
 pub mod sweep;
 pub mod topup;

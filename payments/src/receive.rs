@@ -13,7 +13,7 @@ use crate::charge::{Attempt, record};
 use crate::method;
 use crate::provider::gocardless::{self, GocardlessHappening};
 use crate::provider::stripe::{self, StripeHappening};
-use crate::provider::{Outcome, Subject};
+use crate::provider::Outcome;
 use crate::words::PaymentMethodStatus;
 use crate::{Payments, gateway, refund, transaction};
 
@@ -189,14 +189,14 @@ impl Speaker {
     async fn gocardless(&self, tx: &mut Tx, happening: &GocardlessHappening) -> Result<()> {
         let scope = &self.scope;
         match happening {
-            GocardlessHappening::Payment { subject: Subject::Charge, reference, outcome } => {
+            // References of charges and of refunds are one name space. Refunds of GoCardless' own site name nothing of ours.
+            GocardlessHappening::Payment { reference, outcome } => {
                 let id = self.find(tx, reference).await?;
                 self.outcome(tx, id, outcome).await
             }
-            // Refunds that we have ordered are open payments; those of GoCardless' own site name no payment of ours.
-            GocardlessHappening::Payment { subject: Subject::Refund, .. } | GocardlessHappening::Other => Ok(()),
+            GocardlessHappening::Other => Ok(()),
             GocardlessHappening::ChargedBack { reference, reason } => match self.find(tx, reference).await? {
-                Some(id) => refund::contested(scope, tx, id, reason).await,
+                Some(id) => refund::charged_back(scope, tx, id, reason).await,
                 None => Ok(()),
             },
             GocardlessHappening::MandateEnded { mandate, status } => {

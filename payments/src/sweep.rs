@@ -1,6 +1,7 @@
-//! What nobody waits for: payments whose outcome is open, after a crash or at a provider that takes its time, and wallets that
-//! want an automatic top-up. No input, idempotent, bounded: any number of processes may sweep side by side.
+//! What nobody waits for: payments whose outcome is open, after a crash or at a provider that takes its time, wallets that want an
+//! automatic top-up, and invoices that are to be charged. No input, idempotent, bounded: any number of processes may sweep side by side.
 
+use billing::invoice::collect;
 use domain::{Instant, Result};
 use futures::StreamExt;
 use ledger::wallet::topup;
@@ -22,12 +23,14 @@ pub struct Swept {
     pub asked: usize,
     /// Automatic top-ups that were started.
     pub topups: usize,
+    /// Charges of invoices that were started.
+    pub charges: usize,
     /// What could not be done; the next sweep tries again.
     pub failed: usize,
 }
 
 impl Payments {
-    /// Starts the automatic top-ups that wallets want, then asks for every payment that is open and due. `real` is the machine's
+    /// Starts the top-ups that wallets want and the charges that invoices want, then asks for every payment that is open and due. `real` is the machine's
     /// time: providers know no test clocks.
     ///
     /// # Errors
@@ -36,6 +39,7 @@ impl Payments {
         let mut swept = Swept::default();
         let mut conn = self.store.pool().acquire().await.context("waiting for a database connection")?;
         let wanted = topup::wanted(&mut conn, real, BATCH).await?;
+        let invoices = collect::wanted(&mut conn, real, BATCH).await?;
         drop(conn);
         for (workspace, wallet) in wanted {
             match self.auto_topup(workspace, wallet, real).await {
@@ -46,6 +50,13 @@ impl Payments {
                 }
             }
         }
+        let charged = invoices.into_iter().map(|(workspace, id)| async move {
+            let charged = self.collect(workspace, id, real).await;
+            charged.inspect_err(|error| tracing::warn!(invoice.id = %id, %error, "an invoice could not be charged"))
+        });
+        let charged: Vec<_> = futures::stream::iter(charged).buffer_unordered(CONCURRENCY).collect().await;
+        swept.charges = charged.iter().filter(|one| matches!(one, Ok(true))).count();
+        swept.failed += charged.iter().filter(|one| one.is_err()).count();
         let due = transaction::claim_due(self.store.pool(), real, BATCH).await?;
         let asked: Vec<_> =
             futures::stream::iter(due).map(|open| self.resume(open)).buffer_unordered(CONCURRENCY).collect().await;

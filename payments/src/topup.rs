@@ -2,7 +2,7 @@
 
 use domain::input::Field;
 use domain::{
-    Clock, CustomerId, Error, Input, Instant, Money, PaymentMethodId, Result, Scope, TransactionId, WalletId,
+    Clock, Currency, CustomerId, Error, Input, Instant, Money, PaymentMethodId, Result, Scope, TransactionId, WalletId,
     WorkspaceId,
 };
 use ledger::wallet::{self, CreditKind, Details, Wallet, WalletTransactionSource, topup};
@@ -13,7 +13,7 @@ use store::{BodyKey, Tx};
 use utoipa::ToSchema;
 
 use crate::charge::{Attempt, TOPUP_PAUSE, announce_success};
-use crate::transaction::{self, NewTransaction, Transaction, Way};
+use crate::transaction::{self, ByHand, NewTransaction, Transaction, Way};
 use crate::words::{TransactionKind, TransactionStatus};
 use crate::{Payments, at_customer};
 
@@ -178,7 +178,7 @@ impl Payments {
             let detail = "there are no one-off invoices yet that could ask for a top-up: use mode CHARGE or MANUAL";
             return Err(Error::business_rule(detail).with("mode", request.mode));
         }
-        let wallet = wallet_of(scope, tx, customer, request.amount).await?;
+        let wallet = wallet_of(scope, tx, customer, request.amount.currency()).await?;
         let opened = match request.mode {
             WalletTopupMode::Manual => received(scope, tx, wallet, request).await?,
             _ => self.open(scope, tx, wallet, request.amount, request.payment_method_id).await?,
@@ -214,15 +214,8 @@ impl Payments {
     ) -> Result<Transaction> {
         let way = self.route(scope, tx.conn(), customer_id, amount.currency(), named).await?;
         let scope = at_customer(scope, tx.conn(), customer_id).await?;
-        let new = NewTransaction {
-            customer_id,
-            wallet_id: Some(wallet),
-            parent: None,
-            kind: TransactionKind::WalletTopup,
-            amount,
-            way,
-            is_automatic,
-        };
+        let new = NewTransaction::new(customer_id, TransactionKind::WalletTopup, amount, way).of_wallet(wallet);
+        let new = NewTransaction { is_automatic, ..new };
         let row = transaction::insert(&scope, tx, &new, Clock::System.now()).await?;
         tx.emit(&scope, "payment.initiated", "transaction", row.id, row.payload()).await?;
         Ok(row)
@@ -283,12 +276,12 @@ impl Payments {
     }
 }
 
-/// The customer's wallet in the currency of the amount, made when it is missing.
-async fn wallet_of(scope: &Scope, tx: &mut Tx, customer: CustomerId, amount: Money) -> Result<WalletId> {
-    if let Some(id) = wallet_for(scope, tx, customer, amount.currency()).await? {
+/// The customer's wallet in a currency, made when it is missing.
+pub(crate) async fn wallet_of(scope: &Scope, tx: &mut Tx, customer: CustomerId, currency: Currency) -> Result<WalletId> {
+    if let Some(id) = wallet_for(scope, tx, customer, currency).await? {
         return Ok(id);
     }
-    let request = wallet::CreateWalletRequest::read(&json!({ "currency": amount.currency() }))?;
+    let request = wallet::CreateWalletRequest::read(&json!({ "currency": currency }))?;
     Ok(wallet::create_secondary(scope, tx, Some(customer), &request).await?.wallet.id)
 }
 
@@ -298,15 +291,8 @@ async fn received(scope: &Scope, tx: &mut Tx, id: WalletId, request: &WalletTopu
     let customer_id = batch.wallet(id)?.wallet.customer_id;
     batch.check_topup(id, request.amount)?;
     let scope = at_customer(scope, tx.conn(), customer_id).await?;
-    let new = NewTransaction {
-        customer_id,
-        wallet_id: Some(id),
-        parent: None,
-        kind: TransactionKind::WalletTopup,
-        amount: request.amount,
-        way: Way::Hand { reference: request.reference.clone() },
-        is_automatic: false,
-    };
+    let way = Way::Hand(ByHand { reference: request.reference.clone(), ..ByHand::default() });
+    let new = NewTransaction::new(customer_id, TransactionKind::WalletTopup, request.amount, way).of_wallet(id);
     let row = transaction::insert(&scope, tx, &new, Clock::System.now()).await?;
     let details = Details::of(WalletTransactionSource::Manual).reference("transaction", row.id);
     batch.credit(id, domain::TransferId(row.id.0), request.amount, CreditKind::Cash, &details)?;

@@ -16,7 +16,8 @@ pub async fn run(payments: Payments, mut shutdown: watch::Receiver<bool>) {
         match payments.sweep(Clock::System.now()).await {
             Ok(swept) if swept == Swept::default() => {}
             Ok(swept) => {
-                tracing::info!(asked = swept.asked, topups = swept.topups, failed = swept.failed, "swept payments");
+                let payments::sweep::Swept { asked, topups, charges, failed } = swept;
+                tracing::info!(asked, topups, charges, failed, "swept payments");
             }
             Err(error) => tracing::warn!(%error, "the sweep of payments could not look for work; it will be repeated"),
         }

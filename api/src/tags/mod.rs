@@ -12,6 +12,7 @@ pub mod credit_notes;
 pub mod currencies;
 pub mod customers;
 pub mod fx;
+pub mod invoice_payments;
 pub mod invoices;
 pub mod meters;
 pub mod organization_settings;
@@ -40,6 +41,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(currencies::routes())
         .merge(customers::routes())
         .merge(fx::routes())
+        .merge(invoice_payments::routes())
         .merge(invoices::routes())
         .merge(meters::routes())
         .merge(organization_settings::routes())

@@ -79,7 +79,7 @@ async fn list_invoice_transactions(ctx: Ctx) -> Answer {
     ctx.require("payments:read")?;
     let id = ctx.path_id("id")?;
     let mut conn = ctx.conn().await?;
-    answer::page(transaction::list_of_invoice(&ctx.scope, &mut conn, id, ctx.query()).await?)
+    answer::page(transaction::list_of_invoice(&ctx.scope, &mut conn, id, None, ctx.query()).await?)
 }
 
 /// Price usage and hold what it costs on the wallet

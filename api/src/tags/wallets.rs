@@ -7,13 +7,13 @@ use ledger::wallet::{
     TransferRequest, UpdateWalletSettingsRequest, WalletAnswer, WalletOperation, WalletRequest, WalletTransferResult,
 };
 use ledger::{Outcome, WalletDTO, WalletHold, WalletTransaction};
-use payments::charge::Attempt;
 use payments::topup::{Opened, TopupRequest, TopupResponse, WalletTopupRequest, WalletTopupResponse};
 use payments::transaction::Transaction;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{Answer, App, Ctx, Data, PageOf, Refusal, Write, answer};
+use crate::begun::{self, Begun};
+use crate::{Answer, App, Ctx, Data, PageOf, Refusal, answer};
 
 const TAG: &str = "Wallets";
 
@@ -210,52 +210,11 @@ async fn transfer_between_wallets(ctx: Ctx) -> Answer {
     operate(ctx, "transfer_between_wallets", read, |answer| Ok(once(answer.transfer()?))).await
 }
 
-/// A top-up whose step 1 is committed, by this call or by an earlier one under the same key.
-struct Begun {
-    opened: Opened,
-    /// Whether an earlier call began it under the key in its body: 200 in the place of 201.
-    is_repeated: bool,
-    /// Whether it was the key in the header.
-    is_replayed: bool,
-}
-
-impl Begun {
-    /// Commits step 1. What is stored under the key in the header leads repeats to the payment.
-    async fn commit(write: Write, opened: Outcome<Opened>) -> Result<Self, Refusal> {
-        let begun = Self { opened: opened.value, is_repeated: opened.replayed, is_replayed: false };
-        write.created(Data(begun.opened)).await?;
-        Ok(begun)
-    }
-
-    /// The payment that the first call with this header began; a refusal is passed on.
-    fn repeated(refusal: Refusal) -> Result<Self, Refusal> {
-        #[derive(Deserialize)]
-        struct Stored {
-            data: Opened,
-        }
-        let Refusal::Replayed(answer) = refusal else { return Err(refusal) };
-        match serde_json::from_slice::<Stored>(&answer.body) {
-            Ok(stored) => Ok(Self { opened: stored.data, is_repeated: false, is_replayed: true }),
-            Err(_) => Err(Refusal::Replayed(answer)),
-        }
-    }
-
-    /// Steps 2 and 3, in a task of their own: a client that hangs up does not stop them.
-    async fn proceed(&self, ctx: &Ctx) -> domain::Result<Transaction> {
-        let (payments, scope, id) = (ctx.app.payments.clone(), ctx.scope, self.opened.transaction_id);
-        let attempt = if self.is_repeated || self.is_replayed { Attempt::Again } else { Attempt::First };
-        let done = tokio::spawn(async move { payments.proceed(&scope, id, attempt).await }).await;
-        done.map_err(|error| domain::Error::internal("charging for a top-up", error))?
-    }
-
-    fn answer(&self, body: impl Serialize) -> Answer {
-        let status = if self.is_repeated { StatusCode::OK } else { StatusCode::CREATED };
-        let mut response = answer::json(status, &Data(body))?;
-        if self.is_replayed {
-            answer::mark_replayed(&mut response);
-        }
-        Ok(response)
-    }
+/// Steps 2 and 3 of a top-up.
+async fn proceed(ctx: &Ctx, begun: &Begun<Opened>) -> Result<Transaction> {
+    let (payments, scope, id) = (ctx.app.payments.clone(), ctx.scope, begun.opened.transaction_id);
+    let attempt = begun.attempt();
+    begun::proceed(async move { payments.proceed(&scope, id, attempt).await }).await
 }
 
 /// Charge a payment method and credit the wallet
@@ -281,8 +240,8 @@ async fn topup_wallet(ctx: Ctx) -> Answer {
         }
         Err(refusal) => Begun::repeated(refusal)?,
     };
-    let payment = begun.proceed(&ctx).await?;
-    begun.answer(ctx.app.payments.answer(&ctx.scope, &payment).await?)
+    let payment = proceed(&ctx, &begun).await?;
+    begun.answer(StatusCode::CREATED, ctx.app.payments.answer(&ctx.scope, &payment).await?)
 }
 
 /// Fill the customer's wallet in the currency of the amount, which is made when it is missing
@@ -306,15 +265,16 @@ async fn topup_customer_wallet(ctx: Ctx) -> Answer {
         }
         Err(refusal) => Begun::repeated(refusal)?,
     };
-    let payment = begun.proceed(&ctx).await?;
+    let payment = proceed(&ctx, &begun).await?;
     payment.refusal()?;
-    begun.answer(WalletTopupResponse {
+    let answer = WalletTopupResponse {
         wallet_id: begun.opened.wallet_id,
         mode: begun.opened.mode,
         status: payment.status,
         invoice_id: None,
         transaction_id: Some(payment.id),
-    })
+    };
+    begun.answer(StatusCode::CREATED, answer)
 }
 
 /// Hold an amount

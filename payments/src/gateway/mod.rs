@@ -17,4 +17,4 @@ pub use settings::ProviderSettings;
 pub use write::{LIST, create, delete, get, list, secrets, update, update_provider_settings};
 
 pub(crate) use request::api_key;
-pub(crate) use write::{candidates, is_configured};
+pub(crate) use write::{candidates, hold, is_configured};

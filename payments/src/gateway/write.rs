@@ -284,6 +284,14 @@ pub(crate) async fn candidates(scope: &Scope, conn: &mut PgConnection) -> Result
     Ok(gateways.iter().map(Candidate::from).collect())
 }
 
+/// Keeps a gateway from being removed before this transaction ends.
+///
+/// # Errors
+/// `NotFound` for one that is removed.
+pub(crate) async fn hold(scope: &Scope, conn: &mut PgConnection, id: PaymentGatewayId) -> Result<()> {
+    read(scope, conn, id, "FOR SHARE").await.map(drop)
+}
+
 /// Whether a provider has a gateway in the workspace's mode; it cannot be removed before this transaction ends.
 pub(crate) async fn is_configured(scope: &Scope, conn: &mut PgConnection, provider: ProviderID) -> Result<bool> {
     let found: Option<bool> = sqlx::query_scalar(

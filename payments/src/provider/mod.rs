@@ -42,6 +42,8 @@ pub struct ChargeOrder {
 pub struct RefundOrder {
     /// Our transaction: the provider's idempotency key.
     pub transaction_id: TransactionId,
+    /// When the transaction was written, in real time: how old the idempotency key is at most.
+    pub ordered_at: Instant,
     /// The provider's reference of the charge.
     pub charge_reference: String,
     /// What is given back.
@@ -122,7 +124,7 @@ pub trait Gateway: Send + Sync {
     /// forgotten is looked for, never sent again.
     async fn charge(&self, order: &ChargeOrder) -> Outcome;
 
-    /// Gives money back, once for each transaction id.
+    /// Gives money back, once for each transaction id however often it is asked; as [`Gateway::charge`].
     async fn refund(&self, order: &RefundOrder) -> Outcome;
 
     /// What became of an order that the provider has taken.

@@ -92,6 +92,14 @@ pub struct Transaction {
     #[serde(skip)]
     #[schema(ignore)]
     pub is_automatic: bool,
+    /// What came beyond what its invoice was owed, and is on the wallet.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub excess_amount: Money,
+    /// Of a refund: whether a credit note was issued over it.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub is_credited: bool,
     /// Times that the provider was asked.
     #[serde(skip)]
     #[schema(ignore)]
@@ -112,6 +120,15 @@ impl Transaction {
         }
         let detail = format!("the payment was declined: {message}");
         Err(Error::rule("PAYMENT_DECLINED", detail).with("failure_code", code).with("transaction_id", self.id))
+    }
+
+    /// What its invoice still has of it: neither given back nor beyond what was due; zero at least.
+    ///
+    /// # Errors
+    /// `CURRENCY_MISMATCH`.
+    pub(crate) fn kept(&self) -> Result<Money> {
+        let kept = self.amount.sub(self.excess_amount)?.sub(self.refunded_amount)?;
+        Ok(if kept.is_negative() { Money::zero(kept.currency()) } else { kept })
     }
 
     /// As the payload of an event.
@@ -163,6 +180,8 @@ impl FromRow<'_, PgRow> for Transaction {
             created_at: row.try_get("created_at")?,
             updated_at: row.try_get("updated_at")?,
             is_automatic: row.try_get("is_automatic")?,
+            excess_amount: money(row, "excess_amount", currency)?,
+            is_credited: row.try_get("is_credited")?,
             checks: row.try_get("checks")?,
         })
     }

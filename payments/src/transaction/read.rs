@@ -1,12 +1,18 @@
 //! Reads of the ledger of payments.
 
-use domain::{Error, InvoiceId, PaymentGatewayId, Result, Scope, TransactionId};
+use domain::{Error, InvoiceId, Money, PaymentGatewayId, Result, Scope, TransactionId};
+use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use store::{ListField, ListKind, ListQuery, ListSpec, Page, StoreError, Tx};
 
 use super::model::Transaction;
+use crate::words::TransactionKind;
 
 const INVOICE: ListField = ListField::new("invoice_id", ListKind::Id);
+const KIND: ListField = ListField::new(
+    "kind",
+    ListKind::Word(&["CHARGE", "REFUND", "MANUAL_PAYMENT", "WALLET_TOPUP", "WALLET_PAYMENT", "PAYOUT", "CHARGEBACK"]),
+);
 
 /// How transactions are listed.
 pub const LIST: ListSpec = ListSpec {
@@ -21,18 +27,7 @@ pub const LIST: ListSpec = ListSpec {
         INVOICE,
         ListField::new("payment_method_id", ListKind::Id),
         ListField::new("direction", ListKind::Word(&["INBOUND", "OUTBOUND"])),
-        ListField::new(
-            "kind",
-            ListKind::Word(&[
-                "CHARGE",
-                "REFUND",
-                "MANUAL_PAYMENT",
-                "WALLET_TOPUP",
-                "WALLET_PAYMENT",
-                "PAYOUT",
-                "CHARGEBACK",
-            ]),
-        ),
+        KIND,
         ListField::new(
             "status",
             ListKind::Word(&[
@@ -64,7 +59,7 @@ pub async fn list(scope: &Scope, conn: &mut PgConnection, query: &ListQuery) -> 
     query.fetch(conn, scope).await
 }
 
-/// `GET /v1/invoices/{id}/transactions`, newest first.
+/// Those of one invoice, of all kinds or of one, newest first.
 ///
 /// # Errors
 /// `NotFound` for the invoice; `Validation` and `INVALID_CURSOR` for the parameters.
@@ -72,9 +67,14 @@ pub async fn list_of_invoice(
     scope: &Scope,
     conn: &mut PgConnection,
     id: InvoiceId,
+    kind: Option<TransactionKind>,
     parameters: &[(String, String)],
 ) -> Result<Page<Transaction>> {
     let query = ListQuery::parse(&LIST, parameters)?.only(INVOICE, id);
+    let query = match kind {
+        Some(kind) => query.only(KIND, kind),
+        None => query,
+    };
     let known: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT FROM invoice WHERE workspace_id = $1 AND id = $2 AND deleted_at IS NULL)",
     )
@@ -127,4 +127,20 @@ pub(crate) async fn by_reference(
     .fetch_optional(conn)
     .await
     .context("looking for a transaction by its reference")
+}
+
+/// What a provider has given back of the payment of a refund once it has taken that, too: refunds that it knows and did not refuse.
+pub(crate) async fn refunded_with(scope: &Scope, conn: &mut PgConnection, refund: &Transaction) -> Result<Money> {
+    let sum: Decimal = sqlx::query_scalar(
+        "SELECT coalesce(sum(amount), 0) FROM payment_transaction
+         WHERE workspace_id = $1 AND parent_transaction_id = $2 AND kind = 'REFUND' AND gateway_id IS NOT NULL AND id <> $3
+             AND (status = 'SUCCEEDED' OR (status = 'PROCESSING' AND provider_reference IS NOT NULL))",
+    )
+    .bind(scope.workspace_id)
+    .bind(refund.parent_transaction_id)
+    .bind(refund.id)
+    .fetch_one(conn)
+    .await
+    .context("reading what was given back of a payment")?;
+    Ok(Money::new(sum, refund.amount.currency())?.add(refund.amount)?)
 }

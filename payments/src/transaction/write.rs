@@ -1,16 +1,17 @@
 //! Writes of the ledger of payments.
 
+use billing::invoice::Payable;
 use chrono::TimeDelta;
 use domain::{
-    CustomerId, Error, Instant, JsonMap, Money, PaymentGatewayId, PaymentMethodId, ProviderID, Result, Scope,
-    TransactionId, WalletId, WorkspaceId,
+    CustomerId, Error, Instant, InvoiceId, JsonMap, Money, PaymentGatewayId, PaymentMethodId, ProviderID, Result, Scope,
+    SubscriptionId, TransactionId, WalletId, WorkspaceId,
 };
 use sqlx::PgPool;
 use sqlx::types::Json;
 use store::{StoreError, Tx, on_constraint};
 
 use super::model::Transaction;
-use crate::words::{FailureCode, TransactionKind, TransactionStatus};
+use crate::words::{FailureCode, ManualPaymentSource, TransactionKind, TransactionStatus};
 
 /// How long a row belongs to whoever asks its gateway: longer than any call takes.
 const LEASE: TimeDelta = TimeDelta::seconds(90);
@@ -20,10 +21,19 @@ const LEASE: TimeDelta = TimeDelta::seconds(90);
 pub(crate) enum Way {
     /// A gateway is to be asked: the row begins as PENDING, and belongs to its writer for a while.
     Gateway { gateway_id: PaymentGatewayId, provider: ProviderID, payment_method_id: PaymentMethodId },
-    /// It is there already: the row begins as SUCCEEDED.
-    Hand { reference: Option<String> },
+    /// It went by hand: the row begins as SUCCEEDED.
+    Hand(ByHand),
     /// It went at a provider, who told us: the row begins as SUCCEEDED.
     Told { gateway_id: PaymentGatewayId, provider: ProviderID, payment_method_id: Option<PaymentMethodId> },
+}
+
+/// Money that no gateway moved.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ByHand {
+    pub source: Option<ManualPaymentSource>,
+    pub reference: Option<String>,
+    /// When it arrived; now when left out.
+    pub received_at: Option<Instant>,
 }
 
 /// A row to be written.
@@ -31,31 +41,78 @@ pub(crate) enum Way {
 pub(crate) struct NewTransaction {
     pub customer_id: CustomerId,
     pub wallet_id: Option<WalletId>,
+    pub invoice: Option<(InvoiceId, Option<SubscriptionId>)>,
     pub parent: Option<TransactionId>,
     pub kind: TransactionKind,
     pub amount: Money,
     pub way: Way,
     pub is_automatic: bool,
+    pub attempt: i32,
+    pub is_credited: bool,
+    pub metadata: JsonMap,
+}
+
+impl NewTransaction {
+    /// Of a customer; for nothing yet.
+    pub fn new(customer_id: CustomerId, kind: TransactionKind, amount: Money, way: Way) -> Self {
+        Self {
+            customer_id,
+            wallet_id: None,
+            invoice: None,
+            parent: None,
+            kind,
+            amount,
+            way,
+            is_automatic: false,
+            attempt: 1,
+            is_credited: false,
+            metadata: JsonMap::new(),
+        }
+    }
+
+    /// Fills a wallet.
+    pub fn of_wallet(self, id: WalletId) -> Self {
+        Self { wallet_id: Some(id), ..self }
+    }
+
+    /// Belongs to an invoice.
+    pub fn of_invoice(self, invoice: &Payable) -> Self {
+        Self { invoice: Some((invoice.id, invoice.subscription_id)), ..self }
+    }
+
+    /// Gives back a payment, of whatever that was for.
+    pub fn back(payment: &Transaction, kind: TransactionKind, amount: Money, way: Way) -> Self {
+        Self {
+            wallet_id: payment.wallet_id.filter(|_| payment.kind == TransactionKind::WalletTopup),
+            invoice: payment.invoice_id.map(|id| (id, payment.subscription_id)),
+            parent: Some(payment.id),
+            ..Self::new(payment.customer_id, kind, amount, way)
+        }
+    }
 }
 
 /// Writes a row. `scope` has the customer's time, `real` is the machine's.
 pub(crate) async fn insert(scope: &Scope, tx: &mut Tx, new: &NewTransaction, real: Instant) -> Result<Transaction> {
-    let (gateway, provider, method, reference, is_open) = match &new.way {
+    let (gateway, provider, method, is_open) = match &new.way {
         Way::Gateway { gateway_id, provider, payment_method_id } => {
-            (Some(*gateway_id), *provider, Some(*payment_method_id), None, true)
+            (Some(*gateway_id), *provider, Some(*payment_method_id), true)
         }
-        Way::Hand { reference } => (None, ProviderID::External, None, reference.clone(), false),
+        Way::Hand(_) => (None, ProviderID::External, None, false),
         Way::Told { gateway_id, provider, payment_method_id } => {
-            (Some(*gateway_id), *provider, *payment_method_id, None, false)
+            (Some(*gateway_id), *provider, *payment_method_id, false)
         }
     };
+    let hand = if let Way::Hand(hand) = &new.way { hand.clone() } else { ByHand::default() };
+    let (invoice, subscription) = new.invoice.unzip();
     let now = scope.now();
     let status = if is_open { TransactionStatus::Pending } else { TransactionStatus::Succeeded };
     let inserted = sqlx::query_as(
-        "INSERT INTO payment_transaction (id, organization_id, workspace_id, customer_id, wallet_id, payment_method_id,
-             gateway_id, parent_transaction_id, provider, direction, kind, status, amount, currency, reference,
-             is_automatic, processed_at, next_check_at, metadata, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $20)
+        "INSERT INTO payment_transaction (id, organization_id, workspace_id, customer_id, wallet_id, invoice_id,
+             subscription_id, payment_method_id, gateway_id, parent_transaction_id, provider, direction, kind, status, amount,
+             currency, source, reference, is_automatic, attempt, is_credited, processed_at, next_check_at, metadata, created_at,
+             updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
+             $25, $25)
          RETURNING *",
     )
     .bind(TransactionId::generate())
@@ -63,6 +120,8 @@ pub(crate) async fn insert(scope: &Scope, tx: &mut Tx, new: &NewTransaction, rea
     .bind(scope.workspace_id)
     .bind(new.customer_id)
     .bind(new.wallet_id)
+    .bind(invoice)
+    .bind(subscription.flatten())
     .bind(method)
     .bind(gateway)
     .bind(new.parent)
@@ -72,11 +131,14 @@ pub(crate) async fn insert(scope: &Scope, tx: &mut Tx, new: &NewTransaction, rea
     .bind(status)
     .bind(new.amount.amount())
     .bind(new.amount.currency())
-    .bind(reference)
+    .bind(hand.source)
+    .bind(hand.reference)
     .bind(new.is_automatic)
-    .bind((!is_open).then_some(now))
+    .bind(new.attempt)
+    .bind(new.is_credited)
+    .bind((!is_open).then(|| hand.received_at.unwrap_or(now)))
     .bind(is_open.then_some(real + LEASE))
-    .bind(Json(JsonMap::new()))
+    .bind(Json(&new.metadata))
     .bind(now)
     .fetch_one(tx.conn())
     .await;
@@ -84,8 +146,20 @@ pub(crate) async fn insert(scope: &Scope, tx: &mut Tx, new: &NewTransaction, rea
         "payment_transaction_auto_topup" => {
             Some(Error::conflict("CONFLICT", "an automatic top-up of this wallet is under way"))
         }
+        "payment_transaction_open_charge" => Some(Error::conflict("CONFLICT", "a charge of this invoice is under way")),
         _ => None,
     })
+}
+
+/// Notes that a part of a payment was more than its invoice was owed, and on which wallet that is now.
+pub(crate) async fn note_excess(tx: &mut Tx, row: &Transaction, wallet: WalletId, excess: Money) -> Result<Transaction> {
+    sqlx::query_as("UPDATE payment_transaction SET wallet_id = $2, excess_amount = $3 WHERE id = $1 RETURNING *")
+        .bind(row.id)
+        .bind(wallet)
+        .bind(excess.amount())
+        .fetch_one(tx.conn())
+        .await
+        .context("noting what was paid beyond an invoice")
 }
 
 /// What becomes of a row.

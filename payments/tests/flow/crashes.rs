@@ -10,7 +10,7 @@ async fn assert_paid_once(shop: &Shop, wallet: domain::WalletId, what: &str) {
     assert_eq!(shop.bank.charges(), 1, "{what}: charged once");
     assert_eq!(shop.transactions(&shop.live).await, ["WALLET_TOPUP SUCCEEDED 50.00"], "{what}");
     assert_eq!(shop.cash(&shop.live, wallet).await, "50.00", "{what}: credited once");
-    assert_eq!(shop.gateway_clearing(&shop.live).await, "50.00", "{what}: booked once");
+    assert_eq!(shop.balance(&shop.live, "gateway_clearing").await, "50.00", "{what}: booked once");
     let events = shop.events(&shop.live).await;
     for event in ["payment.initiated", "payment.succeeded", "wallet.topup_succeeded"] {
         assert_eq!(events.get(event), Some(&1), "{what}: {event} of {events:?}");

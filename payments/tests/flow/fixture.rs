@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chrono::TimeDelta;
 use domain::{
-    Actor, Clock, Currency, CustomerId, Money, PaymentGatewayId, PaymentMethodId, ProviderID, Result, Scope,
+    Actor, Clock, Currency, CustomerId, InvoiceId, Money, PaymentGatewayId, PaymentMethodId, ProviderID, Result, Scope,
     TransactionId, TransferId, WalletId, WorkspaceMode,
 };
 use engines::testing::TestDatabase;
@@ -24,6 +24,8 @@ use serde_json::{Value, json};
 use store::Store;
 use tokio::sync::Notify;
 
+use crate::invoice::{self, Line};
+
 /// What the bank does with the next order that it does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -35,6 +37,8 @@ pub enum Step {
     TakeAndHang,
     /// Has the order and decides later; it decides well.
     TakeLater,
+    /// Has the order and decides later; it decides badly.
+    RefuseLater,
     /// Does not get the order, and nobody knows.
     Miss,
     /// Does not get the order, and the sender knows.
@@ -43,10 +47,11 @@ pub enum Step {
     Refuse(FailureCode),
 }
 
-/// A provider that remembers idempotency keys for ever and counts what it takes.
+/// A provider that remembers idempotency keys for ever and counts what it takes and what it gives back.
 #[derive(Default)]
 pub struct Bank {
     taken: Mutex<BTreeMap<TransactionId, Money>>,
+    returned: Mutex<BTreeMap<TransactionId, Money>>,
     steps: Mutex<VecDeque<Step>>,
     /// Rings when an order hangs.
     pub hanging: Notify,
@@ -61,47 +66,61 @@ impl Bank {
     pub fn charges(&self) -> usize {
         self.taken.lock().len()
     }
-}
 
-#[async_trait]
-impl Gateway for Bank {
-    async fn charge(&self, order: &ChargeOrder) -> Outcome {
-        let reference = format!("bank_{}", order.transaction_id);
-        if self.taken.lock().contains_key(&order.transaction_id) {
+    /// What was really given back, in the order of the refunds.
+    pub fn returned(&self) -> Vec<String> {
+        self.returned.lock().values().map(|money| money.amount().to_string()).collect()
+    }
+
+    /// What becomes of an order that moves money into a drawer.
+    async fn decide(&self, drawer: &Mutex<BTreeMap<TransactionId, Money>>, id: TransactionId, amount: Money) -> Outcome {
+        let reference = format!("bank_{id}");
+        if drawer.lock().contains_key(&id) {
             return Outcome::Succeeded { reference };
         }
         let step = self.steps.lock().pop_front().unwrap_or(Step::Take);
-        let take = || self.taken.lock().insert(order.transaction_id, order.amount);
+        if matches!(step, Step::Take | Step::TakeAndLose | Step::TakeAndHang | Step::TakeLater) {
+            drawer.lock().insert(id, amount);
+        }
         match step {
-            Step::Take => {
-                take();
-                Outcome::Succeeded { reference }
-            }
-            Step::TakeAndLose => {
-                take();
-                Outcome::Unknown { detail: "the answer was lost".into() }
-            }
+            Step::Take => Outcome::Succeeded { reference },
+            Step::TakeAndLose => Outcome::Unknown { detail: "the answer was lost".into() },
             Step::TakeAndHang => {
-                take();
                 self.hanging.notify_one();
                 std::future::pending().await
             }
-            Step::TakeLater => {
-                take();
-                Outcome::Pending { reference }
-            }
+            Step::TakeLater | Step::RefuseLater => Outcome::Pending { reference },
             Step::Miss => Outcome::Unknown { detail: "nothing came back".into() },
             Step::Unreachable => Outcome::NotSent { detail: "connection refused".into() },
             Step::Refuse(code) => Outcome::Declined(Decline { code, message: "no".into(), reference: Some(reference) }),
         }
     }
+}
 
-    async fn refund(&self, order: &RefundOrder) -> Outcome {
-        Outcome::Succeeded { reference: format!("refund_{}", order.transaction_id) }
+#[async_trait]
+impl Gateway for Bank {
+    async fn charge(&self, order: &ChargeOrder) -> Outcome {
+        self.decide(&self.taken, order.transaction_id, order.amount).await
     }
 
-    async fn status(&self, _: Subject, reference: &str) -> Outcome {
-        Outcome::Succeeded { reference: reference.to_owned() }
+    async fn refund(&self, order: &RefundOrder) -> Outcome {
+        assert!(order.charge_reference.starts_with("bank_"), "of a charge of this bank");
+        self.decide(&self.returned, order.transaction_id, order.amount).await
+    }
+
+    async fn status(&self, subject: Subject, reference: &str) -> Outcome {
+        let drawer = match subject {
+            Subject::Charge => &self.taken,
+            Subject::Refund => &self.returned,
+        };
+        let reference = reference.to_owned();
+        match drawer.lock().keys().any(|id| reference == format!("bank_{id}")) {
+            true => Outcome::Succeeded { reference },
+            false => {
+                let (code, message) = (FailureCode::Decline, "no, after all".into());
+                Outcome::Declined(Decline { code, message, reference: Some(reference) })
+            }
+        }
     }
 }
 
@@ -272,15 +291,36 @@ impl Shop {
 
     /// How often each event about payments was announced.
     pub async fn events(&self, scope: &Scope) -> BTreeMap<String, i64> {
+        let mut events = self.events_like(scope, "payment.%").await;
+        events.extend(self.events_like(scope, "wallet.topup%").await);
+        events
+    }
+
+    /// How often each event whose name is like this was announced.
+    pub async fn events_like(&self, scope: &Scope, name: &str) -> BTreeMap<String, i64> {
         let rows: Vec<(String, i64)> = sqlx::query_as(
-            "SELECT event_type, count(*) FROM outbox
-             WHERE workspace_id = $1 AND (event_type LIKE 'payment.%' OR event_type LIKE 'wallet.topup%') GROUP BY 1",
+            "SELECT event_type, count(*) FROM outbox WHERE workspace_id = $1 AND event_type LIKE $2 GROUP BY 1",
         )
         .bind(scope.workspace_id)
+        .bind(name)
         .fetch_all(self.store.pool())
         .await
         .unwrap();
         rows.into_iter().collect()
+    }
+
+    /// A finalized invoice.
+    pub async fn invoice(&self, scope: &Scope, customer: CustomerId, lines: &[Line<'_>]) -> InvoiceId {
+        invoice::finalized(&self.store, scope, customer, lines).await
+    }
+
+    /// Status of an invoice, what is paid of it and what is due.
+    pub async fn bill(&self, id: InvoiceId) -> String {
+        sqlx::query_scalar("SELECT status || ' paid ' || amount_paid || ' due ' || amount_due FROM invoice WHERE id = $1")
+            .bind(id)
+            .fetch_one(self.store.pool())
+            .await
+            .unwrap()
     }
 
     /// The books must be as promised.
@@ -289,11 +329,12 @@ impl Shop {
         assert!(report.is_clean(), "{:#?}", report.differences);
     }
 
-    pub async fn gateway_clearing(&self, scope: &Scope) -> String {
+    /// Balance of an account of the workspace in euro: debits less credits.
+    pub async fn balance(&self, scope: &Scope, kind: &str) -> String {
         let mut conn = self.store.pool().acquire().await.unwrap();
         let rows = ledger::trial_balance(scope, &mut conn).await.unwrap();
-        let row = rows.into_iter().find(|row| row.kind == "gateway_clearing");
-        row.map(|row| row.balance).unwrap_or_default().to_string()
+        let balance = rows.into_iter().find(|row| row.kind == kind).map(|row| row.balance).unwrap_or_default();
+        Money::new(balance, Currency::EUR).unwrap().amount().to_string()
     }
 }
 

@@ -2,8 +2,12 @@
 //! is made twice, a charge that nobody knows of, a wallet that is filled twice or not at all.
 
 mod automatic;
+mod collecting;
 mod crashes;
 mod fixture;
+mod invoice;
+mod manual;
 mod methods;
 mod receiving;
+mod refunds;
 mod secrets;

@@ -8,7 +8,7 @@ use payments::words::{PaymentMethodStatus, TransactionStatus};
 use serde_json::{Value, json};
 use sha2::Sha256;
 
-use crate::fixture::{Payer, Shop, Step};
+use crate::fixture::{Payer, Shop, Step, eur};
 
 fn hmac(parts: &[&[u8]]) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(b"whsec_1").unwrap();
@@ -120,11 +120,8 @@ async fn refunds_at_the_provider_leave_the_wallet_and_the_rest_is_written_off() 
         shop.transactions(&shop.live).await,
         ["WALLET_TOPUP REFUNDED 50.00", "REFUND SUCCEEDED 20.00", "REFUND SUCCEEDED 30.00"]
     );
-    let mut conn = shop.store.pool().acquire().await.unwrap();
-    let books = ledger::trial_balance(&shop.live, &mut conn).await.unwrap();
-    let balance = |kind: &str| books.iter().find(|row| row.kind == kind).map(|row| row.balance.to_string());
-    assert_eq!(balance("write_off").as_deref(), Some("25.00"), "what the wallet no longer had");
-    assert_eq!(balance("gateway_clearing").map(|text| text.trim_end_matches(".00").to_owned()).as_deref(), Some("0"));
+    assert_eq!(shop.balance(&shop.live, "write_off").await, "25.00", "what the wallet no longer had");
+    assert_eq!(shop.balance(&shop.live, "gateway_clearing").await, "0.00");
     assert_eq!(shop.events(&shop.live).await["payment.refunded"], 2);
     shop.assert_verified().await;
 }
@@ -184,6 +181,61 @@ async fn gocardless_tells_many_things_at_once() {
     let back = event("EV5", "payments", "charged_back", payment(&one), json!({"cause": "refund_requested"}));
     shop.gocardless_says(gateway, json!([back])).await.unwrap();
     assert_eq!(shop.get(&shop.live, one.id).await.status, TransactionStatus::Disputed);
+    assert_eq!(shop.cash(&shop.live, wallet).await, "0.00", "the money is gone");
+    assert!(shop.transactions(&shop.live).await.contains(&"CHARGEBACK SUCCEEDED 50.00".to_owned()));
+    assert_eq!(shop.balance(&shop.live, "gateway_clearing").await, "0.00");
+    shop.assert_verified().await;
+}
+
+#[tokio::test]
+async fn a_refund_that_we_ordered_is_not_counted_again_when_the_provider_tells_of_it() {
+    let shop = Shop::open().await;
+    let scope = &shop.live;
+    let payer = shop.payer(scope).await;
+    let (invoice, charge) = shop.paid(scope, &payer).await;
+    let reference = shop.get(scope, charge).await.provider_reference;
+    let told = |id: &'static str, total: u64| {
+        let object = json!({"id": "ch_1", "payment_intent": reference, "amount_refunded": total});
+        shop.stripe_says(payer.gateway, id, "charge.refunded", object)
+    };
+    // While ours is under way, and when it is done.
+    shop.bank.will([Step::TakeAndLose]);
+    let open = shop.refund(scope, invoice, json!({"amount": eur("19.00")})).await.unwrap();
+    assert_eq!(open.status, TransactionStatus::Pending);
+    told("evt_1", 1900).await.unwrap();
+    shop.sweep_in(20).await;
+    told("evt_2", 1900).await.unwrap();
+    assert_eq!(shop.bill(invoice).await, "paid paid 100.00 due 0.00");
+    // What somebody refunds at the provider is more.
+    told("evt_3", 2900).await.unwrap();
+    assert_eq!(shop.bill(invoice).await, "paid paid 90.00 due 0.00");
+    assert_eq!(
+        shop.transactions(scope).await,
+        ["CHARGE PARTIALLY_REFUNDED 119.00", "REFUND SUCCEEDED 19.00", "REFUND SUCCEEDED 10.00"]
+    );
+    assert_eq!(shop.balance(scope, "receivable").await, "10.00", "without a credit note");
+    assert_eq!(shop.balance(scope, "gateway_clearing").await, "90.00");
+    shop.assert_verified().await;
+}
+
+#[tokio::test]
+async fn a_charge_back_of_an_invoice_is_taken_off_what_is_paid() {
+    let shop = Shop::open().await;
+    let scope = &shop.live;
+    let (customer, wallet) = shop.customer(scope, ledger::WalletDefaults::default()).await;
+    let gateway = shop.gateway(scope, "gocardless").await;
+    let method = shop.method(scope, customer, "gocardless", "MD123").await;
+    let (invoice, charge) = shop.paid(scope, &Payer { customer, wallet, gateway, method }).await;
+    let reference = shop.get(scope, charge).await.provider_reference;
+    let back = json!({"id": "EV1", "resource_type": "payments", "action": "charged_back",
+        "links": {"payment": reference}, "details": {"cause": "authorisation_disputed"}});
+    shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    assert_eq!(shop.bill(invoice).await, "paid paid 0.00 due 0.00", "paid is terminal");
+    assert_eq!(shop.transactions(scope).await, ["CHARGE DISPUTED 119.00", "CHARGEBACK SUCCEEDED 119.00"]);
+    assert_eq!(shop.balance(scope, "receivable").await, "119.00");
+    assert_eq!(shop.refund(scope, invoice, json!({})).await.unwrap_err().code(), "INVALID_TRANSITION");
+    shop.assert_verified().await;
 }
 
 #[tokio::test]

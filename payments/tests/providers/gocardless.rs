@@ -2,11 +2,11 @@
 
 use payments::gateway::ProviderSettings;
 use payments::provider::gocardless::Gocardless;
-use payments::provider::{Gateway, Outcome, RefundOrder, Subject};
+use payments::provider::{Gateway, Outcome, Subject};
 use payments::words::{FailureCode, PaymentMethodType};
 use serde_json::{Value, json};
 
-use crate::server::{Reply, Server, http, order};
+use crate::server::{Reply, Server, http, order, refund_of};
 
 fn payment(status: &str) -> Value {
     json!({"payments": {"id": "PM123", "created_at": "2026-01-08T17:01:06.000Z", "charge_date": "2026-01-15", "amount": 1234,
@@ -94,16 +94,23 @@ async fn refunds_confirm_their_total() {
     let server = Server::answering([Reply::Json(201, refund("created")), Reply::Json(200, refund("paid"))]).await;
     let gocardless = Gocardless::new(http().to(&server.url), "token".to_owned(), ProviderSettings::default());
     let paid = order(PaymentMethodType::SepaDirectDebit, "MD123", 0);
-    let back = RefundOrder {
-        transaction_id: paid.transaction_id,
-        charge_reference: "PM123".to_owned(),
-        amount: paid.amount,
-        refunded_total: paid.amount,
-        payment_method_id: None,
-    };
+    let back = refund_of(&paid, "PM123");
     let reference = "RF123".to_owned();
     assert_eq!(gocardless.refund(&back).await, Outcome::Pending { reference: reference.clone() });
     assert_eq!(gocardless.status(Subject::Refund, "RF123").await, Outcome::Succeeded { reference });
     let body: Value = serde_json::from_str(&server.asked()[0].body).unwrap();
     assert_eq!(body["refunds"]["total_amount_confirmation"], 1234);
+}
+
+#[tokio::test]
+async fn a_refund_whose_key_is_forgotten_is_looked_for() {
+    let ours = json!({"id": "RF1", "status": "submitted", "metadata": {"transaction_id": "00000000-0000-0000-0000-000000000007"}});
+    let listed = |refunds: Value| Reply::Json(200, json!({"refunds": refunds}));
+    let other = json!({"id": "RF2", "status": "paid", "metadata": {}});
+    let server = Server::answering([listed(json!([other, ours])), listed(json!([other]))]).await;
+    let gocardless = Gocardless::new(http().to(&server.url), "token".to_owned(), ProviderSettings::default());
+    let old = refund_of(&order(PaymentMethodType::SepaDirectDebit, "MD123", 24 * 31), "PM123");
+    assert_eq!(gocardless.refund(&old).await, Outcome::Pending { reference: "RF1".to_owned() });
+    assert!(matches!(gocardless.refund(&old).await, Outcome::Declined(d) if d.code == FailureCode::NetworkError));
+    assert_eq!(server.asked()[0].line, "GET /refunds?limit=500&payment=PM123");
 }

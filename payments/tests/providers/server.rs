@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use chrono::TimeDelta;
 use domain::{Clock, Currency, Money, PaymentMethodId, TransactionId};
 use parking_lot::Mutex;
-use payments::provider::ChargeOrder;
+use payments::provider::{ChargeOrder, RefundOrder};
 use payments::provider::http::Http;
 use payments::words::PaymentMethodType;
 use serde_json::Value;
@@ -108,4 +108,16 @@ pub fn order(method_type: PaymentMethodType, token: &str, hours_ago: i64) -> Cha
 pub async fn nowhere() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
+}
+
+/// A refund of the whole order, ordered when that was.
+pub fn refund_of(order: &ChargeOrder, charge_reference: &str) -> RefundOrder {
+    RefundOrder {
+        transaction_id: order.transaction_id,
+        ordered_at: order.ordered_at,
+        charge_reference: charge_reference.to_owned(),
+        amount: order.amount,
+        refunded_total: order.amount,
+        payment_method_id: None,
+    }
 }

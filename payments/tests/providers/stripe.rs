@@ -2,11 +2,11 @@
 
 use payments::gateway::ProviderSettings;
 use payments::provider::stripe::Stripe;
-use payments::provider::{Gateway, Outcome, RefundOrder, Subject};
+use payments::provider::{Gateway, Outcome, Subject};
 use payments::words::{FailureCode, PaymentMethodType};
 use serde_json::{Value, json};
 
-use crate::server::{Reply, Server, http, nowhere, order};
+use crate::server::{Reply, Server, http, nowhere, order, refund_of};
 
 fn intent(status: &str) -> Value {
     json!({"id": "pi_3MtwBwLkdIwHu7ix28a3tqPa", "object": "payment_intent", "amount": 1234, "amount_received": 1234,
@@ -164,13 +164,7 @@ async fn references_and_refunds_tell_how_they_are() {
     let stripe = Stripe::new(http().to(&server.url), "sk".to_owned(), ProviderSettings::default());
     assert_eq!(stripe.status(Subject::Charge, "pi_1").await, Outcome::Succeeded { reference: reference() });
     let card = order(PaymentMethodType::CreditCard, "pm_1", 0);
-    let back = RefundOrder {
-        transaction_id: card.transaction_id,
-        charge_reference: "pi_1".to_owned(),
-        amount: card.amount,
-        refunded_total: card.amount,
-        payment_method_id: None,
-    };
+    let back = refund_of(&card, "pi_1");
     assert_eq!(stripe.refund(&back).await, Outcome::Pending { reference: "re_1".to_owned() });
     assert!(matches!(stripe.status(Subject::Refund, "re_1").await, Outcome::Declined(_)));
     assert!(matches!(stripe.status(Subject::Charge, "pi_2").await, Outcome::Unknown { .. }));
@@ -183,4 +177,19 @@ async fn references_and_refunds_tell_how_they_are() {
     );
     assert_eq!(asked[1].header("idempotency-key"), card.transaction_id.to_string());
     assert_eq!(asked[2].line, "GET /v1/refunds/re_1");
+}
+
+#[tokio::test]
+async fn a_refund_whose_key_is_forgotten_is_looked_for() {
+    let ours = json!({"id": "re_1", "status": "succeeded", "metadata": {"transaction_id": "00000000-0000-0000-0000-000000000007"}});
+    let other = json!({"id": "re_2", "status": "succeeded", "metadata": {}});
+    let listed = |refunds: Value, more: bool| Reply::Json(200, json!({"data": refunds, "has_more": more}));
+    let replies = [listed(json!([other, ours]), false), listed(json!([other]), false), listed(json!([other]), true)];
+    let server = Server::answering(replies).await;
+    let stripe = Stripe::new(http().to(&server.url), "sk".to_owned(), ProviderSettings::default());
+    let old = refund_of(&order(PaymentMethodType::CreditCard, "pm_1", 48), "pi_1");
+    assert_eq!(stripe.refund(&old).await, Outcome::Succeeded { reference: "re_1".to_owned() });
+    assert!(matches!(stripe.refund(&old).await, Outcome::Declined(d) if d.code == FailureCode::NetworkError));
+    assert!(matches!(stripe.refund(&old).await, Outcome::Unknown { .. }), "it may be on the next page");
+    assert_eq!(server.asked()[0].line, "GET /v1/refunds?limit=100&payment_intent=pi_1");
 }

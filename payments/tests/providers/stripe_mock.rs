@@ -8,10 +8,10 @@ use std::time::Duration;
 use payments::gateway::ProviderSettings;
 use payments::provider::http::Http;
 use payments::provider::stripe::Stripe;
-use payments::provider::{Gateway, Outcome, RefundOrder, Subject};
+use payments::provider::{Gateway, Outcome, Subject};
 use payments::words::PaymentMethodType;
 
-use crate::server::order;
+use crate::server::{order, refund_of};
 
 struct Mock {
     process: Child,
@@ -63,13 +63,7 @@ async fn stripe_knows_what_we_send() {
         assert!(known, "{method}: {outcome:?}");
     }
     let card = order(PaymentMethodType::CreditCard, "pm_1", 0);
-    let back = RefundOrder {
-        transaction_id: card.transaction_id,
-        charge_reference: "pi_1".to_owned(),
-        amount: card.amount,
-        refunded_total: card.amount,
-        payment_method_id: None,
-    };
+    let back = refund_of(&card, "pi_1");
     let refunded = stripe.refund(&back).await;
     assert!(matches!(refunded, Outcome::Succeeded { .. } | Outcome::Pending { .. }), "{refunded:?}");
     let status = stripe.status(Subject::Charge, "pi_1").await;

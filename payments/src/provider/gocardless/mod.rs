@@ -2,13 +2,13 @@
 //!
 //! A method's token is the mandate (`MD…`). GoCardless remembers idempotency keys for 30 days: a repeated one is refused with
 //! the id of what the first call made, which is then asked for. An order that is older is looked for among the mandate's
-//! payments and never sent again.
+//! payments, or the payment's refunds, and never sent again.
 
 mod webhook;
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
-use domain::{Clock, Money};
+use domain::{Clock, Money, TransactionId};
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
 
@@ -65,15 +65,17 @@ impl Gocardless {
         }
     }
 
-    async fn find(&self, order: &ChargeOrder) -> Outcome {
-        let answer = match self.get(format!("/payments?limit=500&mandate={}", in_path(&order.token))).await {
+    /// What became of an order whose idempotency key GoCardless may have forgotten: `of` names what its kind is listed by.
+    async fn find(&self, subject: Subject, of: &str, transaction_id: TransactionId) -> Outcome {
+        let name = name_of(subject);
+        let answer = match self.get(format!("/{name}?limit=500&{of}")).await {
             Ok(answer) if answer.status == 200 => answer,
             Ok(answer) => return Outcome::Unknown { detail: message_of(&answer) },
             Err(error) => return Outcome::Unknown { detail: error.to_string() },
         };
-        let ours = |payment: &&Value| payment["metadata"]["transaction_id"] == order.transaction_id.to_string();
-        match answer.body["payments"].as_array().into_iter().flatten().find(ours) {
-            Some(payment) => outcome_of(Subject::Charge, payment),
+        let ours = |resource: &&Value| resource["metadata"]["transaction_id"] == transaction_id.to_string();
+        match answer.body[name].as_array().into_iter().flatten().find(ours) {
+            Some(resource) => outcome_of(subject, resource),
             None => Outcome::declined(FailureCode::NetworkError, "the order has not reached GoCardless", None),
         }
     }
@@ -83,7 +85,8 @@ impl Gocardless {
 impl Gateway for Gocardless {
     async fn charge(&self, order: &ChargeOrder) -> Outcome {
         if is_forgotten(order.ordered_at, Clock::System.now(), REMEMBERED) {
-            return self.find(order).await;
+            let of = format!("mandate={}", in_path(&order.token));
+            return self.find(Subject::Charge, &of, order.transaction_id).await;
         }
         let Some(amount) = minor_units(order.amount) else { return unrepresentable() };
         let mut body = json!({
@@ -102,6 +105,10 @@ impl Gateway for Gocardless {
     }
 
     async fn refund(&self, order: &RefundOrder) -> Outcome {
+        if is_forgotten(order.ordered_at, Clock::System.now(), REMEMBERED) {
+            let of = format!("payment={}", in_path(&order.charge_reference));
+            return self.find(Subject::Refund, &of, order.transaction_id).await;
+        }
         let (Some(amount), Some(total)) = (minor_units(order.amount), minor_units(order.refunded_total)) else {
             return unrepresentable();
         };

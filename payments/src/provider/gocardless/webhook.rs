@@ -4,7 +4,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::Value;
 use sha2::Sha256;
 
-use crate::provider::{Outcome, Subject};
+use crate::provider::Outcome;
 use crate::words::{FailureCode, PaymentMethodStatus};
 
 /// Whether `header` (`Webhook-Signature`) is the hexadecimal HMAC-SHA256 of the body.
@@ -19,7 +19,7 @@ pub(crate) fn verify_signature(header: &str, body: &[u8], secret: &str) -> bool 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum GocardlessHappening {
     /// Of a payment or a refund.
-    Payment { subject: Subject, reference: String, outcome: Outcome },
+    Payment { reference: String, outcome: Outcome },
     /// The bank took a payment back.
     ChargedBack { reference: String, reason: String },
     /// A mandate can no longer be charged.
@@ -37,14 +37,14 @@ pub(crate) fn read_event(event: &Value) -> GocardlessHappening {
         event["action"].as_str().unwrap_or_default()
     );
     let link = |name: &str| event["links"][name].as_str().map(str::to_owned);
-    let payment = |subject, reference: String, outcome: fn(String, &Value) -> Outcome| {
+    let payment = |reference: String, outcome: fn(String, &Value) -> Outcome| {
         let outcome = outcome(reference.clone(), &event["details"]);
-        GocardlessHappening::Payment { subject, reference, outcome }
+        GocardlessHappening::Payment { reference, outcome }
     };
     let read = || match name.as_str() {
-        "payments.confirmed" | "payments.paid_out" => Some(payment(Subject::Charge, link("payment")?, succeeded)),
-        "payments.failed" => Some(payment(Subject::Charge, link("payment")?, failed)),
-        "refunds.paid" => Some(payment(Subject::Refund, link("refund")?, succeeded)),
+        "payments.confirmed" | "payments.paid_out" => Some(payment(link("payment")?, succeeded)),
+        "payments.failed" => Some(payment(link("payment")?, failed)),
+        "refunds.paid" => Some(payment(link("refund")?, succeeded)),
         "payments.charged_back" => Some(GocardlessHappening::ChargedBack {
             reference: link("payment")?,
             reason: event["details"]["cause"].as_str().unwrap_or("charged_back").to_owned(),

@@ -87,6 +87,24 @@ impl Stripe {
         form.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
+    /// What became of a refund whose idempotency key Stripe may have forgotten.
+    async fn find_refund(&self, order: &RefundOrder) -> Outcome {
+        let path = format!("/v1/refunds?limit=100&payment_intent={}", in_path(&order.charge_reference));
+        let answer = match self.get(path).await {
+            Ok(answer) if answer.status == 200 => answer,
+            Ok(answer) => return Outcome::Unknown { detail: message_of(&answer) },
+            Err(error) => return Outcome::Unknown { detail: error.to_string() },
+        };
+        let ours = |refund: &&Value| refund["metadata"][TRANSACTION] == order.transaction_id.to_string();
+        match answer.body["data"].as_array().into_iter().flatten().find(ours) {
+            Some(refund) => outcome_of_refund(refund),
+            None if answer.body["has_more"] == true => {
+                Outcome::Unknown { detail: "the payment has more refunds than Stripe lists at once".to_owned() }
+            }
+            None => Outcome::declined(FailureCode::NetworkError, "the order has not reached Stripe", None),
+        }
+    }
+
     /// The intent of a transaction that Stripe may have; `None` when it has none.
     async fn find(&self, order: &ChargeOrder) -> Result<Option<Outcome>, CallError> {
         let query = format!("metadata%5B%27{TRANSACTION}%27%5D%3A%27{}%27", order.transaction_id);
@@ -133,6 +151,9 @@ impl Gateway for Stripe {
     }
 
     async fn refund(&self, order: &RefundOrder) -> Outcome {
+        if is_forgotten(order.ordered_at, Clock::System.now(), REMEMBERED) {
+            return self.find_refund(order).await;
+        }
         let Some(amount) = minor_units(order.amount) else {
             return Outcome::declined(
                 FailureCode::InvalidRequest,
