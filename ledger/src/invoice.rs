@@ -48,21 +48,56 @@ pub fn settlement_transfer_id(invoice: InvoiceId) -> TransferId {
     TransferId(Uuid::new_v5(&invoice.0, b"captured usage"))
 }
 
+/// What captures have paid of an invoice (rule D2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settlement {
+    /// All of it, in the invoice's currency.
+    pub amount: Money,
+    /// What of it wallets of other currencies have paid: the part in the invoice's currency, and what was taken for it.
+    pub exchanged: Vec<(Money, Money)>,
+}
+
+impl Settlement {
+    /// Nothing is paid yet.
+    #[must_use]
+    pub fn none(currency: Currency) -> Self {
+        Self { amount: Money::zero(currency), exchanged: Vec::new() }
+    }
+
+    /// Adds a part that was paid with what was taken from a wallet, in the wallet's currency.
+    ///
+    /// # Errors
+    /// `CURRENCY_MISMATCH` for a part in another currency than the invoice's.
+    pub fn add(&mut self, part: Money, taken: Money) -> Result<()> {
+        self.amount = self.amount.add(part)?;
+        if part.currency() != taken.currency() {
+            self.exchanged.push((part, taken));
+        }
+        Ok(())
+    }
+}
+
 /// Settles the part of an invoice that captures have paid before: the line shows it, nobody is charged again (rule D2).
 /// `None` when there is none.
 ///
 /// # Errors
-/// `Internal` for entries that do not add up.
-pub fn settlement_transfer(scope: &Scope, invoice: InvoiceId, settled: Money) -> Result<Option<Transfer>> {
-    if settled.is_zero() {
+/// `CURRENCY_MISMATCH`; `Internal` for entries that do not add up.
+pub fn settlement_transfer(scope: &Scope, invoice: InvoiceId, settlement: &Settlement) -> Result<Option<Transfer>> {
+    let Settlement { amount, exchanged } = settlement;
+    if amount.is_zero() {
         return Ok(None);
     }
-    let transfer = Transfer::draft(settlement_transfer_id(invoice), TransferKind::UsageSettlement, scope.now())
+    let (captured, fx) =
+        (Account::Workspace(WorkspaceAccount::CapturedUsage), Account::Workspace(WorkspaceAccount::Fx));
+    let mut draft = Transfer::draft(settlement_transfer_id(invoice), TransferKind::UsageSettlement, scope.now())
         .reference("invoice", invoice)
-        .debit(Account::Workspace(WorkspaceAccount::CapturedUsage), settled)
-        .credit(Account::Workspace(WorkspaceAccount::Receivable), settled)
-        .balanced()?;
-    Ok(Some(transfer))
+        .credit(Account::Workspace(WorkspaceAccount::Receivable), *amount);
+    let mut direct = *amount;
+    for (part, taken) in exchanged {
+        direct = direct.sub(*part)?;
+        draft = draft.debit(captured, *taken).credit(fx, *taken).debit(fx, *part);
+    }
+    Ok(Some(draft.debit(captured, direct).balanced()?))
 }
 
 /// Id of the transfer that books a credit note.

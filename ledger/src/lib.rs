@@ -49,6 +49,7 @@
 //! | capture of a hold: a release of the whole, and | `wallet_promotional`, then `wallet_cash` | `captured_usage` (usage) or `revenue` |
 //! | invoice finalized | `receivable` (total) | `revenue` (net), `tax_payable` (tax) |
 //! | invoice settled by captures before it | `captured_usage` | `receivable` |
+//! | invoice settled by captures from a wallet of another currency, in each currency | `captured_usage`; `fx` | `fx`; `receivable` |
 //! | captured more than the invoice shows | `captured_usage` | `wallet_cash` |
 //! | credit note issued | `revenue` (net), `tax_payable` (tax) | `receivable` (total) |
 //! | invoice paid through a gateway, by hand | `gateway_clearing`, `manual_clearing` | `receivable` |
@@ -67,8 +68,8 @@ pub mod wallet;
 
 pub use account::{Account, WalletAccount, WorkspaceAccount};
 pub use invoice::{
-    book_invoice, charge_for_invoice, credit_note_transfer, invoice_transfer, payment_transfer, refund_transfer,
-    settlement_transfer,
+    Settlement, book_invoice, charge_for_invoice, credit_note_transfer, invoice_transfer, payment_transfer,
+    refund_transfer, settlement_transfer,
 };
 pub use transfer::{Posted, Transfer, TransferKind, post, post_new};
 pub use trial_balance::{TrialBalanceRow, trial_balance};

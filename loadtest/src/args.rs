@@ -30,6 +30,9 @@ Examples:
   # 1,000 reservations and captures per second over 1,000 wallets, beside 20,000 events/s
   kontorion-loadtest --spawn --rate 20000 --duration 30s --reserve 1000 --wallets 1000
 
+  # 5,000 credits and debits per second over 1,000 wallets
+  kontorion-loadtest --spawn --rate 500 --duration 10s --wallet-operations 5000 --wallets 1000
+
   # through Kafka, like a foreign producer
   kontorion-loadtest --spawn --mode kafka --brokers 127.0.0.1:9092 --rate 0 --duration 20s
 
@@ -106,8 +109,11 @@ pub struct Args {
     /// Reserve and capture usage this many times per second beside the load, from wallets of further customers
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["chaos", "invoices", "drain"])]
     pub reserve: u64,
-    /// Wallets that are reserved from, one per customer
-    #[arg(long, value_name = "N", default_value_t = 1_000, requires = "reserve",
+    /// Credit and debit wallets of further customers this many times per second beside the load
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["chaos", "invoices", "drain", "reserve"])]
+    pub wallet_operations: u64,
+    /// Wallets of those two, one per customer
+    #[arg(long, value_name = "N", default_value_t = 1_000,
           value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub wallets: u64,
     /// Run a test clock over the end of a month after the load and check the invoices (always with --chaos)

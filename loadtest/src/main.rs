@@ -3,12 +3,14 @@
 
 mod args;
 mod body;
+mod caller;
 mod cpu;
 mod door;
 mod failure;
 mod http;
 mod kafka;
 mod metering;
+mod moving;
 mod plan;
 mod report;
 mod reserve;

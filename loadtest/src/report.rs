@@ -5,6 +5,7 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use hdrhistogram::Histogram;
 
+use crate::moving::Moved;
 use crate::plan::Plan;
 use crate::reserve::Reserved;
 use crate::tally::Sent;
@@ -26,6 +27,8 @@ pub struct Outcome {
     pub visible: Option<Histogram<u64>>,
     /// Reservations and captures, when there were any.
     pub reserved: Option<Reserved>,
+    /// Credits and debits, when there were any.
+    pub moved: Option<Moved>,
     /// Invoices, when they were made.
     pub invoices: Option<usize>,
     /// Whether every total, and the invoices and books if they were checked, are right.
@@ -70,6 +73,15 @@ pub fn print(outcome: &Outcome, plan: &Plan) {
         rows.push(("pairs refused".into(), reserved.reserve.refused.to_string()));
         rows.push(("requests of pairs repeated".into(), reserved.reserve.retries.to_string()));
     }
+    if let Some(Moved { tally, elapsed, .. }) = &outcome.moved {
+        rows.push(("wallet operations".into(), tally.accepted.to_string()));
+        rows.push(("wallet operations/s".into(), per_second(tally.accepted, *elapsed)));
+        for (name, quantile) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
+            rows.push((format!("wallet operation {name}"), millis(tally.latency.value_at_quantile(quantile))));
+        }
+        rows.push(("wallet operations refused".into(), tally.refused.to_string()));
+        rows.push(("wallet operations repeated".into(), tally.retries.to_string()));
+    }
     for (name, seconds) in &outcome.cpu {
         rows.push((
             format!("core-µs per event: {name}"),
@@ -102,7 +114,8 @@ pub fn print(outcome: &Outcome, plan: &Plan) {
     }
     println!("{table}");
     let of_pairs = outcome.reserved.as_ref().and_then(|reserved| reserved.reserve.first_problem.as_ref());
-    for problem in tally.first_problem.iter().chain(of_pairs) {
+    let of_wallets = outcome.moved.as_ref().and_then(|moved| moved.tally.first_problem.as_ref());
+    for problem in tally.first_problem.iter().chain(of_pairs).chain(of_wallets) {
         println!("first problem: {problem}");
     }
 }

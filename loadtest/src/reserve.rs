@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use crate::http::{Answer, Connection, post_head};
+use crate::caller::Caller;
 use crate::tally::{Schedule, Tally};
 
 /// Pairs under way at once, at most.
@@ -23,9 +23,9 @@ const CONNECTIONS: usize = 256;
 /// Input tokens of one reservation.
 const QUANTITY: u64 = 5_000;
 /// What each wallet has, in euros.
-const CREDIT: u32 = 1_000_000;
+pub const CREDIT: u32 = 1_000_000;
 /// Questions under way at once when totals are compared.
-const QUESTIONS: usize = 8;
+pub const QUESTIONS: usize = 8;
 
 /// From whose wallets, where and how.
 #[derive(Clone, Debug)]
@@ -177,7 +177,7 @@ impl Reserved {
 /// One reservation and its capture, again and again.
 struct Pair {
     of: Arc<Reserving>,
-    connection: Option<Connection>,
+    caller: Caller,
     done: Reserved,
 }
 
@@ -185,7 +185,8 @@ impl Pair {
     fn new(of: Arc<Reserving>) -> Self {
         let charged = vec![(0, Decimal::ZERO); of.holders.len()];
         let (reserve, capture) = (Tally::default(), Tally::default());
-        Self { of, connection: None, done: Reserved { reserve, capture, charged, elapsed: Duration::ZERO } }
+        let caller = Caller::new(of.address, of.api.key(), of.patience);
+        Self { of, caller, done: Reserved { reserve, capture, charged, elapsed: Duration::ZERO } }
     }
 
     async fn run(mut self, schedule: Arc<Schedule>) -> Reserved {
@@ -197,6 +198,7 @@ impl Pair {
                 self.done.reserve.problem(problem);
             }
         }
+        self.done.reserve.retries = self.caller.retries;
         self.done
     }
 
@@ -207,51 +209,16 @@ impl Pair {
             "product_id": self.of.catalog.products[0], "metric_key": METRICS[0], "quantity": QUANTITY.to_string(),
             "idempotency_key": format!("{}-hold-{number}", self.of.run),
         });
-        let answer = self.until_answered("/v1/transaction/reserve", &body.to_string()).await?;
+        let answer = self.caller.post("/v1/transaction/reserve", &body.to_string()).await?;
         let held: Held = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
         let hold = held.hold_id.ok_or_else(|| format!("blocked: {}", held.blocked_reasons.join(", ")))?;
         self.done.reserve.acknowledged(1, due);
         let reserved = Instant::now();
-        let answer = self.until_answered(&format!("/v1/transaction/{hold}/capture"), "{}").await?;
+        let answer = self.caller.post(&format!("/v1/transaction/{hold}/capture"), "{}").await?;
         let captured: Envelope = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
         self.done.capture.acknowledged(1, reserved);
         let charged = &mut self.done.charged[wallet];
         *charged = (charged.0 + 1, charged.1 + captured.data.captured_amount.value);
         Ok(())
     }
-
-    /// Repeated with the same key, or for the same hold, until it is answered for good.
-    async fn until_answered(&mut self, path: &str, body: &str) -> Result<Answer, String> {
-        let mut request = post_head(path, &self.of.address.to_string(), self.of.api.key());
-        request.extend_from_slice(format!("{}\r\n\r\n{body}", body.len()).as_bytes());
-        let give_up = Instant::now() + self.of.patience;
-        loop {
-            let why = match self.exchange(&request).await {
-                Ok(answer) if matches!(answer.status, 200 | 201) => return Ok(answer),
-                Ok(answer) if matches!(answer.status, 429 | 500 | 502 | 503) => text_of(&answer),
-                Ok(answer) => return Err(text_of(&answer)),
-                Err(error) => {
-                    self.connection = None;
-                    error.to_string()
-                }
-            };
-            if Instant::now() >= give_up {
-                return Err(format!("gave up after {:?}: {why}", self.of.patience));
-            }
-            self.done.reserve.retries += 1;
-            sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn exchange(&mut self, request: &[u8]) -> std::io::Result<Answer> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            none => none.insert(Connection::open(self.of.address).await?),
-        };
-        connection.exchange(request).await
-    }
-}
-
-fn text_of(answer: &Answer) -> String {
-    format!("{}: {}", answer.status, String::from_utf8_lossy(&answer.body).chars().take(300).collect::<String>())
 }

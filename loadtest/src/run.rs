@@ -21,6 +21,7 @@ use crate::body::Bodies;
 use crate::cpu::{self, Group, Sample};
 use crate::failure::{Failure, failed};
 use crate::metering::Meter;
+use crate::moving::{self, Moved};
 use crate::plan::Plan;
 use crate::report::{self, Outcome};
 use crate::reserve::{Reserved, Reserving};
@@ -146,10 +147,15 @@ async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnSe
     }
     let mut measured = Measured::begin(args, server.as_ref());
     let watching = scene.watcher.clone().map(Watching::begin);
-    let reserving = scene.reserving.clone().map(|reserving| begin_reserving(args, reserving));
+    let reserving = scene.reserving.clone().filter(|_| args.reserve > 0).map(|of| begin_reserving(args, of));
+    let moving = scene.reserving.clone().filter(|_| args.wallet_operations > 0).map(|of| begin_moving(args, of));
     let (sent, restarts) = send(args, &place, &scene, server).await?;
     let reserved = match reserving {
         Some(reserving) => Some(reserving.await.map_err(failed("reserving"))?),
+        None => None,
+    };
+    let moved = match moving {
+        Some(moving) => Some(moving.await.map_err(failed("moving money"))?),
         None => None,
     };
     let visible = match watching {
@@ -178,9 +184,15 @@ async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnSe
     let server_memory = server.as_ref().and_then(OwnServer::pid).and_then(cpu::peak_memory);
     println!("Comparing the totals of {} subscriptions", scene.subscribers.len());
     let mut differences = books.verify().await?;
-    if let (Some(reserving), Some(reserved)) = (&scene.reserving, &reserved) {
-        println!("Comparing {} wallets", reserving.holders.len());
-        differences.extend(reserving.verify(reserved).await.map_err(failed("comparing wallets"))?);
+    if let Some(holders) = &scene.reserving {
+        println!("Comparing {} wallets", holders.holders.len());
+        let comparing = "comparing wallets";
+        if let Some(reserved) = &reserved {
+            differences.extend(holders.verify(reserved).await.map_err(failed(comparing))?);
+        }
+        if let Some(moved) = &moved {
+            differences.extend(moving::verify(holders, moved).await.map_err(failed(comparing))?);
+        }
         if let Some(server) = server {
             println!("{}", server.verify_ledger().await?);
         }
@@ -196,9 +208,10 @@ async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnSe
         }
     }
     verify::list(&differences);
-    let refused = sent.tally.refused + reserved.as_ref().map_or(0, |reserved| reserved.reserve.refused);
+    let of_wallets = [reserved.as_ref().map(|reserved| &reserved.reserve), moved.as_ref().map(|moved| &moved.tally)];
+    let refused = sent.tally.refused + of_wallets.into_iter().flatten().map(|tally| tally.refused).sum::<u64>();
     let exact = differences.is_empty() && refused == 0;
-    let outcome = Outcome { sent, counted_in, cpu, server_memory, restarts, visible, reserved, invoices, exact };
+    let outcome = Outcome { sent, counted_in, cpu, server_memory, restarts, visible, reserved, moved, invoices, exact };
     report::print(&outcome, &scene.plan);
     Ok(exact)
 }
@@ -242,7 +255,7 @@ async fn create_scene(args: &Args, run: &str, place: &Place) -> Result<Scene, Fa
     bar.finish_and_clear();
     let watched = if args.visible { subscribers.pop() } else { None };
     let watcher = watched.map(|subscriber| Watcher { api: api.clone(), catalog, subscriber, run: run.to_owned() });
-    let reserving = match args.reserve {
+    let reserving = match args.reserve + args.wallet_operations {
         0 => None,
         _ => Some(Arc::new(create_holders(args, run, place, catalog).await?)),
     };
@@ -290,6 +303,11 @@ async fn create_holders(args: &Args, run: &str, place: &Place, catalog: Catalog)
 fn begin_reserving(args: &Args, reserving: Arc<Reserving>) -> JoinHandle<Reserved> {
     let schedule = Schedule::new(Instant::now(), args.duration, args.reserve, 1);
     tokio::spawn(reserving.run(Arc::new(schedule)))
+}
+
+fn begin_moving(args: &Args, of: Arc<Reserving>) -> JoinHandle<Moved> {
+    let schedule = Schedule::new(Instant::now(), args.duration, args.wallet_operations, 1);
+    tokio::spawn(moving::run(of, Arc::new(schedule)))
 }
 
 async fn create_month(api: &Api) -> Result<Month, Failure> {

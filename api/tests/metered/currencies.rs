@@ -80,3 +80,134 @@ async fn pinned_usage_counts_on_a_wallet_of_another_currency() {
     assert_eq!((of("cash_balance").await, of("accrued_balance").await), ("5.00".into(), "0.00".into()));
     site.end().await;
 }
+
+/// A customer with a wallet of 20.00 USD beside the one in euros.
+struct Traveller {
+    shop: Shop,
+    wallet: String,
+}
+
+impl Traveller {
+    async fn with(site: &Site, offer: Offer<'_>) -> Self {
+        let shop = Shop::with(site, offer).await;
+        let wallet = json!({"customer_id": shop.customer, "currency": "USD"});
+        let wallet =
+            format!("/v1/wallets/{}", api::testing::id(&shop.client.post("/v1/wallets", wallet).await.data(201)));
+        let credit = json!({"amount": {"value": "20.00", "currency": "USD"}});
+        let _ = shop.client.post(&format!("{wallet}/credit"), credit).await.data(201);
+        Self { shop, wallet }
+    }
+
+    async fn reserve(&self, key: &str, quantity: &str) -> api::testing::Reply {
+        let body = self.shop.reservation(key, quantity, json!({"wallet_currency": "USD"}));
+        self.shop.client.post("/v1/transaction/reserve", body).await
+    }
+
+    async fn dollars(&self) -> String {
+        let wallet = self.shop.client.get(&self.wallet).await.data(200);
+        let of = |name: &str| wallet[name]["value"].as_str().unwrap().to_owned();
+        format!("{} / {} / {}", of("cash_balance"), of("held_balance"), of("available_balance"))
+    }
+
+    async fn rate(&self, rate: &str, from: &str) {
+        let rate = json!({"source_currency": "EUR", "target_currency": "USD", "rate": rate, "valid_from": from});
+        let _ = self.shop.client.post("/v1/fx/overrides", rate).await.data(201);
+    }
+}
+
+async fn sum_of(site: &Site, kind: &'static str, currency: &str) -> String {
+    let sum: Option<sqlx::types::Decimal> = sqlx::query_scalar(
+        "SELECT sum(e.amount) FROM ledger_entry e JOIN ledger_account a ON a.id = e.account_id
+         WHERE a.kind = $1 AND a.currency = $2",
+    )
+    .bind(kind)
+    .bind(currency)
+    .fetch_one(site.api.app.store.pool())
+    .await
+    .unwrap();
+    sum.unwrap_or_default().normalize().to_string()
+}
+
+/// reserve.md 5, Amount held, and fx.md 4: converted at the rate of the reservation, which the capture keeps.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_on_a_wallet_of_another_currency_keeps_its_rate() {
+    let site = Site::start().await;
+    let traveller = Traveller::with(&site, Offer::default()).await;
+    let (shop, client) = (&traveller.shop, &traveller.shop.client);
+    traveller.reserve("too early", "100").await.problem(422, "FX_RATE_NOT_FOUND");
+    traveller.rate("1.25", "2026-01-01T00:00:00Z").await;
+    let held = traveller.reserve("first", "100").await.expect(201);
+    let amount = |name: &str| (held[name]["value"].as_str().unwrap_or_default(), held[name]["currency"].as_str());
+    assert_eq!((amount("net_amount"), amount("held_amount")), (("10.00", Some("EUR")), ("12.50", Some("USD"))));
+    assert_eq!((&held["resolved_currency"], amount("available_after").0), (&json!("EUR"), "7.50"));
+    let rates = client.get("/v1/fx/overrides").await.expect(200);
+    assert_eq!(held["fx_rate_id"], rates["data"][0]["id"]);
+    let blocked = traveller.reserve("second", "100").await.expect(200);
+    assert_eq!(blocked["blocked_reasons"], json!(["INSUFFICIENT_FUNDS"]));
+    // Twice as much for what comes later; the hold and its capture have their rate.
+    traveller.rate("2.5", "2026-01-01T00:00:00Z").await;
+    let done = shop.capture(held["hold_id"].as_str().unwrap(), json!({"quantity": "60"})).await.data(200);
+    assert_eq!(
+        (&done["captured_amount"]["value"], &done["released_amount"]["value"]),
+        (&json!("7.50"), &json!("5.00"))
+    );
+    let movements = client.get(&format!("{}/transactions", traveller.wallet)).await.expect(200);
+    assert_eq!(movements["data"][0]["metadata"]["fx_rate"], json!("1.25"));
+    site.eventually(COUNTED, 1).await;
+    // Six euros are counted and paid: nothing is accrued of them.
+    assert_eq!(traveller.dollars().await, "12.50 / 0.00 / 12.50");
+    let held = traveller.reserve("third", "10").await.expect(201);
+    assert_eq!(held["held_amount"]["value"], json!("2.50"));
+    let _ = shop.capture(held["hold_id"].as_str().unwrap(), json!({})).await.data(200);
+    site.eventually(COUNTED, 2).await;
+    shop.advance("2026-02-02T00:00:00Z").await;
+    let invoice = shop.invoices().await.remove(0);
+    let paid = [&invoice["status"], &invoice["total"]["value"], &invoice["amount_paid"]["value"]];
+    assert_eq!(paid, [&json!("paid"), &json!("7.00"), &json!("7.00")]);
+    assert_eq!(traveller.dollars().await, "10.00 / 0.00 / 10.00", "nobody pays twice");
+    let open = [sum_of(&site, "captured_usage", "USD").await, sum_of(&site, "receivable", "EUR").await];
+    assert_eq!(open, ["0", "0"]);
+    let exchanged = [sum_of(&site, "fx", "USD").await, sum_of(&site, "fx", "EUR").await];
+    assert_eq!(exchanged, ["-10", "7"]);
+    site.end().await;
+}
+
+/// What captures took and no invoice shows goes back in proportion to what was paid for it, to the last cent.
+#[tokio::test(flavor = "multi_thread")]
+async fn captures_in_another_currency_give_back_what_is_over() {
+    let site = Site::start().await;
+    let tiers = json!([
+        {"tier_order": 1, "up_to": "100", "unit_amount": "0.10", "flat_amount": "0"},
+        {"tier_order": 2, "up_to": null, "unit_amount": "0.05", "flat_amount": "0"},
+    ]);
+    let traveller = Traveller::with(&site, Offer { tiers, model: "VOLUME", ..Offer::default() }).await;
+    let shop = &traveller.shop;
+    traveller.rate("1.25", "2026-01-01T00:00:00Z").await;
+    for (key, quantity, amount) in [("first", "100", "12.50"), ("second", "10", "0.00")] {
+        let held = traveller.reserve(key, quantity).await.expect(201);
+        assert_eq!(held["held_amount"]["value"], json!(amount), "110 units cost less than 100");
+        let _ = shop.capture(held["hold_id"].as_str().unwrap(), json!({})).await.data(200);
+    }
+    site.eventually(COUNTED, 2).await;
+    shop.advance("2026-02-02T00:00:00Z").await;
+    let invoice = shop.invoices().await.remove(0);
+    assert_eq!((&invoice["status"], &invoice["amount_paid"]["value"]), (&json!("paid"), &json!("5.50")));
+    // 12.50 × 5.50 ÷ 10.00 = 6.875 have paid it: 5.62 come back.
+    assert_eq!(traveller.dollars().await, "13.12 / 0.00 / 13.12");
+    let open = [sum_of(&site, "captured_usage", "USD").await, sum_of(&site, "receivable", "EUR").await];
+    assert_eq!(open, ["0", "0"]);
+    site.end().await;
+}
+
+/// Where the organization converts nothing, nothing is held.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_conversions_there_is_no_reservation_in_another_currency() {
+    let site = Site::start().await;
+    let traveller = Traveller::with(&site, Offer::default()).await;
+    traveller.rate("1.25", "2026-01-01T00:00:00Z").await;
+    let none = json!({"settings": {"fx_policy": "none"}});
+    let _ = traveller.shop.client.put("/v1/organization-settings", none).await.expect(200);
+    traveller.reserve("first", "100").await.problem(422, "FX_RATE_NOT_FOUND");
+    assert_eq!(traveller.dollars().await, "20.00 / 0.00 / 20.00");
+    site.end().await;
+}

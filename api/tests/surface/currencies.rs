@@ -61,18 +61,21 @@ async fn what_is_not_enabled_is_refused_where_money_begins() {
         assert_eq!(problem["currency"], "USD");
         assert!(problem["detail"].as_str().unwrap().contains("POST /v1/currencies"), "{problem}");
     }
+    let prefers = (format!("/v1/customers/{}", id(&customer)), json!({"preferred_currency": "USD"}));
+    client.patch(&prefers.0, prefers.1.clone()).await.problem(422, "CURRENCY_NOT_ENABLED");
     // For the catalog only, then for both; off again leaves what is there.
     let _ = client.post("/v1/currencies", json!({"currency_code": "USD", "billing_enabled": false})).await.expect(201);
     let _ = client.post("/v1/prices", price.clone()).await.data(201);
     client.post("/v1/wallets", wallet.clone()).await.problem(422, "CURRENCY_NOT_ENABLED");
     let changed = client.patch("/v1/currencies/USD", json!({"billing_enabled": true, "catalog_enabled": false})).await;
     assert_eq!(changed.expect(200)["references"]["prices"], 1);
+    let _ = client.patch(&prefers.0, prefers.1).await.expect(200);
     let _ = client.post("/v1/wallets", wallet).await.data(201);
     let other = json!({"product_id": product, "currency": "USD", "list_price": "5", "country_code": "US"});
     client.post("/v1/prices", other).await.problem(422, "CURRENCY_NOT_ENABLED");
     assert_eq!(client.get("/v1/prices?currency=USD").await.expect(200)["data"].as_array().unwrap().len(), 1);
     let problem = client.delete("/v1/currencies/USD").await.problem(409, "CURRENCY_IN_USE");
-    let counts = json!({"prices": 1, "plans": 0, "subscriptions": 0, "invoices": 0, "wallets": 1, "customers": 0});
+    let counts = json!({"prices": 1, "plans": 0, "subscriptions": 0, "invoices": 0, "wallets": 1, "customers": 1});
     assert_eq!(problem["references"], counts);
 }
 

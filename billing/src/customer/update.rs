@@ -1,5 +1,6 @@
 //! Change and deletion.
 
+use currency::Purpose;
 use domain::{CustomerId, Error, Instant, Result, Scope};
 use sqlx::types::Json;
 use store::{StoreError, Tx, on_constraint};
@@ -12,7 +13,7 @@ use super::rules::apply;
 /// `PATCH /v1/customers/{id}`: changes the members that were sent, null clears.
 ///
 /// # Errors
-/// `NotFound`; `DUPLICATE` for a taken `external_id`; a rule for a status or billing model that cannot be set so.
+/// `NotFound`; `DUPLICATE` for a taken `external_id`; `CURRENCY_NOT_ENABLED` for a currency that is new to it; a rule for a status or billing model that cannot be set so.
 pub async fn update(scope: &Scope, tx: &mut Tx, id: CustomerId, request: UpdateCustomerRequest) -> Result<Customer> {
     let customer = lock(scope, tx.conn(), id).await?;
     update_locked(scope, tx, customer, request).await
@@ -33,6 +34,9 @@ pub(super) async fn update_locked(
         && let Some(existing) = find_by_external_id(scope, tx.conn(), external_id, false).await?
     {
         return Err(Error::duplicate("external_id", Some(existing.id.to_string())));
+    }
+    if let Some(currency) = customer.preferred_currency.filter(|new| Some(*new) != before.preferred_currency) {
+        currency::require(scope, tx, currency, Purpose::Billing).await?;
     }
     customer.updated_at = now(scope, tx, &customer).await?;
     write(scope, tx, &customer).await?;

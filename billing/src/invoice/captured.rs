@@ -2,8 +2,9 @@
 //! everything, what captures have taken settles it, and what they took too much goes back to the wallet.
 
 use domain::{ChargeKind, Currency, Error, Instant, Money, Result, Scope, SubscriptionId, TransferId, WalletId};
+use ledger::Settlement;
 use rust_decimal::Decimal;
-use sqlx::PgConnection;
+use sqlx::{FromRow, PgConnection};
 use store::StoreError;
 use uuid::Uuid;
 
@@ -19,8 +20,10 @@ pub(crate) struct Captured {
     wallet_currency: Option<Currency>,
     /// The wallet that paid.
     pub(crate) wallet_id: WalletId,
-    /// What is left of it.
+    /// What is left of it, in the currency of the usage.
     pub(crate) rest: Money,
+    /// What the wallet has paid for that, in its own currency.
+    pub(crate) paid: Money,
     /// The first of the holds that were captured: each is settled once.
     first_hold: Uuid,
 }
@@ -63,16 +66,19 @@ pub(crate) async fn take(conn: &mut PgConnection, scope: &Scope, windows: &[Wind
     if windows.is_empty() {
         return Ok(Vec::new());
     }
-    let rows: Vec<(SubscriptionId, Instant, String, WalletId, Currency, Decimal, Uuid)> = sqlx::query_as(
+    let rows: Vec<TakenRow> = sqlx::query_as(
         "WITH taken AS (
              UPDATE usage_reservation r SET settled_at = $4
              FROM unnest($2::uuid[], $3::timestamptz[]) AS w (subscription_id, window_start)
              WHERE r.workspace_id = $1 AND r.subscription_id = w.subscription_id AND r.counted_in = w.window_start
                AND r.settled_at IS NULL
-             RETURNING r.subscription_id, r.counted_in, r.wallet_currency, r.wallet_id, r.hold_id, r.captured_net + r.captured_tax AS gross)
-         SELECT subscription_id, counted_in, wallet_currency, wallet_id, wallet.currency, sum(gross), min(hold_id::text)::uuid
+             RETURNING r.subscription_id, r.counted_in, r.wallet_currency, r.wallet_id, r.hold_id, r.exchange, r.captured_charge,
+                 r.captured_net + r.captured_tax AS gross)
+         SELECT subscription_id, counted_in AS window_start, wallet_currency, wallet_id, wallet.currency AS paid_currency,
+             coalesce(exchange ->> 'source_currency', wallet.currency) AS currency, sum(gross) AS gross,
+             sum(coalesce(captured_charge, gross)) AS paid, min(hold_id::text)::uuid AS first_hold
          FROM taken JOIN wallet ON wallet.id = wallet_id
-         GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4",
+         GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 2, 3, 4, 6",
     )
     .bind(scope.workspace_id)
     .bind(windows.iter().map(|window| window.subscription_id.0).collect::<Vec<_>>())
@@ -81,21 +87,43 @@ pub(crate) async fn take(conn: &mut PgConnection, scope: &Scope, windows: &[Wind
     .fetch_all(conn)
     .await
     .context("settling captured usage")?;
-    let captured =
-        |(subscription_id, window_start, pin, wallet_id, currency, gross, first_hold): (_, _, String, _, _, _, _)| {
-            let (rest, wallet_currency) = (Money::new(gross, currency)?, Currency::parse(&pin));
-            Ok(Captured { subscription_id, window_start, wallet_currency, wallet_id, rest, first_hold })
-        };
-    rows.into_iter().map(captured).collect()
+    rows.into_iter().map(TakenRow::captured).collect()
+}
+
+#[derive(FromRow)]
+struct TakenRow {
+    subscription_id: SubscriptionId,
+    window_start: Instant,
+    wallet_currency: String,
+    wallet_id: WalletId,
+    currency: Currency,
+    gross: Decimal,
+    paid_currency: Currency,
+    paid: Decimal,
+    first_hold: Uuid,
+}
+
+impl TakenRow {
+    fn captured(self) -> Result<Captured> {
+        Ok(Captured {
+            subscription_id: self.subscription_id,
+            window_start: self.window_start,
+            wallet_currency: Currency::parse(&self.wallet_currency),
+            wallet_id: self.wallet_id,
+            rest: Money::new(self.gross, self.currency)?,
+            paid: Money::new(self.paid, self.paid_currency)?,
+            first_hold: self.first_hold,
+        })
+    }
 }
 
 /// What of an invoice is paid already, at most its total; it is taken off the captures.
 ///
 /// # Errors
 /// `CURRENCY_MISMATCH`.
-pub(crate) fn settle(invoice: &Saved<'_>, captured: &mut [Captured]) -> Result<Money> {
+pub(crate) fn settle(invoice: &Saved<'_>, captured: &mut [Captured]) -> Result<Settlement> {
     let draft = invoice.draft;
-    let mut settled = Money::zero(draft.totals.total.currency());
+    let mut settled = Settlement::none(draft.totals.total.currency());
     if draft.totals.total.is_negative() {
         return Ok(settled);
     }
@@ -105,10 +133,11 @@ pub(crate) fn settle(invoice: &Saved<'_>, captured: &mut [Captured]) -> Result<M
             && has_usage_of(draft, one.window_start)
     };
     for one in captured.iter_mut().filter(pays) {
-        let open = draft.totals.total.sub(settled)?;
+        let open = draft.totals.total.sub(settled.amount)?;
         let part = if one.rest.amount() <= open.amount() { one.rest } else { open };
-        settled = settled.add(part)?;
-        one.rest = one.rest.sub(part)?;
+        let paid = one.paid_for(part)?;
+        settled.add(part, paid)?;
+        (one.rest, one.paid) = (one.rest.sub(part)?, one.paid.sub(paid)?);
     }
     Ok(settled)
 }
@@ -118,6 +147,18 @@ fn has_usage_of(draft: &Draft, window_start: Instant) -> bool {
 }
 
 impl Captured {
+    /// What of the wallet's money has paid a part of the rest: in proportion, so that the last part takes all that is left.
+    fn paid_for(&self, part: Money) -> Result<Money> {
+        if part == self.rest {
+            return Ok(self.paid);
+        }
+        if self.rest.currency() == self.paid.currency() {
+            return Ok(part);
+        }
+        let share = part.amount() / self.rest.amount();
+        Ok(Money::round(self.paid.amount() * share, self.paid.currency())?)
+    }
+
     /// Id of the transfer that gives the rest back: of the holds that are settled together.
     pub(crate) fn return_id(&self) -> TransferId {
         TransferId(Uuid::new_v5(&self.first_hold, b"captured too much"))

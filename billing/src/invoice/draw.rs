@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use currency::policy::Moments;
 use currency::{FXPolicy, FxRate, Pair};
 use domain::{Currency, CustomerId, Instant, Money, Result, Scope, TransferId, WalletId};
-use ledger::WalletBatch;
 use ledger::invoice::charge_transfer_id;
+use ledger::{Settlement, WalletBatch};
 use store::{StoreError, Tx};
 use uuid::Uuid;
 
@@ -37,7 +37,7 @@ pub(super) async fn apply_wallets(
     scope: &Scope,
     tx: &mut Tx,
     saved: &[Saved<'_>],
-    settled: &[Money],
+    settled: &[Settlement],
     returned: &[Captured],
     policy: FXPolicy,
 ) -> Result<Vec<Money>> {
@@ -46,7 +46,7 @@ pub(super) async fn apply_wallets(
     ids.extend(returned.iter().map(|captured| captured.wallet_id));
     ids.sort_unstable();
     ids.dedup();
-    let mut paid = settled.to_vec();
+    let mut paid: Vec<Money> = settled.iter().map(|settled| settled.amount).collect();
     if ids.is_empty() {
         return Ok(paid);
     }
@@ -54,7 +54,7 @@ pub(super) async fn apply_wallets(
     let mut rates = currency::rate::rates(tx.conn(), scope.workspace_id, &asked).await?.into_iter();
     let mut batch = ledger::lock_wallets(tx, scope, &ids).await?;
     for one in returned {
-        batch.return_captured(one.wallet_id, one.return_id(), one.rest, one.subscription_id())?;
+        batch.return_captured(one.wallet_id, one.return_id(), one.paid, one.subscription_id())?;
     }
     for draw in &draws {
         let rate = draw.exchange.and_then(|_| rates.next().flatten());
@@ -80,13 +80,13 @@ async fn draws_of(
     scope: &Scope,
     tx: &mut Tx,
     saved: &[Saved<'_>],
-    settled: &[Money],
+    settled: &[Settlement],
     policy: FXPolicy,
 ) -> Result<Vec<Draw>> {
     let wallets = wallets_of(scope, tx, saved).await?;
     let mut draws = Vec::new();
     for (invoice, (one, settled)) in saved.iter().zip(settled).enumerate() {
-        let open = one.draft.totals.total.sub(*settled)?;
+        let open = one.draft.totals.total.sub(settled.amount)?;
         let target = one.draft.wallet_currency.unwrap_or(open.currency());
         let Some(wallet) = wallets.get(&(one.subscription.customer_id, target)).copied() else { continue };
         if open.is_zero() || open.is_negative() {
@@ -98,7 +98,7 @@ async fn draws_of(
             continue;
         }
         let pair = Pair { source: open.currency(), target };
-        for (part, (at, amount)) in (0_u32..).zip(parts_of(one, *settled, policy, scope.now())?) {
+        for (part, (at, amount)) in (0_u32..).zip(parts_of(one, settled.amount, policy, scope.now())?) {
             let transfer_id = match part {
                 0 => transfer_id,
                 part => TransferId(Uuid::new_v5(&transfer_id.0, &part.to_be_bytes())),

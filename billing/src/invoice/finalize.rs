@@ -11,6 +11,7 @@ use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
 use domain::period::midnight;
 use domain::{CustomerId, Error, Instant, InvoiceId, Money, Result, Scope, SubscriptionId};
+use ledger::Settlement;
 use rust_decimal::Decimal;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -278,9 +279,9 @@ pub(crate) async fn finalize_saved(
     mut captured: Vec<Captured>,
     options: FinalizeOptions,
 ) -> Result<()> {
-    let settled: Vec<Money> =
+    let settled: Vec<Settlement> =
         saved.iter().map(|one| captured::settle(one, &mut captured)).collect::<Result<Vec<_>>>()?;
-    captured.retain(|one| !one.rest.is_zero());
+    captured.retain(|one| !one.paid.is_zero());
     if saved.is_empty() && captured.is_empty() {
         return Ok(());
     }
@@ -292,7 +293,7 @@ pub(crate) async fn finalize_saved(
     for (one, settled) in saved.iter().zip(settled) {
         let totals = one.draft.totals;
         transfers.extend(ledger::invoice_transfer(scope, one.id, totals.subtotal, totals.tax_amount)?);
-        transfers.extend(ledger::settlement_transfer(scope, one.id, settled)?);
+        transfers.extend(ledger::settlement_transfer(scope, one.id, &settled)?);
     }
     ledger::post(tx, scope, &transfers).await?;
     if saved.is_empty() {

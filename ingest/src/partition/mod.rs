@@ -339,8 +339,12 @@ impl State {
     fn is_checkpoint_due(&self) -> bool {
         let settings = &self.shared.settings;
         let times = if self.is_behind { settings.checkpoint_catch_up } else { 1 };
-        let interval = settings.checkpoint_interval * times;
-        let share = (self.owner.partition, self.owner.log.partitions);
+        // Where one insert takes what all have, nobody waits for the next one.
+        let (interval, share) = match self.shared.usage.takes_together() {
+            Some(interval) => (settings.checkpoint_interval.min(interval), (0, 1)),
+            None => (settings.checkpoint_interval, (self.owner.partition, self.owner.log.partitions)),
+        };
+        let interval = interval * times;
         self.dirty.len() >= settings.checkpoint_subscriptions_max * times as usize
             || self.pending.events.len() >= settings.checkpoint_events_max
             || self

@@ -17,7 +17,7 @@ use store::{BodyKey, BodyKeys, Desk, DomainEvent, Patience, Served, Sheet, Tx, k
 use super::answer::{ReservationOutcome, ReserveResponse, ReserveStatus};
 use super::context::{Context, Wallets, WindowKey, lock_windows, subscriptions_of};
 use super::end::{Capturing, Releasing};
-use super::place::{Prepared, Reserving};
+use super::place::{Prepared, Reserving, exchange};
 use super::request::{ReleaseReservationRequest, ReserveRequest};
 use super::stored::{Capture, Promised, Promises, Release, Reservation, UsageKey, promised};
 use crate::outbox::{self, Outgoing};
@@ -221,6 +221,9 @@ impl<'a> Group<'a> {
                 Ok(Prepared::Answered(response)) => group.answered.push((place, *response)),
                 Err(error) => sheet.done(place, Err(error)),
             }
+        }
+        for (place, error) in exchange(scope, tx, &mut group.reserving).await? {
+            sheet.done(place, Err(error));
         }
         for (place, operation, id) in ends {
             let Some(reserved) = reservations.remove(&id) else {

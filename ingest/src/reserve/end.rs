@@ -72,16 +72,21 @@ impl<'a> Capturing<'a> {
         // What is charged must not be refused by the partition afterwards.
         present.trial(&context.terms).count(&event)?;
         let gross = charge(&reserved, present.catalog.clone(), &context.terms, &event)?;
-        let details = Details {
+        let amount = gross.in_wallet(reserved.exchange.as_ref())?;
+        let mut details = Details {
             description: request.description.clone(),
             idempotency_key: request.idempotency_key.clone(),
             ..Details::of(WalletTransactionSource::Usage).reference("subscription", event.subscription_id)
         };
+        if let Some(exchange) = &reserved.exchange {
+            details = details.at_rate(&exchange.fx);
+        }
         let (transfer_id, counter) = (TransferId(Uuid::new_v5(&id.0, b"capture")), WorkspaceAccount::CapturedUsage);
-        let hold = present.wallets.capture_hold(&hold, transfer_id, gross.total()?, counter, &details)?;
+        let hold = present.wallets.capture_hold(&hold, transfer_id, amount, counter, &details)?;
         let wallet_transaction_id = present.wallets.movement_of(transfer_id);
-        let capture =
-            Capture { hold_id: id, event: event.clone(), net: gross.net, tax: gross.tax, wallet_transaction_id };
+        let charge = reserved.exchange.is_some().then_some(amount);
+        let (event_written, Gross { net, tax, .. }) = (event.clone(), gross);
+        let capture = Capture { hold_id: id, event: event_written, net, tax, charge, wallet_transaction_id };
         present.captures.push(capture);
         present.promise_captured(id, &event);
         let (subscription_id, home) = (context.terms.id, context.terms.home_partition);

@@ -5,11 +5,13 @@ use std::collections::HashMap;
 
 use catalog::compiled::{ResolvedPrice, Snapshots, Unpriced, WorkspaceCatalog};
 use chrono::TimeDelta;
+use currency::policy::Moments;
+use currency::{FXPolicy, Pair};
 use domain::error::FieldErrorCode as Code;
 use domain::period::Period;
 use domain::{
-    Error, HoldId, Instant, Result, Scope, SubscriptionId, TransferId, UsageCapAction, UsageEvent, UsageEventId,
-    WalletId, WalletMode,
+    Currency, Error, HoldId, Instant, Result, Scope, SubscriptionId, TransferId, UsageCapAction, UsageEvent,
+    UsageEventId, WalletId, WalletMode,
 };
 use ledger::WalletBatch;
 use ledger::wallet::{Details, ReservedFor, WalletTransactionSource};
@@ -21,7 +23,7 @@ use super::context::{Context, Wallets, WindowKey, of_customer, only_metric};
 use super::desk::{Present, Top};
 use super::request::ReserveRequest;
 use super::stored::{Reservation, UsageKey};
-use super::{Gross, idempotency_key_of};
+use super::{Exchange, Gross, idempotency_key_of};
 use crate::door::{Facts, Judged, NewEvent, Verdict, judge};
 use crate::trial::Standing;
 
@@ -35,6 +37,9 @@ pub(super) struct Reserving<'a> {
     /// The window of the present.
     pub window: Period,
     pub wallet_id: WalletId,
+    wallet_currency: Currency,
+    /// Where the wallet has another currency than the price; found by [`exchange`].
+    exchange: Option<Exchange>,
     request: &'a ReserveRequest,
     event: UsageEvent,
     expires_at: Instant,
@@ -155,16 +160,19 @@ impl<'a> Reserving<'a> {
             Examined::Good(_) | Examined::Blocked => return without_hold(ReserveStatus::Blocked, blocked),
             Examined::Dropped => return without_hold(ReserveStatus::Dropped, Vec::new()),
         };
-        let (wallet_id, currency) = wallets.of(customer_id, request.wallet_currency)?;
-        let price_currency = context.terms.currency;
-        if currency != price_currency {
-            let detail = format!("there is no exchange rate from {price_currency} to {currency}");
-            return Err(Error::rule("FX_RATE_NOT_FOUND", detail));
-        }
+        let (wallet_id, wallet_currency) = wallets.of(customer_id, request.wallet_currency)?;
         let window = context.terms.window_at(context.now);
         let window = window.ok_or_else(|| Error::business_rule("the subscription has not begun"))?;
         let context = context.clone();
-        Ok(Prepared::Ready(Box::new(Self { context, window, wallet_id, request, event, expires_at })))
+        let exchange = None;
+        let reserving = Self { context, window, wallet_id, wallet_currency, exchange, request, event, expires_at };
+        Ok(Prepared::Ready(Box::new(reserving)))
+    }
+
+    /// The currencies between which the amount is converted, if it is.
+    fn pair(&self) -> Option<Pair> {
+        let (source, target) = (self.context.terms.currency, self.wallet_currency);
+        (source != target).then_some(Pair { source, target })
     }
 
     pub fn window_key(&self) -> WindowKey {
@@ -181,7 +189,7 @@ impl<'a> Reserving<'a> {
         let mut top = present.take_top(&key, &self.context, self.window.start, &self.event)?;
         let priced = self.price(&present.catalog, &mut top)?;
         let mut response = self.response(&present.catalog, &priced);
-        response.blocked_reasons = refusals(&present.wallets, self.wallet_id, &priced)?;
+        response.blocked_reasons = self.refusals(&present.wallets, &priced)?;
         if response.blocked_reasons.is_empty() {
             let reservation = self.hold(present, priced, &mut response)?;
             present.promise(key, top, reservation.hold_id, self.event);
@@ -220,7 +228,7 @@ impl<'a> Reserving<'a> {
             metadata: self.request.metadata.clone(),
             ..Details::of(WalletTransactionSource::Usage).reference("subscription", subscription_id)
         };
-        let amount = priced.gross.total()?;
+        let amount = priced.gross.in_wallet(self.exchange.as_ref())?;
         let (transfer_id, expires_at) = (TransferId(hold_id.0), Some(self.expires_at));
         present.wallets.hold(self.wallet_id, transfer_id, amount, expires_at, Some(reserved_for), &details)?;
         response.status = ReserveStatus::Held;
@@ -238,6 +246,7 @@ impl<'a> Reserving<'a> {
             net: priced.gross.net,
             tax: priced.gross.tax,
             tax_rate: priced.gross.rate,
+            exchange: self.exchange.clone(),
             wallet_transaction_id: None,
         })
     }
@@ -254,9 +263,65 @@ impl<'a> Reserving<'a> {
             net_amount: Some(priced.gross.net),
             tax_amount: Some(priced.gross.tax),
             tax_rate: Some(priced.gross.rate),
+            fx_rate_id: self.exchange.as_ref().and_then(|exchange| exchange.fx.id),
             ..ReserveResponse::without_hold(ReserveStatus::Blocked, Vec::new())
         }
     }
+
+    /// Why nothing is held: limits on usage, then the wallet. What costs nothing is never refused for money.
+    fn refusals(&self, batch: &WalletBatch, priced: &Priced) -> Result<Vec<BlockedReason>> {
+        let mut reasons = priced.limits.clone();
+        let (wallet, amount) = (batch.wallet(self.wallet_id)?, priced.gross.in_wallet(self.exchange.as_ref())?);
+        if !amount.is_zero() && amount.amount() > wallet.available_balance.amount() {
+            reasons.push(match wallet.wallet.mode {
+                WalletMode::Prepaid => BlockedReason::InsufficientFunds,
+                WalletMode::Postpaid => BlockedReason::CreditLimitExceeded,
+            });
+        }
+        Ok(reasons)
+    }
+}
+
+/// Finds the rates of prices in another currency than the wallet's, of all reservations at once; those without one are
+/// refused, in the order of their places.
+///
+/// # Errors
+/// As every statement.
+pub(super) async fn exchange(
+    scope: &Scope,
+    tx: &mut Tx,
+    reserving: &mut Vec<(usize, Reserving<'_>)>,
+) -> Result<Vec<(usize, Error)>> {
+    if reserving.iter().all(|(_, one)| one.pair().is_none()) {
+        return Ok(Vec::new());
+    }
+    let policy = FXPolicy::of_workspace(tx.conn(), scope.workspace_id).await?;
+    let moment = |one: &Reserving<'_>| {
+        let (issue, start) = (one.context.now, one.window.start);
+        policy.choose(Moments { issue, period_start: start, segment_start: start })
+    };
+    let asked: Vec<_> = reserving.iter().filter_map(|(_, one)| one.pair().zip(moment(one))).collect();
+    let mut rates = currency::rate::rates(tx.conn(), scope.workspace_id, &asked).await?.into_iter();
+    let mut refused = Vec::new();
+    reserving.retain_mut(|(place, one)| {
+        let Some(pair) = one.pair() else { return true };
+        let rate = match moment(one) {
+            Some(at) => rates.next().flatten().ok_or_else(|| currency::rate::not_found(pair, at)),
+            None => Err(unconverted(pair)),
+        };
+        match rate {
+            Ok(rate) => one.exchange = Some(rate.into()),
+            Err(error) => refused.push((*place, error)),
+        }
+        one.exchange.is_some()
+    });
+    Ok(refused)
+}
+
+/// The refusal where the organization's policy converts nothing.
+fn unconverted(Pair { source, target }: Pair) -> Error {
+    let detail = format!("the price is in {source}, the wallet in {target}, and the organization's fx_policy is none");
+    Error::rule("FX_RATE_NOT_FOUND", detail)
 }
 
 /// Whether a cap refuses usage: it is reached already, or the usage would go past it.
@@ -264,17 +329,4 @@ fn is_passed(cap: &UsageCap, before: &Standing, after: &Standing) -> bool {
     let compare = |used: &Standing| cap.limit.compare(used.quantity, Some(used.amount));
     cap.action == UsageCapAction::Block
         && (compare(before).is_some_and(Ordering::is_ge) || compare(after).is_some_and(Ordering::is_gt))
-}
-
-/// Why nothing is held: limits on usage, then the wallet. What costs nothing is never refused for money.
-fn refusals(batch: &WalletBatch, wallet_id: WalletId, priced: &Priced) -> Result<Vec<BlockedReason>> {
-    let mut reasons = priced.limits.clone();
-    let (wallet, amount) = (batch.wallet(wallet_id)?, priced.gross.total()?);
-    if !amount.is_zero() && amount.amount() > wallet.available_balance.amount() {
-        reasons.push(match wallet.wallet.mode {
-            WalletMode::Prepaid => BlockedReason::InsufficientFunds,
-            WalletMode::Postpaid => BlockedReason::CreditLimitExceeded,
-        });
-    }
-    Ok(reasons)
 }

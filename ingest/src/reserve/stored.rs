@@ -7,9 +7,11 @@ use domain::{
 };
 use rust_decimal::Decimal;
 use sqlx::postgres::PgRow;
+use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection, Row};
 use store::{StoreError, Tx};
 
+use super::Exchange;
 use crate::record::Record;
 
 /// A reservation as it is stored.
@@ -25,6 +27,8 @@ pub(super) struct Reservation {
     pub net: Money,
     pub tax: Money,
     pub tax_rate: Decimal,
+    /// Where the wallet has another currency than the price.
+    pub exchange: Option<Exchange>,
     pub wallet_transaction_id: Option<WalletTransactionId>,
 }
 
@@ -35,6 +39,8 @@ pub(super) struct Capture {
     pub event: UsageEvent,
     pub net: Money,
     pub tax: Money,
+    /// What was taken from a wallet of another currency.
+    pub charge: Option<Money>,
     pub wallet_transaction_id: Option<WalletTransactionId>,
 }
 
@@ -69,13 +75,13 @@ impl Reservation {
         let pin = |one: &Self| one.event.wallet_currency.map(|currency| currency.to_string()).unwrap_or_default();
         sqlx::query(
             "INSERT INTO usage_reservation (hold_id, workspace_id, subscription_id, product_id, metric_key, wallet_id,
-                 wallet_currency, window_start, event, basis, net, tax, tax_rate)
+                 wallet_currency, window_start, event, basis, net, tax, tax_rate, exchange)
              SELECT r.hold_id, $1, r.subscription_id, r.product_id, r.metric_key, r.wallet_id, r.wallet_currency,
-                 r.window_start, r.event, r.basis, r.net, r.tax, r.tax_rate
+                 r.window_start, r.event, r.basis, r.net, r.tax, r.tax_rate, r.exchange
              FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::uuid[], $7::text[], $8::timestamptz[],
-                 $9::bytea[], $10::bytea[], $11::numeric[], $12::numeric[], $13::numeric[])
+                 $9::bytea[], $10::bytea[], $11::numeric[], $12::numeric[], $13::numeric[], $14::jsonb[])
                  AS r (hold_id, subscription_id, product_id, metric_key, wallet_id, wallet_currency, window_start, event,
-                     basis, net, tax, tax_rate)",
+                     basis, net, tax, tax_rate, exchange)",
         )
         .bind(scope.workspace_id)
         .bind(all.iter().map(|one| one.hold_id.0).collect::<Vec<_>>())
@@ -90,6 +96,7 @@ impl Reservation {
         .bind(all.iter().map(|one| one.net.amount()).collect::<Vec<_>>())
         .bind(all.iter().map(|one| one.tax.amount()).collect::<Vec<_>>())
         .bind(all.iter().map(|one| one.tax_rate).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.exchange.as_ref().map(Json)).collect::<Vec<_>>())
         .execute(tx.conn())
         .await
         .context("writing reservations")?;
@@ -115,14 +122,16 @@ impl Reservation {
 
     fn from_row(row: &PgRow) -> Result<Self> {
         let read = || -> sqlx::Result<_> {
-            let currency: domain::Currency = row.try_get("currency")?;
+            let own: domain::Currency = row.try_get("currency")?;
+            let exchange: Option<Json<Exchange>> = row.try_get("exchange")?;
             let amounts: (Decimal, Decimal) = (row.try_get("net")?, row.try_get("tax")?);
             let event: Vec<u8> = row.try_get("event")?;
             let ids = (row.try_get("hold_id")?, row.try_get("wallet_id")?, row.try_get("wallet_transaction_id")?);
-            Ok((currency, amounts, event, ids))
+            Ok((own, exchange.map(|Json(exchange)| exchange), amounts, event, ids))
         };
-        let (currency, (net, tax), event, (hold_id, wallet_id, wallet_transaction_id)) =
+        let (own, exchange, (net, tax), event, (hold_id, wallet_id, wallet_transaction_id)) =
             read().context("reading a reservation")?;
+        let currency = exchange.as_ref().map_or(own, |exchange| exchange.fx.source_currency);
         Ok(Self {
             hold_id,
             wallet_id,
@@ -132,6 +141,7 @@ impl Reservation {
             net: Money::new(net, currency)?,
             tax: Money::new(tax, currency)?,
             tax_rate: row.try_get("tax_rate").context("reading a reservation")?,
+            exchange,
             wallet_transaction_id,
         })
     }
@@ -145,9 +155,9 @@ impl Capture {
         }
         sqlx::query(
             "UPDATE usage_reservation SET event = c.event, captured_net = c.net, captured_tax = c.tax,
-                 occurred_at = c.occurred_at, wallet_transaction_id = c.wallet_transaction_id
-             FROM unnest($2::uuid[], $3::bytea[], $4::numeric[], $5::numeric[], $6::timestamptz[], $7::uuid[])
-                 AS c (hold_id, event, net, tax, occurred_at, wallet_transaction_id)
+                 captured_charge = c.charge, occurred_at = c.occurred_at, wallet_transaction_id = c.wallet_transaction_id
+             FROM unnest($2::uuid[], $3::bytea[], $4::numeric[], $5::numeric[], $6::timestamptz[], $7::uuid[],
+                 $8::numeric[]) AS c (hold_id, event, net, tax, occurred_at, wallet_transaction_id, charge)
              WHERE workspace_id = $1 AND usage_reservation.hold_id = c.hold_id",
         )
         .bind(scope.workspace_id)
@@ -157,6 +167,7 @@ impl Capture {
         .bind(all.iter().map(|one| one.tax.amount()).collect::<Vec<_>>())
         .bind(all.iter().map(|one| one.event.timestamp).collect::<Vec<_>>())
         .bind(all.iter().map(|one| one.wallet_transaction_id.map(|id| id.0)).collect::<Vec<_>>())
+        .bind(all.iter().map(|one| one.charge.map(|charge| charge.amount())).collect::<Vec<_>>())
         .execute(tx.conn())
         .await
         .context("writing captures")?;

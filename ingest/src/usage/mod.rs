@@ -13,6 +13,7 @@ mod positions;
 mod vars;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use domain::{
@@ -213,6 +214,12 @@ pub trait UsageStore: Send + Sync + 'static {
     /// Makes rows durable before the checkpoint may pass them. A row that is stored under its position already is skipped.
     /// A store that writes in the checkpoint's transaction does nothing here.
     async fn append(&self, partition: Partition, rows: &[CountedEvent]) -> Result<()>;
+
+    /// How often the store takes what all partitions of the node append at the same time. `None`: each partition writes by
+    /// itself, and the fewer at a time the better.
+    fn takes_together(&self) -> Option<Duration> {
+        None
+    }
 
     /// Writes rows in the checkpoint's transaction; a store that has made them durable in `append` does nothing here.
     async fn append_in_checkpoint(&self, tx: &mut Tx, rows: &[CountedEvent]) -> Result<()>;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
 
 use domain::{Error, Instant, Position, Result, Scope, SubscriptionId, UsageEventId};
 use ingest::usage::{
@@ -69,6 +70,9 @@ impl UsageStore for Faulty {
         }
     }
 
+    fn takes_together(&self) -> Option<Duration> {
+        self.store.takes_together()
+    }
     async fn ping(&self) -> Result<()> {
         self.store.ping().await
     }

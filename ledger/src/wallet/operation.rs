@@ -136,8 +136,7 @@ impl WalletBatch {
         if paid.is_zero() {
             return Ok(paid); // less than the smallest amount of the invoice's currency
         }
-        let details = Details::of(WalletTransactionSource::Invoice).reference("invoice", invoice_id);
-        let details = pinning(&details, fx);
+        let details = Details::of(WalletTransactionSource::Invoice).reference("invoice", invoice_id).at_rate(fx);
         let operation = Operation::new(transfer_id, WalletTransactionType::Debit, &details);
         let split = Split::of(&entry.row, amount)?;
         entry.take(&operation, split)?;
@@ -251,7 +250,7 @@ impl WalletBatch {
         if from == to {
             return Err(Error::business_rule("a wallet cannot transfer to itself"));
         }
-        let details = &pinning(details, fx);
+        let details = &details.clone().at_rate(fx);
         let (mut source, mut target) = (self.entry(from)?, self.entry(to)?);
         if source.row.wallet.customer_id != target.row.wallet.customer_id {
             return Err(Error::business_rule("both wallets must belong to one customer"));
@@ -316,20 +315,22 @@ fn later_expiry(balance: Money, current: Option<Instant>, given: Option<Instant>
 /// Member of a movement's metadata that holds the rate at which it was converted.
 const FX_RATE: &str = "fx_rate";
 
-/// The same details with the rate that was used, where one was: whatever becomes of rates later, the movement keeps its own
-/// (fx.md 4).
-fn pinning(details: &Details, fx: &FxRate) -> Details {
-    let mut details = details.clone();
-    if fx.kind != FxRateKind::Identity {
-        details.metadata.insert(FX_RATE.to_owned(), fx.rate.to_string().into());
-        details.metadata.insert("fx_rate_kind".to_owned(), fx.kind.as_str().into());
-        let more = [
-            ("fx_rate_id", fx.id.map(|id| id.to_string())),
-            ("fx_snapshot_date", fx.snapshot_date.map(|date| date.to_string())),
-        ];
-        details.metadata.extend(more.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into()))));
+impl Details {
+    /// The same details with the rate that was used, where one was: whatever becomes of rates later, the movement keeps its own
+    /// (fx.md 4).
+    #[must_use]
+    pub fn at_rate(mut self, fx: &FxRate) -> Self {
+        if fx.kind != FxRateKind::Identity {
+            self.metadata.insert(FX_RATE.to_owned(), fx.rate.to_string().into());
+            self.metadata.insert("fx_rate_kind".to_owned(), fx.kind.as_str().into());
+            let more = [
+                ("fx_rate_id", fx.id.map(|id| id.to_string())),
+                ("fx_snapshot_date", fx.snapshot_date.map(|date| date.to_string())),
+            ];
+            self.metadata.extend(more.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into()))));
+        }
+        self
     }
-    details
 }
 
 /// The rate at which a movement of a transfer was converted, if it was.

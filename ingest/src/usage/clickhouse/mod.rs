@@ -191,6 +191,10 @@ impl UsageStore for ClickHouseUsage {
         within("asking the usage store", self.client.query("SELECT 1").fetch_one::<u8>()).await.map(drop)
     }
 
+    fn takes_together(&self) -> Option<Duration> {
+        Some(writer::INTERVAL)
+    }
+
     async fn taken(&self, partition: Partition) -> Result<()> {
         let (largest, checkpoint) = self.largest_after_checkpoint(partition).await?;
         let known = largest.map_or(checkpoint, |largest| largest.max(checkpoint));

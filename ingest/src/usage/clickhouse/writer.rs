@@ -2,7 +2,8 @@
 //!
 //! **Batches.** Appends that wait while a batch is written go into the next one. A batch starts at once while the node is
 //! idle, so that a forced checkpoint costs one round trip; under load it starts when it has [`ROWS_WANTED`] rows or
-//! [`INTERVAL`] after the one before. Small inserts cost ten times more per row and leave ClickHouse with more parts than
+//! [`INTERVAL`] after the one before. Partitions append in the same rhythm, so the batch of an idle node waits up to [`GATHERING`]
+//! for as many appends as the one before had. Small inserts cost ten times more per row and leave ClickHouse with more parts than
 //! it can merge. A batch is one insert of ids and, beside it, one insert of events per month of `ingested_at`, sorted by
 //! the table's key: such an insert makes one part, which is there whole or not at all.
 //!
@@ -34,10 +35,12 @@ use crate::log::Partition;
 const ROWS_WANTED: usize = 50_000;
 /// Rows after which a batch takes no further append: one block of ClickHouse stays far above it.
 const ROWS_MAX: usize = 250_000;
-/// Time between batches under load.
-const INTERVAL: Duration = Duration::from_millis(500);
+/// Time between batches under load: four parts per second and table are far below what ClickHouse merges.
+pub(super) const INTERVAL: Duration = Duration::from_millis(250);
+/// How long a batch that could start waits for the appends that usually come with it.
+const GATHERING: Duration = Duration::from_millis(30);
 /// Batches that a rested node may start without waiting: forced checkpoints come in rows (rule E4).
-const BURST: u32 = 64;
+const BURST: u32 = 128;
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -56,11 +59,13 @@ pub(super) struct Writer {
     client: Client,
     appends: mpsc::UnboundedReceiver<Append>,
     pace: Pace,
+    /// Appends in the last batch.
+    usual: usize,
 }
 
 impl Writer {
     pub(super) fn new(client: Client, appends: mpsc::UnboundedReceiver<Append>) -> Self {
-        Self { client, appends, pace: Pace { next: Instant::now() } }
+        Self { client, appends, pace: Pace { next: Instant::now() }, usual: 1 }
     }
 
     /// Writes until the store is dropped.
@@ -87,8 +92,10 @@ impl Writer {
         let first = self.appends.recv().await?;
         let (mut rows, mut batch) = (first.rows.heads.len(), vec![first]);
         let start = self.pace.start();
+        let gathered = start.max(Instant::now() + GATHERING);
         while rows < ROWS_WANTED {
-            let Ok(Some(append)) = timeout_at(start, self.appends.recv()).await else { break };
+            let until = if batch.len() < self.usual { gathered } else { start };
+            let Ok(Some(append)) = timeout_at(until, self.appends.recv()).await else { break };
             rows += append.rows.heads.len();
             batch.push(append);
         }
@@ -98,6 +105,7 @@ impl Writer {
             batch.push(append);
         }
         self.pace.started(Instant::now());
+        self.usual = batch.len();
         Some(batch)
     }
 }
