@@ -90,7 +90,12 @@ enum Form {
     Duration,
     /// Empty, or a decimal that is not negative.
     Amount,
+    /// A JSON list of seconds, at most that many.
+    Seconds(usize),
 }
+
+/// Seconds of a year.
+const YEAR: u32 = 31_536_000;
 
 struct Setting {
     entry: SettingCatalogEntry,
@@ -109,6 +114,7 @@ const fn setting(
         Form::Int(..) => SettingType::Int,
         Form::Bool => SettingType::Bool,
         Form::Duration => SettingType::Duration,
+        Form::Seconds(_) => SettingType::Json,
     };
     Setting { entry: SettingCatalogEntry { key, r#type, default, category, label, description }, form }
 }
@@ -146,6 +152,13 @@ static SETTINGS: &[Setting] = &[
         "1h",
         "Usage grace period",
         "How long a closed window waits for late usage before its invoice is finalized",
+    ),
+    setting(
+        ("dunning", "dunning_retry_schedule_seconds"),
+        Form::Seconds(20),
+        "[7200, 43200, 86400]",
+        "Payment retries",
+        "Seconds before each automatic retry of a payment that failed for a reason that may pass",
     ),
     setting(
         ("fx", currency::policy::SETTING),
@@ -214,6 +227,12 @@ impl Form {
             Self::Amount => {
                 let good = parse_decimal(value).is_some_and(|amount| !amount.is_sign_negative());
                 (good || value.is_empty(), "must be empty or a decimal that is not negative".to_owned())
+            }
+            Self::Seconds(max) => {
+                let list: Option<Vec<u32>> = serde_json::from_str(value).ok();
+                let good = list.is_some_and(|list| list.len() <= max && list.iter().all(|seconds| *seconds <= YEAR));
+                let must = format!("must be a JSON list of at most {max} numbers of seconds, each from 0 to {YEAR}");
+                (good, must)
             }
         };
         (!good).then_some(must)

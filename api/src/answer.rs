@@ -120,6 +120,17 @@ pub fn accepted(body: impl Serialize) -> Answer {
     json(StatusCode::ACCEPTED, &body)
 }
 
+/// 200 without a body.
+#[must_use]
+pub fn empty() -> Response {
+    StatusCode::OK.into_response()
+}
+
+/// Says that an earlier call was answered for.
+pub(crate) fn mark_replayed(response: &mut Response) {
+    response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
+}
+
 /// Any status with a JSON body.
 ///
 /// # Errors

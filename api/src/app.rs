@@ -9,6 +9,7 @@ use ingest::log::EventLog;
 use ingest::reserve::ReservationDesk;
 use ingest::usage::UsageStore;
 use ledger::wallet::WalletDesk;
+use payments::Payments;
 use store::{Groups, Store};
 
 use crate::limit::{Limiter, Rate};
@@ -132,6 +133,8 @@ pub struct Parts {
     pub dependencies: Vec<Dependency>,
     /// Moves money of wallets.
     pub wallets: Arc<Groups<WalletDesk>>,
+    /// Gateways, payment methods, and charging.
+    pub payments: Payments,
     /// Ingest; `None` where a process prints the document only, and in tests that need none.
     pub engine: Option<Engine>,
 }
@@ -150,9 +153,10 @@ impl DerefMut for App {
 }
 
 impl App {
-    /// With this database as its only dependency, and metrics in `registry`.
+    /// With the database of `payments` as its only dependency, and metrics in `registry`.
     #[must_use]
-    pub fn new(store: Store, settings: Settings, registry: prometheus::Registry) -> Self {
+    pub fn new(payments: Payments, settings: Settings, registry: prometheus::Registry) -> Self {
+        let store = payments.store.clone();
         Self(Arc::new(Parts {
             authenticator: Authenticator::new(store.clone()),
             limiter: Arc::default(),
@@ -161,6 +165,7 @@ impl App {
             dependencies: vec![Dependency::Database(store.clone())],
             wallets: Groups::new(store.clone(), WalletDesk),
             engine: None,
+            payments,
             registry,
             store,
         }))

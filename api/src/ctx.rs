@@ -275,7 +275,7 @@ impl Ctx {
     }
 }
 
-fn bad_request(detail: String) -> Error {
+pub(crate) fn bad_request(detail: String) -> Error {
     Error::BadRequest { code: "BAD_REQUEST", detail }
 }
 
@@ -289,6 +289,12 @@ fn check_declared_length(headers: &HeaderMap, limit: usize) -> Result<()> {
         Some(length) if length > limit as u64 => Err(too_large(limit)),
         _ => Ok(()),
     }
+}
+
+/// A whole body of at most `limit` bytes.
+pub(crate) async fn body_of(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes> {
+    check_declared_length(headers, limit)?;
+    read_body(body, limit).await
 }
 
 async fn read_body(body: Body, limit: usize) -> Result<Bytes> {
@@ -319,7 +325,7 @@ async fn collect(body: Body, limit: usize) -> Result<Bytes> {
     Ok(if rest.is_empty() { first } else { rest.freeze() })
 }
 
-async fn path_params(parts: &mut Parts) -> Result<Vec<(String, String)>> {
+pub(crate) async fn path_params(parts: &mut Parts) -> Result<Vec<(String, String)>> {
     let params = RawPathParams::from_request_parts(parts, &()).await;
     let params = params.map_err(|error| bad_request(format!("the path cannot be read: {error}")))?;
     Ok(params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())

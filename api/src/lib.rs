@@ -8,9 +8,11 @@
 pub mod address;
 pub mod answer;
 pub mod app;
+pub(crate) mod begun;
 pub mod ctx;
 pub mod document;
 pub mod health;
+pub mod inbound;
 pub mod json;
 pub mod limit;
 pub mod metrics;

@@ -121,6 +121,7 @@ impl From<&Error> for Outline {
             }
             Error::BadRequest { detail, .. } => Self::new(StatusCode::BAD_REQUEST, code, "Bad request", detail),
             Error::Unauthorized(detail) => Self::new(StatusCode::UNAUTHORIZED, code, "Unauthorized", *detail),
+            Error::InvalidSignature(detail) => Self::new(StatusCode::UNAUTHORIZED, code, "Invalid signature", *detail),
             Error::Forbidden { detail, required_permission } => {
                 let outline = Self::new(StatusCode::FORBIDDEN, code, "Forbidden", detail);
                 match required_permission {

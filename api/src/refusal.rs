@@ -53,6 +53,6 @@ fn replay(answer: StoredAnswer) -> Response {
     } else {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     }
-    response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
+    crate::answer::mark_replayed(&mut response);
     response
 }

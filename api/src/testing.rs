@@ -58,7 +58,9 @@ impl TestApi {
     pub async fn start_with(settings: Settings, complete: impl FnOnce(App) -> App) -> Self {
         let database = engines::testing::database().await;
         let store = Store::connect(database.url(), 10).await.expect("the test database answers");
-        let app = complete(App::new(store, settings, prometheus::Registry::new()));
+        let vault = payments::Vault::ephemeral().expect("random numbers");
+        let payments = payments::Payments::new(store, vault, payments::Endpoints::default());
+        let app = complete(App::new(payments, settings, prometheus::Registry::new()));
         let (tenant, other) = (tenant(&app.store, "Test tenant").await, tenant(&app.store, "Other tenant").await);
         let router = crate::router(app.clone());
         let client = |workspace: &NewWorkspace| Client::new(router.clone(), workspace.token.reveal());

@@ -10,6 +10,8 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use store::StoreError;
 
+const RETRIES: &str = "dunning_retry_schedule_seconds";
+
 /// Settings with their defaults filled in. Stored values travel as strings; JSON numbers and booleans are read as well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BillingSettings {
@@ -27,6 +29,8 @@ pub struct BillingSettings {
     pub timezone: String,
     /// Which moment's exchange rate counts.
     pub fx_policy: FXPolicy,
+    /// Pauses before the automatic retries of a payment that failed for a reason that may pass.
+    pub payment_retries: Vec<TimeDelta>,
 }
 
 impl BillingSettings {
@@ -56,6 +60,8 @@ impl BillingSettings {
             text(name).map_or(Ok(default), |text| text.parse().map_err(|_| wrong(name)))
         };
         let grace = text("usage_grace_period");
+        let retries = text(RETRIES).unwrap_or_else(|| "[7200, 43200, 86400]".to_owned());
+        let retries: Vec<u32> = serde_json::from_str(&retries).map_err(|_| wrong(RETRIES))?;
         Ok(Self {
             invoice_prefix: text("invoice_prefix").unwrap_or_else(|| "INV-".to_owned()),
             invoice_number_padding: usize::try_from(parse("invoice_number_padding", 6)?).unwrap_or(0),
@@ -68,6 +74,7 @@ impl BillingSettings {
             fx_policy: text(currency::policy::SETTING)
                 .map_or(Some(FXPolicy::InvoiceIssue), |text| FXPolicy::from_wire(&text))
                 .ok_or(wrong(currency::policy::SETTING))?,
+            payment_retries: retries.into_iter().map(|seconds| TimeDelta::seconds(seconds.into())).collect(),
         })
     }
 
@@ -102,6 +109,8 @@ mod tests {
             (own.invoice_number(1234).as_str(), own.auto_finalize, own.usage_grace),
             ("R1234", false, TimeDelta::zero())
         );
+        assert_eq!(defaults.payment_retries, [2, 12, 24].map(TimeDelta::hours));
+        assert_eq!(read(json!({"dunning_retry_schedule_seconds": "[]"})).payment_retries, []);
         assert!(BillingSettings::read(&json!({"usage_grace_period": "soon"}), 30, "UTC".into()).is_err());
     }
 }

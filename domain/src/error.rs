@@ -56,6 +56,9 @@ pub enum Error {
     /// 401 `UNAUTHORIZED`.
     #[error("{0}")]
     Unauthorized(&'static str),
+    /// 401 `INVALID_SIGNATURE`: a provider's message that is not signed with the shared secret.
+    #[error("{0}")]
+    InvalidSignature(&'static str),
     /// 403 `FORBIDDEN`.
     #[error("{detail}")]
     Forbidden {
@@ -218,6 +221,7 @@ impl Error {
             Self::Validation(_) => "VALIDATION",
             Self::BadRequest { code, .. } | Self::Conflict { code, .. } | Self::Rule { code, .. } => code,
             Self::Unauthorized(_) => "UNAUTHORIZED",
+            Self::InvalidSignature(_) => "INVALID_SIGNATURE",
             Self::Forbidden { .. } => "FORBIDDEN",
             Self::NotFound { .. } => "NOT_FOUND",
             Self::VersionConflict { .. } => "VERSION_CONFLICT",
@@ -236,6 +240,7 @@ impl Error {
             Self::Validation(_)
             | Self::BadRequest { .. }
             | Self::Unauthorized(_)
+            | Self::InvalidSignature(_)
             | Self::Forbidden { .. }
             | Self::NotFound { .. }
             | Self::Conflict { .. }

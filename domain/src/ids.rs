@@ -141,6 +141,16 @@ ids! {
     FxSnapshotId,
     /// Test clock of a sandbox.
     TestClockId,
+    /// Row of the ledger of payments: money between a customer and the organization.
+    TransactionId,
+    /// Stored instrument of a customer.
+    PaymentMethodId,
+    /// Configuration of an outside processor.
+    PaymentGatewayId,
+    /// What happens to the payments with one method of a sandbox.
+    PaymentSimulationId,
+    /// Statement of what is owed to a counterparty.
+    SettlementId,
 }
 
 impl UsageEventId {

@@ -306,6 +306,13 @@ impl<'a> Field<'a> {
         quantity.to_decimal().or_else(|error| Field { value, path }.refuse(Code::OutOfRange, error.to_string()))
     }
 
+    /// A rate above zero.
+    pub fn rate_positive(self) -> FieldResult<Decimal> {
+        let refused = self.refuse(Code::OutOfRange, "must be above zero");
+        let rate = self.rate()?;
+        if rate.is_zero() { refused } else { Ok(rate) }
+    }
+
     /// An exchange rate: a decimal string above 0 and below 1,000,000,000 with at most 10 fraction digits (fx.md 4).
     pub fn exchange_rate(self) -> FieldResult<Decimal> {
         let (path, value) = (self.path.clone(), self.value);
@@ -341,6 +348,13 @@ impl<'a> Field<'a> {
             Ok(money) => Ok(money),
             Err(error) => Field { value, path: format!("{path}.value") }.refuse(Code::OutOfRange, error.to_string()),
         }
+    }
+
+    /// Money above zero.
+    pub fn money_positive(self) -> FieldResult<Money> {
+        let refused = self.refuse(Code::OutOfRange, "must be above zero");
+        let money = self.money()?;
+        if money.is_zero() || money.is_negative() { refused } else { Ok(money) }
     }
 
     /// A nested object. `read` returns `None` when it noted an error.

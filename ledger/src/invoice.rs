@@ -121,6 +121,42 @@ pub fn credit_note_transfer(scope: &Scope, credit_note: CreditNoteId, net: Money
     Ok(draft.balanced()?)
 }
 
+/// The booking of money that came for an invoice: on `clearing`, the account of whoever has it.
+///
+/// # Errors
+/// `Internal` for a payment of nothing.
+pub fn payment_transfer(
+    scope: &Scope,
+    id: TransferId,
+    invoice: InvoiceId,
+    clearing: WorkspaceAccount,
+    amount: Money,
+) -> Result<Transfer> {
+    let draft = Transfer::draft(id, TransferKind::InvoicePayment, scope.now())
+        .reference("invoice", invoice)
+        .debit(Account::Workspace(clearing), amount)
+        .credit(Account::Workspace(WorkspaceAccount::Receivable), amount);
+    Ok(draft.balanced()?)
+}
+
+/// The booking of money of an invoice that went back the way it came: what is not credited is owed again.
+///
+/// # Errors
+/// `Internal` for a refund of nothing.
+pub fn refund_transfer(
+    scope: &Scope,
+    id: TransferId,
+    invoice: InvoiceId,
+    clearing: WorkspaceAccount,
+    amount: Money,
+) -> Result<Transfer> {
+    let draft = Transfer::draft(id, TransferKind::PaymentRefund, scope.now())
+        .reference("invoice", invoice)
+        .debit(Account::Workspace(WorkspaceAccount::Receivable), amount)
+        .credit(Account::Workspace(clearing), amount);
+    Ok(draft.balanced()?)
+}
+
 /// Books a finalized invoice. A repeat changes nothing.
 ///
 /// # Errors

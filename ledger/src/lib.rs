@@ -52,6 +52,10 @@
 //! | invoice settled by captures from a wallet of another currency, in each currency | `captured_usage`; `fx` | `fx`; `receivable` |
 //! | captured more than the invoice shows | `captured_usage` | `wallet_cash` |
 //! | credit note issued | `revenue` (net), `tax_payable` (tax) | `receivable` (total) |
+//! | invoice paid through a gateway, by hand | `gateway_clearing`, `manual_clearing` | `receivable` |
+//! | the same, more than was due | the same | `wallet_cash` |
+//! | invoice refunded through the gateway, by hand, to a wallet | `receivable` | `gateway_clearing`, `manual_clearing`, `wallet_cash` |
+//! | top-up refunded or charged back at the gateway: what the wallet has; the rest | `wallet_promotional`, then `wallet_cash`; `write_off` | `gateway_clearing` |
 //! | invoice drawn from a wallet | `wallet_promotional`, then `wallet_cash` | `receivable` |
 //! | invoice drawn from a wallet of another currency, in each currency | the same; `fx` | `fx`; `receivable` |
 
@@ -64,9 +68,10 @@ pub mod wallet;
 
 pub use account::{Account, WalletAccount, WorkspaceAccount};
 pub use invoice::{
-    Settlement, book_invoice, charge_for_invoice, credit_note_transfer, invoice_transfer, settlement_transfer,
+    Settlement, book_invoice, charge_for_invoice, credit_note_transfer, invoice_transfer, payment_transfer,
+    refund_transfer, settlement_transfer,
 };
-pub use transfer::{Posted, Transfer, TransferKind, post};
+pub use transfer::{Posted, Transfer, TransferKind, post, post_new};
 pub use trial_balance::{TrialBalanceRow, trial_balance};
 pub use verify::{Difference, Progress, Report, verify};
 pub use wallet::{

@@ -30,12 +30,14 @@ wire_enum! {
         HoldCapture = "hold_capture",
         /// Finalized invoice.
         Invoice = "invoice",
-        /// Wallet money applied to an invoice.
+        /// Money applied to an invoice: of a wallet, through a gateway, by hand.
         InvoicePayment = "invoice_payment",
         /// Captured usage that an invoice shows.
         UsageSettlement = "usage_settlement",
         /// Issued credit note.
         CreditNote = "credit_note",
+        /// Money of a payment that was given back.
+        PaymentRefund = "payment_refund",
     }
 }
 
@@ -241,6 +243,18 @@ pub async fn post(tx: &mut Tx, scope: &Scope, transfers: &[Transfer]) -> Result<
         .await
         .context("booking transfers")?;
     Ok(Posted(booked.into_iter().collect()))
+}
+
+/// Books transfers none of which may be booked already: an earlier attempt was committed, nothing may be written again, and the
+/// caller reads what it left.
+///
+/// # Errors
+/// `Conflict`; as [`post`].
+pub async fn post_new(tx: &mut Tx, scope: &Scope, transfers: &[Transfer]) -> Result<()> {
+    match post(tx, scope, transfers).await?.len() == transfers.len() {
+        true => Ok(()),
+        false => Err(domain::Error::conflict("CONFLICT", "this operation has been booked already")),
+    }
 }
 
 /// The group as one array per column.

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `outbox` | 30 days | deliveries of webhooks are repeated for days |
 //! | `idempotency_key` | those of headers: 2 days; those of bodies: for ever | the header's promise is 24 hours |
+//! | `payment_gateway_event` | 90 days | providers repeat their events for days |
 //! | `catalog_change` | the last 100,000 revisions | a node that was away for less need not read everything anew |
 
 use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
@@ -18,6 +19,8 @@ const DAYS_AHEAD: u64 = 3;
 const OUTBOX_DAYS: u64 = 30;
 /// A lapsing key is deleted after twice the day that is promised.
 const KEY_KEPT: TimeDelta = TimeDelta::days(2);
+/// Events of payment providers are known for so long.
+const PROVIDER_EVENT_KEPT: TimeDelta = TimeDelta::days(90);
 /// Catalog revisions that are kept.
 const REVISIONS_KEPT: i64 = 100_000;
 /// Rows of one DELETE.
@@ -63,6 +66,11 @@ pub async fn run_once(store: &Store, now: Instant) -> Result<Swept> {
             "DELETE FROM idempotency_key WHERE ctid = ANY(ARRAY(
                  SELECT ctid FROM idempotency_key WHERE lapses AND created_at < $1 ORDER BY created_at LIMIT $2))",
             now - KEY_KEPT,
+        ),
+        (
+            "DELETE FROM payment_gateway_event WHERE ctid = ANY(ARRAY(
+                 SELECT ctid FROM payment_gateway_event WHERE received_at < $1 ORDER BY received_at LIMIT $2))",
+            now - PROVIDER_EVENT_KEPT,
         ),
     ] {
         swept.rows_deleted += delete(store, |batch| sqlx::query(sql).bind(before).bind(batch)).await?;

@@ -12,6 +12,7 @@
 mod claim;
 pub mod exchange_rates;
 pub mod housekeeping;
+pub mod payments;
 mod run;
 pub mod test_clock;
 

@@ -189,6 +189,16 @@ pub struct Config {
     /// Which log lines: a level, or directives such as `info,ingest=debug`.
     #[serde(deserialize_with = "text")]
     pub log_filter: String,
+    /// Key under which the credentials of payment gateways are encrypted, 64 hexadecimal digits; without it, one is made in
+    /// `data_dir`, which does for one node only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secrets_key: Option<Secret>,
+    /// Address of Stripe's API.
+    #[serde(deserialize_with = "text")]
+    pub stripe_url: String,
+    /// Address of GoCardless' API.
+    #[serde(deserialize_with = "text")]
+    pub gocardless_url: String,
     /// Seconds that a graceful stop may take before the process ends anyway.
     pub stop_timeout_seconds: u64,
 }
@@ -224,6 +234,9 @@ impl Default for Config {
             log_format: LogFormat::Auto,
             // PostgreSQL tells at every start that the table of migrations exists.
             log_filter: "info,sqlx::postgres::notice=warn".to_owned(),
+            secrets_key: None,
+            stripe_url: payments::Endpoints::default().stripe,
+            gocardless_url: payments::Endpoints::default().gocardless,
             stop_timeout_seconds: 60,
         }
     }
@@ -286,7 +299,8 @@ impl Config {
     /// When a path is not UTF-8, which TOML requires.
     pub fn to_masked_toml(&self) -> Result<String, Failure> {
         let mut shown = self.clone();
-        for secret in [&mut shown.database_url, &mut shown.clickhouse_url].into_iter().flatten() {
+        let secrets = [&mut shown.database_url, &mut shown.clickhouse_url, &mut shown.secrets_key];
+        for secret in secrets.into_iter().flatten() {
             *secret = Secret(secret.masked());
         }
         toml::to_string(&shown).map_err(|error| Failure::work("writing the configuration", error))
@@ -447,7 +461,7 @@ mod tests {
     #[test]
     fn no_secret_is_printed() {
         let file = "database_url = \"postgres://kontorion:s3cret@db:5432/k?sslmode=require&password=t0p\"\n\
-                    clickhouse_url = \"http://reader:s3cret@clickhouse:8123\"";
+                    clickhouse_url = \"http://reader:s3cret@clickhouse:8123\"\nsecrets_key = \"s3cret\"";
         let config = merge(file, &[]).unwrap();
         let shown = config.to_masked_toml().unwrap();
         assert!(shown.contains("postgres://kontorion:***@db:5432/k?sslmode=require&password=***"), "{shown}");

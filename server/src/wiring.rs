@@ -28,6 +28,7 @@ use ingest::supervisor::Ingest;
 use ingest::usage::UsageStore;
 use ingest::usage::clickhouse::{ClickHouseAddress, ClickHouseUsage, Rollups};
 use ingest::usage::postgres::PostgresUsage;
+use payments::{Endpoints, Payments, Vault};
 use scheduler::Scheduler;
 use scheduler::exchange_rates::{RatesFeed, RatesOptions};
 use store::{Groups, Store};
@@ -60,11 +61,13 @@ pub async fn start_rooms(config: &Config, store: &Store, running: &mut Running) 
     let controls = Controls::new(log.clone(), snapshots.clone());
     let control = Arc::new(LogControl { controls, usage: usage.clone(), snapshots: snapshots.clone() });
     let billing = Billing::new(store.clone(), snapshots.clone(), control);
+    let payments = open_payments(config, store).await?;
     if config.has(Role::Scheduler) {
         start_scheduler(billing.clone(), running);
+        start_payments(payments.clone(), running);
         start_exchange_rates(config, store, running);
     }
-    let mut app = App::new(store.clone(), settings(config)?, registry);
+    let mut app = App::new(payments, settings(config)?, registry);
     app.dependencies = dependencies(config, store, &log, &usage);
     let relay = Arc::new(Relay::new(store.clone(), log.clone()));
     start_relay(&relay, running);
@@ -225,6 +228,29 @@ fn start_scheduler(billing: Billing, running: &mut Running) {
         // The scheduler may have ended by itself, which is a stop as well.
         let _ = stop.send(true);
         let _ = scheduler.await;
+    });
+}
+
+/// Gateways and the key of their secrets: a start with another key than the database's says so.
+async fn open_payments(config: &Config, store: &Store) -> Result<Payments, Failure> {
+    let vault = match &config.secrets_key {
+        Some(key) => Vault::from_hex(key.expose()),
+        None => Vault::from_file(&config.data_dir.join("secrets.key")),
+    };
+    let vault = vault.map_err(|error| Failure::usage(format!("secrets_key: {error}")))?;
+    vault.check(store).await.map_err(|error| Failure::work("checking secrets_key", error))?;
+    let endpoints = Endpoints { stripe: config.stripe_url.clone(), gocardless: config.gocardless_url.clone() };
+    Ok(Payments::new(store.clone(), vault, endpoints))
+}
+
+/// Payments whose outcome is open, and automatic top-ups.
+fn start_payments(payments: Payments, running: &mut Running) {
+    let (stop, stopped) = watch::channel(false);
+    let job = tokio::spawn(scheduler::payments::run(payments, stopped));
+    running.add("payments", move || async move {
+        // The job may have ended by itself, which is a stop as well.
+        let _ = stop.send(true);
+        let _ = job.await;
     });
 }
 

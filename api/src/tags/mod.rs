@@ -12,9 +12,12 @@ pub mod credit_notes;
 pub mod currencies;
 pub mod customers;
 pub mod fx;
+pub mod invoice_payments;
 pub mod invoices;
 pub mod meters;
 pub mod organization_settings;
+pub mod payment_gateways;
+pub mod payment_methods;
 pub mod plans;
 pub mod price_formulas;
 pub mod prices;
@@ -22,6 +25,7 @@ pub mod products;
 pub mod rate_tables;
 pub mod subscriptions;
 pub mod test_clocks;
+pub mod test_payment_simulations;
 pub mod transactions;
 pub mod usage;
 pub mod wallets;
@@ -37,9 +41,12 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(currencies::routes())
         .merge(customers::routes())
         .merge(fx::routes())
+        .merge(invoice_payments::routes())
         .merge(invoices::routes())
         .merge(meters::routes())
         .merge(organization_settings::routes())
+        .merge(payment_gateways::routes())
+        .merge(payment_methods::routes())
         .merge(plans::routes())
         .merge(price_formulas::routes())
         .merge(prices::routes())
@@ -47,6 +54,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(rate_tables::routes())
         .merge(subscriptions::routes())
         .merge(test_clocks::routes())
+        .merge(test_payment_simulations::routes())
         .merge(transactions::routes())
         .merge(usage::routes())
         .merge(wallets::routes())

@@ -1,24 +1,85 @@
-//! Transactions (reserve.md): usage that is authorized before it is delivered.
+//! Transactions: usage that is authorized before it is delivered (reserve.md), and the ledger of payments (transactions.md).
 
 use axum::http::StatusCode;
-use domain::{HoldId, Result};
+use domain::{HoldId, InvoiceId, Result, TransactionId};
 use ingest::reserve::{
     ReleaseReservationRequest, ReservationAnswer, ReservationOperation, ReservationOutcome, ReserveRequest,
     ReserveResponse, ReserveStatus,
 };
 use ledger::wallet::CaptureHoldRequest;
+use payments::transaction::{self, Transaction};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{Answer, App, Ctx, Data};
+use crate::{Answer, App, Ctx, Data, PageOf, answer};
 
 const TAG: &str = "Transactions";
 
 /// Routes of the tag.
 pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::default()
+        .routes(routes!(list_transactions))
+        .routes(routes!(get_transaction))
+        .routes(routes!(list_invoice_transactions))
         .routes(routes!(reserve_transaction))
         .routes(routes!(capture_transaction))
         .routes(routes!(release_transaction))
+}
+
+/// List payments, newest first
+#[utoipa::path(
+    get, path = "/v1/transactions", operation_id = "list_transactions", tag = TAG,
+    params(
+        ("limit" = Option<u32>, Query, description = "1 to 100, default 25"),
+        ("cursor" = Option<String>, Query, description = "Of the page before"),
+        ("sort" = Option<String>, Query, description = "amount, created_at or updated_at, after `-` descending"),
+        ("id" = Option<String>, Query, description = "eq, ne, in"),
+        ("customer_id" = Option<String>, Query, description = "eq, ne, in"),
+        ("invoice_id" = Option<String>, Query, description = "eq, ne, in"),
+        ("payment_method_id" = Option<String>, Query, description = "eq, ne, in"),
+        ("direction" = Option<String>, Query, description = "eq, ne, in"),
+        ("kind" = Option<String>, Query, description = "eq, ne, in"),
+        ("status" = Option<String>, Query, description = "eq, ne, in"),
+        ("currency" = Option<String>, Query, description = "eq, ne, in, contains"),
+        ("amount" = Option<String>, Query, description = "eq, ne, gt, gte, lt, lte"),
+        ("created_at" = Option<String>, Query, description = "eq, gt, gte, lt, lte"),
+        ("updated_at" = Option<String>, Query, description = "eq, gt, gte, lt, lte"),
+    ),
+    responses((status = 200, description = "One page", body = PageOf<Transaction>))
+)]
+async fn list_transactions(ctx: Ctx) -> Answer {
+    ctx.require("payments:read")?;
+    let query = ctx.list(&transaction::LIST)?;
+    let mut conn = ctx.conn().await?;
+    answer::page(transaction::list(&ctx.scope, &mut conn, &query).await?)
+}
+
+/// Read one payment
+#[utoipa::path(
+    get, path = "/v1/transactions/{id}", operation_id = "get_transaction", tag = TAG,
+    params(("id" = TransactionId, Path, description = "Transaction")),
+    responses((status = 200, description = "The payment", body = Data<Transaction>))
+)]
+async fn get_transaction(ctx: Ctx) -> Answer {
+    ctx.require("payments:read")?;
+    let mut conn = ctx.conn().await?;
+    answer::ok(Data(transaction::get(&ctx.scope, &mut conn, ctx.path_id("id")?).await?))
+}
+
+/// List the payments of one invoice, newest first
+#[utoipa::path(
+    get, path = "/v1/invoices/{id}/transactions", operation_id = "list_invoice_transactions", tag = TAG,
+    params(
+        ("id" = InvoiceId, Path, description = "Invoice"),
+        ("limit" = Option<u32>, Query, description = "1 to 100, default 25"),
+        ("cursor" = Option<String>, Query, description = "Of the page before"),
+    ),
+    responses((status = 200, description = "One page", body = PageOf<Transaction>))
+)]
+async fn list_invoice_transactions(ctx: Ctx) -> Answer {
+    ctx.require("payments:read")?;
+    let id = ctx.path_id("id")?;
+    let mut conn = ctx.conn().await?;
+    answer::page(transaction::list_of_invoice(&ctx.scope, &mut conn, id, None, ctx.query()).await?)
 }
 
 /// Price usage and hold what it costs on the wallet

@@ -7,9 +7,12 @@ use ledger::wallet::{
     TransferRequest, UpdateWalletSettingsRequest, WalletAnswer, WalletOperation, WalletRequest, WalletTransferResult,
 };
 use ledger::{Outcome, WalletDTO, WalletHold, WalletTransaction};
+use payments::topup::{Opened, TopupRequest, TopupResponse, WalletTopupRequest, WalletTopupResponse};
+use payments::transaction::Transaction;
 use serde::Serialize;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use crate::begun::{self, Begun};
 use crate::{Answer, App, Ctx, Data, PageOf, Refusal, answer};
 
 const TAG: &str = "Wallets";
@@ -25,6 +28,8 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(debit_wallet))
         .routes(routes!(adjust_wallet))
         .routes(routes!(transfer_between_wallets))
+        .routes(routes!(topup_wallet))
+        .routes(routes!(topup_customer_wallet))
         .routes(routes!(list_wallet_holds, create_wallet_hold))
         .routes(routes!(get_wallet_hold))
         .routes(routes!(capture_wallet_hold))
@@ -203,6 +208,73 @@ async fn transfer_between_wallets(ctx: Ctx) -> Answer {
     ctx.require("wallets:write")?;
     let read = |ctx: &Ctx| Ok(WalletRequest::Transfer(ctx.body(TransferRequest::read)?));
     operate(ctx, "transfer_between_wallets", read, |answer| Ok(once(answer.transfer()?))).await
+}
+
+/// Steps 2 and 3 of a top-up.
+async fn proceed(ctx: &Ctx, begun: &Begun<Opened>) -> Result<Transaction> {
+    let (payments, scope, id) = (ctx.app.payments.clone(), ctx.scope, begun.opened.transaction_id);
+    let attempt = begun.attempt();
+    begun::proceed(async move { payments.proceed(&scope, id, attempt).await }).await
+}
+
+/// Charge a payment method and credit the wallet
+///
+/// A payment that its provider has not decided answers with status PENDING or PROCESSING; the credit follows by itself, and
+/// `wallet.topup_succeeded` or `wallet.topup_failed` tells of it. A repeat under the same key answers how far the first is.
+#[utoipa::path(
+    post, path = "/v1/wallets/{id}/topup", operation_id = "topup_wallet", tag = TAG, request_body = TopupRequest,
+    params(("id" = WalletId, Path, description = "Wallet")),
+    responses(
+        (status = 200, description = "How far the top-up of an earlier call with the same idempotency_key is", body = Data<TopupResponse>),
+        (status = 201, description = "The wallet and how far the payment is", body = Data<TopupResponse>),
+    )
+)]
+async fn topup_wallet(ctx: Ctx) -> Answer {
+    ctx.require("wallets:write")?;
+    let begun = match ctx.write("topup_wallet").await {
+        Ok(mut write) => {
+            let id = ctx.path_id("id")?;
+            let request = ctx.body(TopupRequest::read)?;
+            let opened = ctx.app.payments.topup(&ctx.scope, write.tx(), id, &request).await?;
+            Begun::commit(write, opened).await?
+        }
+        Err(refusal) => Begun::repeated(refusal)?,
+    };
+    let payment = proceed(&ctx, &begun).await?;
+    begun.answer(StatusCode::CREATED, ctx.app.payments.answer(&ctx.scope, &payment).await?)
+}
+
+/// Fill the customer's wallet in the currency of the amount, which is made when it is missing
+#[utoipa::path(
+    post, path = "/v1/customers/{id}/wallets/topup", operation_id = "topup_customer_wallet", tag = TAG,
+    request_body = WalletTopupRequest,
+    params(("id" = CustomerId, Path, description = "Customer")),
+    responses(
+        (status = 200, description = "How far the top-up of an earlier call with the same idempotency_key is", body = Data<WalletTopupResponse>),
+        (status = 201, description = "How far the payment is", body = Data<WalletTopupResponse>),
+    )
+)]
+async fn topup_customer_wallet(ctx: Ctx) -> Answer {
+    ctx.require("wallets:write")?;
+    let begun = match ctx.write("topup_customer_wallet").await {
+        Ok(mut write) => {
+            let customer = ctx.path_id("id")?;
+            let request = ctx.body(WalletTopupRequest::read)?;
+            let opened = ctx.app.payments.topup_customer(&ctx.scope, write.tx(), customer, &request).await?;
+            Begun::commit(write, opened).await?
+        }
+        Err(refusal) => Begun::repeated(refusal)?,
+    };
+    let payment = proceed(&ctx, &begun).await?;
+    payment.refusal()?;
+    let answer = WalletTopupResponse {
+        wallet_id: begun.opened.wallet_id,
+        mode: begun.opened.mode,
+        status: payment.status,
+        invoice_id: None,
+        transaction_id: Some(payment.id),
+    };
+    begun.answer(StatusCode::CREATED, answer)
 }
 
 /// Hold an amount

@@ -58,6 +58,11 @@ async fn one_bad_value_rejects_the_whole_request() {
             "settings.wallet_default_credit_limit",
             "INVALID_FORMAT",
         ),
+        (
+            json!({"payment_terms_days": "30", "dunning_retry_schedule_seconds": "[7200, -1]"}),
+            "settings.dunning_retry_schedule_seconds",
+            "INVALID_FORMAT",
+        ),
         (json!({"payment_terms_days": "30", "colour": "red"}), "settings.colour", "UNKNOWN_FIELD"),
     ] {
         let refused = api.live.put(path, json!({"settings": settings})).await.bad_fields();

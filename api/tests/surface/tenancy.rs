@@ -39,7 +39,13 @@ async fn furnish(client: &Client) {
     let _ = client.post("/v1/api-keys", json!({"name": MARK})).await.expect(201);
     // Made by other tags; where the tag is not built the answer is 404, and its rows are not there to be stolen.
     let customer = json!({"name": MARK, "email": "a@example.com", "external_id": MARK});
-    let _ = client.post("/v1/customers", customer).await;
+    let customer = id(&client.post("/v1/customers", customer).await.data(201));
+    let gateway = json!({"provider": "stripe", "mode": "live", "display_name": "MARK", "config": {"api_key": "MARK"}});
+    let _ = post("/v1/payment-gateways".into(), gateway).await;
+    let card = json!({"customer_id": customer, "type": "CREDIT_CARD", "provider": "stripe", "provider_id": "MARK"});
+    let _ = post("/v1/payment-methods".into(), card).await;
+    let money = json!({"amount": {"value": "1.00", "currency": "EUR"}, "mode": "MANUAL", "reference": "MARK"});
+    let _ = post(format!("/v1/customers/{customer}/wallets/topup"), money).await;
 }
 
 /// Every row of the workspace as text, except what calls of the workspace itself write.
@@ -131,7 +137,9 @@ fn check(name: &str, reply: &Reply, has_foreign_path: bool, may_be_forbidden: bo
         assert!(shown.is_none(), "{name} took over the id {shown:?}: {text}");
     }
     if has_foreign_path && !reply.status.is_success() {
-        let expected = matches!(status, 400 | 404 | 409 | 422 | 503) || (status == 403 && may_be_forbidden);
+        // Receivers have no key to tell strangers by: they ask for a signature.
+        let unsigned = status == 401 && name.contains("/v1/webhooks/");
+        let expected = matches!(status, 400 | 404 | 409 | 422 | 503) || (status == 403 && may_be_forbidden) || unsigned;
         assert!(expected, "{name} answers {status}: {text}");
     }
 }

@@ -119,7 +119,7 @@ impl UpdateCustomerRequest {
             preferred_provider: input.patch("preferred_provider", Field::word),
             disabled_providers: not_null(input, "disabled_providers", |v| v.list(0, 5, Field::word)),
             default_auto_topup_enabled: input.patch("default_auto_topup_enabled", Field::boolean),
-            default_auto_topup_amount: input.patch("default_auto_topup_amount", positive_rate),
+            default_auto_topup_amount: input.patch("default_auto_topup_amount", Field::rate_positive),
             default_credit_limit: input.patch("default_credit_limit", Field::rate),
             default_low_balance_threshold: input.patch("default_low_balance_threshold", Field::rate),
             default_max_balance: input.patch("default_max_balance", Field::rate),
@@ -243,12 +243,6 @@ fn locale(field: Field<'_>) -> FieldResult<String> {
 fn payment_terms_days(field: Field<'_>) -> FieldResult<i32> {
     // In range: the bound is below the largest i32.
     field.integer(0, PAYMENT_TERMS_DAYS_MAX).map(|days| i32::try_from(days).unwrap_or(i32::MAX))
-}
-
-fn positive_rate(field: Field<'_>) -> FieldResult<Decimal> {
-    let refused = field.refuse(Code::OutOfRange, "must be above zero");
-    let value = field.rate()?;
-    if value.is_zero() { refused } else { Ok(value) }
 }
 
 fn address(field: Field<'_>) -> FieldResult<BillingAddress> {

@@ -21,6 +21,7 @@ use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use super::captured::{self, Captured};
+use super::collect;
 use super::draft::{Assembled, assemble, assemble_with_credits};
 use super::draw;
 use super::extra::plan_corrections;
@@ -49,10 +50,18 @@ pub struct RunRef {
 }
 
 /// What an operator may say at finalize.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FinalizeOptions {
     /// Day of issue; the present day in the organization's time zone when left out.
     pub issue_date: Option<NaiveDate>,
+    /// Whether the customer's payment method is charged for what wallets do not pay.
+    pub is_charged: bool,
+}
+
+impl Default for FinalizeOptions {
+    fn default() -> Self {
+        Self { issue_date: None, is_charged: true }
+    }
 }
 
 #[derive(FromRow)]
@@ -300,6 +309,10 @@ pub(crate) async fn finalize_saved(
         rows.push(row);
     }
     write(scope, tx.conn(), &rows).await?;
+    if options.is_charged {
+        let open: Vec<_> = rows.iter().filter(|row| !row.amount_due.is_zero()).map(|row| row.id).collect();
+        collect::want(scope, tx.conn(), &open).await?;
+    }
     events::emit(tx.conn(), &events).await
 }
 

@@ -10,11 +10,18 @@ use domain::{
 use rust_decimal::Decimal;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{FromRow, PgConnection, Row};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row};
 use store::StoreError;
 
 use super::line::InvoiceLineAtom;
 use super::model::money;
+
+/// What credit notes have taken back of an invoice line that is named `line`.
+pub(crate) const CREDITED: &str = "
+    SELECT coalesce(sum(c.amount), 0) AS net, coalesce(sum(c.tax_amount), 0) AS tax,
+        coalesce(sum(c.amount) FILTER (WHERE note.refund_transaction_id IS NOT NULL), 0) AS refunded
+    FROM credit_note_line c JOIN credit_note note ON note.id = c.credit_note_id
+    WHERE c.invoice_line_id = line.id AND note.status NOT IN ('draft', 'void')";
 
 /// A usage line of a finalized invoice.
 #[derive(Clone, Debug)]
@@ -55,6 +62,8 @@ pub struct Invoiced {
     pub(crate) amount: Money,
     /// Net that credit notes have taken back.
     pub(crate) credited: Money,
+    /// The part of it that went with refunds: the usage stays charged, its money was given back.
+    pub(crate) refunded: Money,
     /// Tax of the line.
     pub(crate) tax_amount: Money,
     /// Tax that credit notes have taken back.
@@ -68,9 +77,14 @@ pub struct Invoiced {
 }
 
 impl Invoiced {
-    /// Net that stands after credit notes.
+    /// Net that stands after credit notes: what can still be taken back.
     pub(crate) fn standing(&self) -> Result<Money> {
         Ok(self.amount.sub(self.credited)?)
+    }
+
+    /// Net that is charged for the usage. Refunds do not lower it, or else the next difference would charge it again.
+    pub(crate) fn charged(&self) -> Result<Money> {
+        Ok(self.standing()?.add(self.refunded)?)
     }
 
     /// What the lines of these windows have charged, in the order of their invoices. A window that no invoice has charged
@@ -80,12 +94,12 @@ impl Invoiced {
     /// As every statement.
     pub async fn load(conn: &mut PgConnection, windows: &[(SubscriptionId, Instant)]) -> Result<Vec<Self>> {
         let (ids, starts): (Vec<_>, Vec<_>) = windows.iter().map(|(id, start)| (id.0, *start)).unzip();
-        sqlx::query_as(
+        let sql = format!(
             "SELECT line.invoice_id, line.id, invoice.subscription_id, line.period_start, line.period_end, line.product_id,
                     line.metric_key, line.price_key, line.wallet_currency, line.price_id, line.price_version_id,
                     line.subscription_item_id, line.description, line.quantity, line.unit_amount, line.amount, line.tax_amount,
                     line.tax_rate, line.tax_category_code, line.supply_type, line.atoms, invoice.currency,
-                    credit.net AS credited, credit.tax AS tax_credited
+                    credit.net AS credited, credit.tax AS tax_credited, credit.refunded
              FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (subscription_id, window_start)
              JOIN usage_window w USING (subscription_id, window_start)
              JOIN invoice ON invoice.subscription_id = w.subscription_id AND invoice.deleted_at IS NULL
@@ -93,13 +107,11 @@ impl Invoiced {
              JOIN invoice_line line ON line.invoice_id = invoice.id AND line.charge_kind = 'USAGE'
                   AND line.line_type <> 'COMMIT_TRUE_UP'
                   AND line.period_start = w.window_start
-             CROSS JOIN LATERAL (
-                 SELECT coalesce(sum(c.amount), 0) AS net, coalesce(sum(c.tax_amount), 0) AS tax
-                 FROM credit_note_line c JOIN credit_note note ON note.id = c.credit_note_id
-                 WHERE c.invoice_line_id = line.id AND note.status NOT IN ('draft', 'void')) AS credit
+             CROSS JOIN LATERAL ({CREDITED}) AS credit
              WHERE w.billed OR w.invoiced_position IS NOT NULL
-             ORDER BY invoice.subscription_id, line.period_start, invoice.sequence_number, line.position",
-        )
+             ORDER BY invoice.subscription_id, line.period_start, invoice.sequence_number, line.position"
+        );
+        sqlx::query_as(AssertSqlSafe(sql))
         .bind(ids)
         .bind(starts)
         .fetch_all(conn)
@@ -132,6 +144,7 @@ impl FromRow<'_, PgRow> for Invoiced {
             unit_amount: row.try_get("unit_amount")?,
             amount: money(row, "amount", currency)?,
             credited: money(row, "credited", currency)?,
+            refunded: money(row, "refunded", currency)?,
             tax_amount: money(row, "tax_amount", currency)?,
             tax_credited: money(row, "tax_credited", currency)?,
             tax_rate: row.try_get("tax_rate")?,

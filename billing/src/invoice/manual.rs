@@ -54,7 +54,7 @@ impl GenerateInvoiceRequest {
 pub struct FinalizeInvoiceRequest {
     /// Default the present day in the organization's time zone.
     pub issue_date: Option<NaiveDate>,
-    /// Whether the customer's payment method is charged; there is none yet, wallet money is applied in any case.
+    /// Whether the customer's default payment method is charged for what wallets do not pay. Default true.
     pub auto_charge: Option<bool>,
 }
 
@@ -155,7 +155,7 @@ impl Billing {
         let clock = clock_of(scope, tx.conn(), run.subscription_id).await?;
         let scope = clocked(scope, tx.conn(), clock).await?;
         let sealed = self.seal(&scope, &[run]).await?;
-        let options = FinalizeOptions { issue_date: request.issue_date };
+        let options = FinalizeOptions { issue_date: request.issue_date, is_charged: request.auto_charge.unwrap_or(true) };
         withdraw_finalization(&scope, tx.conn(), &run).await?;
         if let Err(error) = self.finalize_in(&scope, tx, &[run], options).await {
             if !sealed.is_empty() {

@@ -1,6 +1,7 @@
 //! Invoices: assembly, drafts, finalization, reading (invoices.md).
 
 pub(crate) mod captured;
+pub mod collect;
 pub mod draft;
 pub(crate) mod draw;
 pub(crate) mod extra;
@@ -12,6 +13,7 @@ pub mod line;
 pub(crate) mod load;
 pub mod manual;
 pub mod model;
+pub mod pay;
 pub mod preview;
 pub mod read;
 pub mod run;
@@ -23,5 +25,6 @@ pub use finalize::{FinalizeOptions, RunRef};
 pub use line::{InvoiceLine, InvoiceLineAtom, InvoiceLineAtomDTO, InvoiceLineDTO, StoredLine};
 pub use manual::{FinalizeInvoiceRequest, GenerateInvoiceRequest};
 pub use model::{Invoice, InvoiceDTO, InvoiceTaxBreakdownRow};
+pub use pay::Payable;
 pub use run::{Run, RunKey, RunReason};
 pub use words::{AppliesAt, InvoiceLineType, InvoiceStatus, InvoiceType};

@@ -1,7 +1,7 @@
 //! Locked wallets and what is about to be booked on them, written in a few statements however many operations there are
 //! (DESIGN section 5, Throughput).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use domain::{Clock, Error, HoldId, Instant, JsonMap, Money, Result, Scope, TransferId, WalletId, WalletTransactionId};
 use sqlx::AssertSqlSafe;
@@ -11,8 +11,9 @@ use uuid::Uuid;
 use super::entry::{Movement, Operation, WalletEntry};
 use super::model::{HoldStatus, Wallet, WalletBalanceKind, WalletDTO, WalletHold, WalletTransactionSource};
 use super::row::{WALLET_COLUMNS, WALLET_FROM, WalletRow};
+use super::topup;
 use crate::account::{Account, WalletAccount, WorkspaceAccount};
-use crate::transfer::{Transfer, TransferKind, post};
+use crate::transfer::{Transfer, TransferKind, post_new};
 use crate::wallet::WalletTransactionType;
 
 /// What a movement says of itself.
@@ -73,6 +74,8 @@ pub struct WalletBatch {
     pub(super) ended: Vec<WalletHold>,
     /// Wallets at the operations that took their cash below their threshold.
     fell: Vec<Wallet>,
+    /// Wallets that an operation left wanting an automatic top-up.
+    wanting: BTreeSet<WalletId>,
 }
 
 /// Locks wallets in id order and lets what is due lapse, at the scope's instant (rule D4).
@@ -140,6 +143,7 @@ impl WalletBatch {
             placed: Vec::new(),
             ended: Vec::new(),
             fell: Vec::new(),
+            wanting: BTreeSet::new(),
         }
     }
 
@@ -188,6 +192,9 @@ impl WalletBatch {
             if let Some(locked) = self.wallets.get_mut(&entry.row.wallet.id) {
                 if has_fallen(&locked.row.wallet, &entry.row.wallet) {
                     self.fell.push(entry.row.wallet.clone());
+                }
+                if topup::is_wanted(&locked.row.wallet, &entry.row.wallet) {
+                    self.wanting.insert(entry.row.wallet.id);
                 }
                 locked.row = entry.row;
                 locked.changed = true;
@@ -244,10 +251,7 @@ impl WalletBatch {
     /// `Conflict` when a transfer of the batch is already booked: an earlier attempt was committed, nothing may be
     /// written again, and the caller reads what it left.
     pub async fn write(self, tx: &mut Tx, scope: &Scope) -> Result<()> {
-        let posted = post(tx, scope, &self.transfers).await?;
-        if posted.len() != self.transfers.len() {
-            return Err(Error::conflict("CONFLICT", "this operation has been booked already"));
-        }
+        post_new(tx, scope, &self.transfers).await?;
         self.write_balances(tx, scope).await?;
         self.write_holds(tx, scope).await?;
         self.emit(tx, scope).await
@@ -307,6 +311,7 @@ impl WalletBatch {
                 events.push(reserve_outcome(Some(hold.id), outcome, &[], Some(amount))?);
             }
         }
+        topup::want(tx, &self.wanting).await?;
         for wallet in &self.fell {
             events.push(wallet_event("wallet.low_balance_reached", wallet.id, wallet)?);
         }

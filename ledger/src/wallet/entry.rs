@@ -171,6 +171,14 @@ pub(super) fn counter_of_credit(source: WalletTransactionSource) -> WorkspaceAcc
     }
 }
 
+/// What a credit is called.
+pub(super) fn type_of_credit(source: WalletTransactionSource) -> WalletTransactionType {
+    match source {
+        WalletTransactionSource::Topup | WalletTransactionSource::AutoTopup => WalletTransactionType::Topup,
+        _ => WalletTransactionType::Credit,
+    }
+}
+
 /// The other side of what goes out.
 pub(super) fn counter_of_debit(source: WalletTransactionSource) -> WorkspaceAccount {
     use WalletTransactionSource as Source;

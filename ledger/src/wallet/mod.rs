@@ -16,6 +16,7 @@ mod replay;
 mod request;
 mod row;
 mod settings;
+pub mod topup;
 
 pub use batch::{Details, WalletBatch, lock_wallets, reserve_outcome};
 pub use create::{NewWallet, WalletDefaults, create_primary, create_secondary, wallet_for};

@@ -6,7 +6,7 @@ use rust_decimal::Decimal;
 use store::Tx;
 
 use super::batch::{Details, WalletBatch};
-use super::entry::{Operation, Split, counter_of_credit, counter_of_debit, smaller};
+use super::entry::{Operation, Split, counter_of_credit, counter_of_debit, smaller, type_of_credit};
 use super::model::{
     WalletBalanceKind, WalletTransaction, WalletTransactionSource, WalletTransactionType, WalletTransferResult,
 };
@@ -41,11 +41,7 @@ impl WalletBatch {
         let mut entry = self.entry(id)?;
         entry.check_currency(amount)?;
         check_caps(&entry.row.wallet, amount)?;
-        let transaction_type = match details.source {
-            WalletTransactionSource::Topup | WalletTransactionSource::AutoTopup => WalletTransactionType::Topup,
-            _ => WalletTransactionType::Credit,
-        };
-        let operation = Operation::new(transfer_id, transaction_type, details);
+        let operation = Operation::new(transfer_id, type_of_credit(details.source), details);
         let (balance, account, counter) = match kind {
             CreditKind::Cash => (WalletBalanceKind::Cash, WalletAccount::Cash, counter_of_credit(details.source)),
             CreditKind::Promotional { expires_at } => {
@@ -295,7 +291,8 @@ fn last_movement(movements: &[super::entry::Movement]) -> Result<WalletTransacti
     Ok(movement.row.clone())
 }
 
-fn check_caps(wallet: &super::Wallet, amount: Money) -> Result<()> {
+/// Refuses a credit beyond the caps of a wallet.
+pub(super) fn check_caps(wallet: &super::Wallet, amount: Money) -> Result<()> {
     if let Some(cap) = wallet.max_single_credit.filter(|cap| amount.amount() > cap.amount()) {
         let detail = format!("one credit may be at most {cap}, this is {amount}");
         return Err(Error::rule("MAX_SINGLE_CREDIT_EXCEEDED", detail).with("max_single_credit", cap));

@@ -154,7 +154,7 @@ impl CreditRequest {
     /// `Validation` with every bad field.
     pub fn read(body: &Value) -> Result<Self> {
         let mut input = Input::new(body)?;
-        let amount = input.required("amount", positive_money);
+        let amount = input.required("amount", Field::money_positive);
         let is_promotional = input.optional("is_promotional", Field::boolean).unwrap_or(false);
         let expires_at = input.optional("expires_at", Field::instant);
         if expires_at.is_some() && !is_promotional {
@@ -215,7 +215,7 @@ impl DebitRequest {
     /// `Validation` with every bad field.
     pub fn read(body: &Value) -> Result<Self> {
         let mut input = Input::new(body)?;
-        let amount = input.required("amount", positive_money);
+        let amount = input.required("amount", Field::money_positive);
         let common = Common::read(&mut input);
         input.finish()?;
         Ok(Self {
@@ -265,7 +265,7 @@ impl AdjustRequest {
     /// `Validation` with every bad field.
     pub fn read(body: &Value) -> Result<Self> {
         let mut input = Input::new(body)?;
-        let amount = input.required("amount", |v| bounded_money(v, |money| !money.is_zero(), "must not be zero"));
+        let amount = input.required("amount", money_not_zero);
         let reason = input.required("reason", |v| v.text(1, DESCRIPTION_MAX));
         let balance = input.optional("balance", Field::word);
         let idempotency_key = input.optional("idempotency_key", |v| v.text(1, 255));
@@ -314,7 +314,7 @@ impl TransferRequest {
     pub fn read(body: &Value) -> Result<Self> {
         let mut input = Input::new(body)?;
         let to_wallet_id = input.required("to_wallet_id", Field::id);
-        let amount = input.required("amount", positive_money);
+        let amount = input.required("amount", Field::money_positive);
         let fx_rate = input.optional("fx_rate", Field::exchange_rate);
         let description = input.optional("description", |v| v.text(0, DESCRIPTION_MAX));
         let idempotency_key = input.optional("idempotency_key", |v| v.text(1, 255));
@@ -361,7 +361,7 @@ impl HoldRequest {
     /// `Validation` with every bad field.
     pub fn read(body: &Value) -> Result<Self> {
         let mut input = Input::new(body)?;
-        let amount = input.required("amount", positive_money);
+        let amount = input.required("amount", Field::money_positive);
         let expires_at = input.optional("expires_at", Field::instant);
         let reference_type = input.optional("reference_type", |v| v.text(1, 64));
         let reference_id = input.optional("reference_id", Field::id);
@@ -411,7 +411,7 @@ impl CaptureHoldRequest {
     /// `Validation` with every bad field.
     pub fn read(body: &Value) -> Result<Self> {
         let mut input = Input::new(body)?;
-        let amount = input.optional("amount", positive_money);
+        let amount = input.optional("amount", Field::money_positive);
         for name in ["quantity", "external_cost_amount", "external_cost_currency", "timestamp"] {
             input.optional(name, |v| v.refuse::<()>(Code::NotAllowed, "is for reservations; give amount"));
         }
@@ -428,7 +428,7 @@ impl CaptureHoldRequest {
     pub fn read_usage(body: &Value) -> Result<Self> {
         let mut input = Input::new(body)?;
         input.optional("amount", |v| v.refuse::<()>(Code::NotAllowed, "is for holds by amount; give quantity"));
-        let quantity = input.optional("quantity", positive_rate);
+        let quantity = input.optional("quantity", Field::rate_positive);
         let cost = input.optional("external_cost_amount", Field::rate);
         let cost_currency = input.optional("external_cost_currency", Field::currency);
         match (cost, cost_currency) {
@@ -490,20 +490,10 @@ fn checked<T>(value: Option<T>) -> Result<T> {
     value.ok_or_else(|| domain::Error::invariant("a required member passed unread"))
 }
 
-fn bounded_money(field: Field<'_>, good: impl Fn(&Money) -> bool, message: &str) -> FieldResult<Money> {
-    let refused: FieldResult<Money> = field.refuse(Code::OutOfRange, message);
+fn money_not_zero(field: Field<'_>) -> FieldResult<Money> {
+    let refused = field.refuse(Code::OutOfRange, "must not be zero");
     let money = field.money()?;
-    if good(&money) { Ok(money) } else { refused }
-}
-
-fn positive_rate(field: Field<'_>) -> FieldResult<Decimal> {
-    let refused: FieldResult<Decimal> = field.refuse(Code::OutOfRange, "must be above zero");
-    let rate = field.rate()?;
-    if rate.is_zero() { refused } else { Ok(rate) }
-}
-
-fn positive_money(field: Field<'_>) -> FieldResult<Money> {
-    bounded_money(field, |money| !money.is_zero() && !money.is_negative(), "must be above zero")
+    if money.is_zero() { refused } else { Ok(money) }
 }
 
 /// A plain decimal that is an amount of `currency`: not negative, no decimals beyond the currency's.

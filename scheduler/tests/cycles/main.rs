@@ -3,6 +3,7 @@
 
 mod books;
 mod clocks;
+mod collecting;
 mod cycles;
 mod exchange;
 mod exchange_rates;

@@ -62,8 +62,8 @@ fn without_usage(earlier: &Invoiced) -> DraftLine {
 
 /// One negative atom per earlier line, so that the atoms add up to the line and show which invoice charged how much.
 fn subtract(line: &mut DraftLine, earlier: &Invoiced) -> Result<()> {
-    let standing = earlier.standing()?;
-    line.amount = line.amount.sub(standing)?;
+    let charged = earlier.charged()?;
+    line.amount = line.amount.sub(charged)?;
     line.quantity -= earlier.quantity;
     line.atoms.push(InvoiceLineAtom {
         id: no_id(),
@@ -72,7 +72,7 @@ fn subtract(line: &mut DraftLine, earlier: &Invoiced) -> Result<()> {
         segment_end: earlier.period.end,
         quantity: -earlier.quantity,
         unit_amount: earlier.unit_amount,
-        net_amount: standing.negate(),
+        net_amount: charged.negate(),
         proration_numerator: None,
         proration_denominator: None,
         price_version_id: Some(earlier.price_version_id),
