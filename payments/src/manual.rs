@@ -105,6 +105,7 @@ pub async fn record(
     let scope = at_customer(scope, tx.conn(), invoice.customer_id).await?;
     invoice.check_open()?;
     check_arrival(request.received_at, scope.now())?;
+    refuse_repeated(&scope, tx, id, request).await?;
     let amount = request.amount.unwrap_or(invoice.due);
     if invoice.due.sub(amount)?.is_negative() && !request.credit_excess_to_wallet {
         let detail = format!(
@@ -113,13 +114,13 @@ pub async fn record(
         );
         return Err(Error::rule("OVERPAYMENT", detail).with("amount_due", invoice.due));
     }
-    refuse_repeated(&scope, tx, id, request).await?;
     let way = Way::Hand(ByHand {
         source: Some(request.source),
         reference: request.reference.clone(),
         received_at: request.received_at,
     });
-    let new = NewTransaction::new(invoice.customer_id, TransactionKind::ManualPayment, amount, way).of_invoice(&invoice);
+    let new =
+        NewTransaction::new(invoice.customer_id, TransactionKind::ManualPayment, amount, way).of_invoice(&invoice);
     let new = NewTransaction { metadata: request.metadata()?, ..new };
     let row = transaction::insert(&scope, tx, &new, Clock::System.now()).await?;
     let row = settle(&scope, tx, &mut invoice, row).await?;

@@ -116,7 +116,8 @@ mod tests {
         let default = || gateway(3, Adyen, |g| g.is_default = true);
         let all = || vec![default(), preferred(), stripe()];
         let without_stripe = |change: fn(&mut Candidate)| vec![default(), preferred(), gateway(1, Stripe, change)];
-        let cases: Vec<(&str, Vec<Candidate>, Option<ProviderID>, &[ProviderID], Option<u128>)> = vec![
+        type Case<'a> = (&'a str, Vec<Candidate>, Option<ProviderID>, &'a [ProviderID], Option<u128>);
+        let cases: Vec<Case<'_>> = vec![
             ("1. the method's provider", all(), Some(Mollie), &[], Some(1)),
             ("left out when disabled by the customer", all(), Some(Mollie), &[Stripe], Some(2)),
             ("2. the preferred provider", vec![default(), preferred()], Some(Mollie), &[], Some(2)),

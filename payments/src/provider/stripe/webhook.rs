@@ -19,7 +19,7 @@ pub(crate) fn verify_signature(header: &str, body: &[u8], secret: &str, now: Ins
     let pairs: Vec<_> = header.split(',').filter_map(|pair| pair.trim().split_once('=')).collect();
     let Some((_, time)) = pairs.iter().find(|(name, _)| *name == "t") else { return false };
     let signed_at = time.parse().ok().and_then(|secs| chrono::DateTime::from_timestamp(secs, 0));
-    if !signed_at.is_some_and(|at| (now - at).abs() <= TOLERANCE) {
+    if signed_at.is_none_or(|at| (now - at).abs() > TOLERANCE) {
         return false;
     }
     pairs.iter().filter(|(name, _)| *name == "v1").any(|(_, signature)| {
