@@ -151,6 +151,8 @@ ids! {
     PaymentSimulationId,
     /// Statement of what is owed to a counterparty.
     SettlementId,
+    /// Line of one.
+    SettlementLineId,
 }
 
 impl UsageEventId {

@@ -44,6 +44,10 @@ wire_enum! {
         Fx = "fx",
         /// Corrections.
         WriteOff = "write_off",
+        /// What settlements owe.
+        SettlementPayable = "settlement_payable",
+        /// What counterparties of settlements have earned.
+        SettlementExpense = "settlement_expense",
     }
 }
 

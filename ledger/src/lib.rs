@@ -21,6 +21,8 @@
 //! | `manual_clearing` | asset | workspace | debit | money received or paid outside a gateway |
 //! | `promotional_expense` | expense | workspace | debit | credit given, less what expired |
 //! | `write_off` | expense | workspace | debit | corrections of wallets |
+//! | `settlement_payable` | liability | workspace | credit | what finalized settlements owe and was not paid out |
+//! | `settlement_expense` | expense | workspace | debit | what counterparties have earned of our income |
 //! | `fx` | clearing | workspace | either | conversions between currencies |
 //!
 //! # Entries of each operation
@@ -58,9 +60,13 @@
 //! | top-up refunded or charged back at the gateway: what the wallet has; the rest | `wallet_promotional`, then `wallet_cash`; `write_off` | `gateway_clearing` |
 //! | invoice drawn from a wallet | `wallet_promotional`, then `wallet_cash` | `receivable` |
 //! | invoice drawn from a wallet of another currency, in each currency | the same; `fx` | `fx`; `receivable` |
+//! | settlement finalized (what it carries from earlier ones was booked with those) | `settlement_expense` | `settlement_payable` |
+//! | finalized settlement void | `settlement_payable` | `settlement_expense` |
+//! | settlement paid out | `settlement_payable` | `manual_clearing` |
 
 pub mod account;
 pub mod invoice;
+pub mod settlement;
 pub mod transfer;
 pub mod trial_balance;
 pub mod verify;

@@ -38,6 +38,10 @@ wire_enum! {
         CreditNote = "credit_note",
         /// Money of a payment that was given back.
         PaymentRefund = "payment_refund",
+        /// What a settlement adds to what is owed, or takes back of it.
+        Settlement = "settlement",
+        /// A settlement that was paid out.
+        Payout = "payout",
     }
 }
 

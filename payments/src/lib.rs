@@ -19,6 +19,7 @@ pub mod provider;
 pub mod receive;
 pub mod refund;
 pub(crate) mod settle;
+pub mod settlement;
 pub mod simulation;
 pub mod sweep;
 pub mod topup;

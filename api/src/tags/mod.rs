@@ -23,6 +23,7 @@ pub mod price_formulas;
 pub mod prices;
 pub mod products;
 pub mod rate_tables;
+pub mod settlements;
 pub mod subscriptions;
 pub mod test_clocks;
 pub mod test_payment_simulations;
@@ -52,6 +53,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(prices::routes())
         .merge(products::routes())
         .merge(rate_tables::routes())
+        .merge(settlements::routes())
         .merge(subscriptions::routes())
         .merge(test_clocks::routes())
         .merge(test_payment_simulations::routes())

@@ -349,17 +349,17 @@ domain::wire_enum! {
         Invoice = "invoice",
         /// Credit notes.
         CreditNote = "credit_note",
+        /// Settlements.
+        Settlement = "settlement",
     }
 }
 
 /// Takes consecutive numbers of a series of the workspace; the row stays locked until the commit, so that none is missing and
 /// none is given twice (rule D6).
-pub(crate) async fn take_numbers(
-    scope: &Scope,
-    conn: &mut PgConnection,
-    kind: DocumentKind,
-    count: usize,
-) -> Result<i64> {
+///
+/// # Errors
+/// As every statement.
+pub async fn take_numbers(scope: &Scope, conn: &mut PgConnection, kind: DocumentKind, count: usize) -> Result<i64> {
     sqlx::query_scalar(
         "INSERT INTO document_series (workspace_id, kind, next_number) VALUES ($1, $3, $2 + 1)
          ON CONFLICT (workspace_id, kind) DO UPDATE SET next_number = document_series.next_number + $2

@@ -3,8 +3,8 @@
 use billing::invoice::Payable;
 use chrono::TimeDelta;
 use domain::{
-    CustomerId, Error, Instant, InvoiceId, JsonMap, Money, PaymentGatewayId, PaymentMethodId, ProviderID, Result, Scope,
-    SubscriptionId, TransactionId, WalletId, WorkspaceId,
+    CustomerId, Error, Instant, InvoiceId, JsonMap, Money, PaymentGatewayId, PaymentMethodId, ProviderID, Result,
+    Scope, SettlementId, SubscriptionId, TransactionId, WalletId, WorkspaceId,
 };
 use sqlx::PgPool;
 use sqlx::types::Json;
@@ -42,6 +42,7 @@ pub(crate) struct NewTransaction {
     pub customer_id: CustomerId,
     pub wallet_id: Option<WalletId>,
     pub invoice: Option<(InvoiceId, Option<SubscriptionId>)>,
+    pub settlement: Option<SettlementId>,
     pub parent: Option<TransactionId>,
     pub kind: TransactionKind,
     pub amount: Money,
@@ -59,6 +60,7 @@ impl NewTransaction {
             customer_id,
             wallet_id: None,
             invoice: None,
+            settlement: None,
             parent: None,
             kind,
             amount,
@@ -78,6 +80,11 @@ impl NewTransaction {
     /// Belongs to an invoice.
     pub fn of_invoice(self, invoice: &Payable) -> Self {
         Self { invoice: Some((invoice.id, invoice.subscription_id)), ..self }
+    }
+
+    /// Pays a settlement out.
+    pub fn of_settlement(self, id: SettlementId) -> Self {
+        Self { settlement: Some(id), ..self }
     }
 
     /// Gives back a payment, of whatever that was for.
@@ -110,9 +117,9 @@ pub(crate) async fn insert(scope: &Scope, tx: &mut Tx, new: &NewTransaction, rea
         "INSERT INTO payment_transaction (id, organization_id, workspace_id, customer_id, wallet_id, invoice_id,
              subscription_id, payment_method_id, gateway_id, parent_transaction_id, provider, direction, kind, status, amount,
              currency, source, reference, is_automatic, attempt, is_credited, processed_at, next_check_at, metadata, created_at,
-             updated_at)
+             updated_at, settlement_id)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
-             $25, $25)
+             $25, $25, $26)
          RETURNING *",
     )
     .bind(TransactionId::generate())
@@ -140,6 +147,7 @@ pub(crate) async fn insert(scope: &Scope, tx: &mut Tx, new: &NewTransaction, rea
     .bind(is_open.then_some(real + LEASE))
     .bind(Json(&new.metadata))
     .bind(now)
+    .bind(new.settlement)
     .fetch_one(tx.conn())
     .await;
     on_constraint(inserted, "writing a transaction", |constraint| match constraint {
@@ -152,7 +160,12 @@ pub(crate) async fn insert(scope: &Scope, tx: &mut Tx, new: &NewTransaction, rea
 }
 
 /// Notes that a part of a payment was more than its invoice was owed, and on which wallet that is now.
-pub(crate) async fn note_excess(tx: &mut Tx, row: &Transaction, wallet: WalletId, excess: Money) -> Result<Transaction> {
+pub(crate) async fn note_excess(
+    tx: &mut Tx,
+    row: &Transaction,
+    wallet: WalletId,
+    excess: Money,
+) -> Result<Transaction> {
     sqlx::query_as("UPDATE payment_transaction SET wallet_id = $2, excess_amount = $3 WHERE id = $1 RETURNING *")
         .bind(row.id)
         .bind(wallet)
