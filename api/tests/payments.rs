@@ -410,11 +410,17 @@ async fn invoices_are_paid_by_hand() {
     let reverse = format!("{payments}/{}/reverse", first["id"].as_str().unwrap());
     let wrong = api.sandbox.post(&reverse, json!({})).await;
     assert_eq!(wrong.bad_fields(), [("reason".to_owned(), "REQUIRED".to_owned())]);
-    assert_eq!(api.sandbox.post(&reverse, json!({"reason": "wrong invoice"})).await.data(200)["status"], json!("REFUNDED"));
+    assert_eq!(
+        api.sandbox.post(&reverse, json!({"reason": "wrong invoice"})).await.data(200)["status"],
+        json!("REFUNDED")
+    );
     let all = json!({"source": "CASH", "amount": eur("120.00"), "credit_excess_to_wallet": true});
     let _ = api.sandbox.post(&payments, all).await.data(201);
     let seen = api.sandbox.get(&bill).await.data(200);
-    assert_eq!((&seen["status"], &seen["amount_paid"], &seen["amount_due"]), (&json!("paid"), &eur("119.00"), &eur("0.00")));
+    assert_eq!(
+        (&seen["status"], &seen["amount_paid"], &seen["amount_due"]),
+        (&json!("paid"), &eur("119.00"), &eur("0.00"))
+    );
     assert!(seen["paid_at"].is_string());
     let wallet = api.sandbox.get(&format!("/v1/wallets/{}", id(&owner["wallet"]))).await.data(200);
     assert_eq!(wallet["cash_balance"], eur("1.00"));
@@ -462,7 +468,8 @@ async fn invoices_are_charged_and_refunded() {
         (&first["status"], &row["kind"], &row["direction"], &row["parent_transaction_id"], &row["metadata"]["ticket"]),
         (&json!("SUCCEEDED"), &json!("REFUND"), &json!("OUTBOUND"), &paid["transaction_id"], &json!("7"))
     );
-    let note = api.sandbox.get(&format!("/v1/credit-notes/{}", first["credit_note_id"].as_str().unwrap())).await.data(200);
+    let note =
+        api.sandbox.get(&format!("/v1/credit-notes/{}", first["credit_note_id"].as_str().unwrap())).await.data(200);
     assert_eq!(
         (&note["status"], &note["reason_code"], &note["subtotal"], &note["tax_amount"], &note["reason"]),
         (&json!("applied"), &json!("REFUND"), &eur("15.97"), &eur("3.03"), &json!("late"))

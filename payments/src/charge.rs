@@ -147,7 +147,8 @@ impl Order {
 
     async fn charge(conn: &mut PgConnection, row: &Transaction) -> Result<ChargeOrder> {
         let method_id = row.payment_method_id;
-        let method_id = method_id.ok_or_else(|| Error::invariant(format!("charge {} without an instrument", row.id)))?;
+        let method_id =
+            method_id.ok_or_else(|| Error::invariant(format!("charge {} without an instrument", row.id)))?;
         let (method_type, token): (PaymentMethodType, String) =
             sqlx::query_as("SELECT type, provider_id FROM payment_method WHERE id = $1")
                 .bind(method_id)
@@ -173,7 +174,8 @@ impl Order {
         Ok(RefundOrder {
             transaction_id: row.id,
             ordered_at: row.created_at,
-            charge_reference: reference.ok_or_else(|| Error::invariant(format!("payment {parent} has no reference")))?,
+            charge_reference: reference
+                .ok_or_else(|| Error::invariant(format!("payment {parent} has no reference")))?,
             amount: row.amount,
             refunded_total,
             payment_method_id: row.payment_method_id,
@@ -249,12 +251,7 @@ pub(crate) async fn announce_success(scope: &Scope, tx: &mut Tx, row: &Transacti
 }
 
 /// What follows from money that has moved.
-async fn succeed(
-    scope: &Scope,
-    tx: &mut Tx,
-    invoice: Option<&mut Payable>,
-    row: Transaction,
-) -> Result<Transaction> {
+async fn succeed(scope: &Scope, tx: &mut Tx, invoice: Option<&mut Payable>, row: Transaction) -> Result<Transaction> {
     match (row.kind, invoice, row.wallet_id) {
         (TransactionKind::WalletTopup, _, Some(wallet)) => {
             credit(scope, tx, wallet, &row).await?;

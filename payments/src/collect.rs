@@ -7,7 +7,9 @@
 use billing::invoice::{Payable, collect};
 use billing::settings::BillingSettings;
 use domain::input::Field;
-use domain::{Clock, Error, Input, Instant, InvoiceId, Money, PaymentMethodId, Result, Scope, TransactionId, WorkspaceId};
+use domain::{
+    Clock, Error, Input, Instant, InvoiceId, Money, PaymentMethodId, Result, Scope, TransactionId, WorkspaceId,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::{StoreError, Tx};
@@ -90,7 +92,8 @@ impl Payments {
         invoice.check_open()?;
         let way = self.route(scope, tx.conn(), invoice.customer_id, invoice.due.currency(), named).await?;
         let scope = at_customer(scope, tx.conn(), invoice.customer_id).await?;
-        let new = NewTransaction::new(invoice.customer_id, TransactionKind::Charge, invoice.due, way).of_invoice(invoice);
+        let new =
+            NewTransaction::new(invoice.customer_id, TransactionKind::Charge, invoice.due, way).of_invoice(invoice);
         let attempt = 1 + charges(tx, invoice.id, false).await?;
         let new = NewTransaction { is_automatic, attempt, ..new };
         let row = transaction::insert(&scope, tx, &new, Clock::System.now()).await?;

@@ -119,7 +119,8 @@ pub async fn record(
         reference: request.reference.clone(),
         received_at: request.received_at,
     });
-    let new = NewTransaction::new(invoice.customer_id, TransactionKind::ManualPayment, amount, way).of_invoice(&invoice);
+    let new =
+        NewTransaction::new(invoice.customer_id, TransactionKind::ManualPayment, amount, way).of_invoice(&invoice);
     let new = NewTransaction { metadata: request.metadata()?, ..new };
     let row = transaction::insert(&scope, tx, &new, Clock::System.now()).await?;
     let row = settle(&scope, tx, &mut invoice, row).await?;

@@ -11,9 +11,9 @@ use utoipa::ToSchema;
 
 use crate::charge::{Attempt, record};
 use crate::method;
+use crate::provider::Outcome;
 use crate::provider::gocardless::{self, GocardlessHappening};
 use crate::provider::stripe::{self, StripeHappening};
-use crate::provider::Outcome;
 use crate::words::PaymentMethodStatus;
 use crate::{Payments, gateway, refund, transaction};
 

@@ -277,7 +277,12 @@ impl Payments {
 }
 
 /// The customer's wallet in a currency, made when it is missing.
-pub(crate) async fn wallet_of(scope: &Scope, tx: &mut Tx, customer: CustomerId, currency: Currency) -> Result<WalletId> {
+pub(crate) async fn wallet_of(
+    scope: &Scope,
+    tx: &mut Tx,
+    customer: CustomerId,
+    currency: Currency,
+) -> Result<WalletId> {
     if let Some(id) = wallet_for(scope, tx, customer, currency).await? {
         return Ok(id);
     }

@@ -75,8 +75,7 @@ pub async fn apply_refund(
         }
         rest -= part;
         let remaining = note.amount_remaining - part;
-        let status =
-            if remaining.is_zero() { CreditNoteStatus::Applied } else { CreditNoteStatus::PartiallyApplied };
+        let status = if remaining.is_zero() { CreditNoteStatus::Applied } else { CreditNoteStatus::PartiallyApplied };
         apply(scope, tx, &note, (part, remaining, status), refund).await?;
         let payload = json!({
             "credit_note_id": note.id, "credit_note_number": note.credit_note_number, "invoice_id": invoice.id,
@@ -84,7 +83,14 @@ pub async fn apply_refund(
             "transaction_id": refund, "status": status, "amount": Money::new(part, note.currency)?,
             "amount_remaining": Money::new(remaining, note.currency)?,
         });
-        events.push(Event::new(scope.workspace_id, "credit_note.applied", "credit_note", note.id, payload, scope.now()));
+        events.push(Event::new(
+            scope.workspace_id,
+            "credit_note.applied",
+            "credit_note",
+            note.id,
+            payload,
+            scope.now(),
+        ));
     }
     if !rest.is_zero() {
         // The money is gone in any case: that must be written down.

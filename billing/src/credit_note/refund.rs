@@ -2,7 +2,8 @@
 //! of the invoice.
 
 use domain::{
-    CreditNoteId, Currency, Error, InvoiceId, InvoiceLineId, JsonMap, Money, Result, Scope, TaxCategoryCode, TransactionId,
+    CreditNoteId, Currency, Error, InvoiceId, InvoiceLineId, JsonMap, Money, Result, Scope, TaxCategoryCode,
+    TransactionId,
 };
 use rust_decimal::Decimal;
 use sqlx::postgres::PgRow;
@@ -150,7 +151,10 @@ impl Standing {
     /// Splits a gross amount at the line's rate. The last credit of a line takes what is left of net and tax, so that both leave
     /// exactly none (credit-notes.md 4, Tax).
     fn take(&self, gross: Money) -> Result<Taken> {
-        let net = Money::round(gross.amount() * Decimal::ONE_HUNDRED / (Decimal::ONE_HUNDRED + self.tax_rate), gross.currency())?;
+        let net = Money::round(
+            gross.amount() * Decimal::ONE_HUNDRED / (Decimal::ONE_HUNDRED + self.tax_rate),
+            gross.currency(),
+        )?;
         let least = gross.sub(self.tax)?; // more tax than is left cannot be taken back
         let net = smaller(if net.amount() < least.amount() { least } else { net }, self.net);
         Ok(Taken {

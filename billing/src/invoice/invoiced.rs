@@ -112,11 +112,11 @@ impl Invoiced {
              ORDER BY invoice.subscription_id, line.period_start, invoice.sequence_number, line.position"
         );
         sqlx::query_as(AssertSqlSafe(sql))
-        .bind(ids)
-        .bind(starts)
-        .fetch_all(conn)
-        .await
-        .context("reading what invoices have charged")
+            .bind(ids)
+            .bind(starts)
+            .fetch_all(conn)
+            .await
+            .context("reading what invoices have charged")
     }
 }
 

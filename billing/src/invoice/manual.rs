@@ -155,7 +155,8 @@ impl Billing {
         let clock = clock_of(scope, tx.conn(), run.subscription_id).await?;
         let scope = clocked(scope, tx.conn(), clock).await?;
         let sealed = self.seal(&scope, &[run]).await?;
-        let options = FinalizeOptions { issue_date: request.issue_date, is_charged: request.auto_charge.unwrap_or(true) };
+        let options =
+            FinalizeOptions { issue_date: request.issue_date, is_charged: request.auto_charge.unwrap_or(true) };
         withdraw_finalization(&scope, tx.conn(), &run).await?;
         if let Err(error) = self.finalize_in(&scope, tx, &[run], options).await {
             if !sealed.is_empty() {

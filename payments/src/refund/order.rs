@@ -4,9 +4,7 @@ use std::collections::HashMap;
 
 use billing::credit_note::{self, RefundNote};
 use billing::invoice::Payable;
-use domain::{
-    Clock, CreditNoteId, Error, InvoiceId, Money, Result, Scope, TransactionId, WalletId,
-};
+use domain::{Clock, CreditNoteId, Error, InvoiceId, Money, Result, Scope, TransactionId, WalletId};
 use ledger::Outcome;
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
@@ -127,12 +125,7 @@ async fn order(scope: &Scope, tx: &mut Tx, id: InvoiceId, request: &RefundInvoic
 }
 
 /// Payments of a locked invoice, the newest first.
-async fn sources(
-    scope: &Scope,
-    tx: &mut Tx,
-    invoice: &Payable,
-    named: Option<TransactionId>,
-) -> Result<Vec<Source>> {
+async fn sources(scope: &Scope, tx: &mut Tx, invoice: &Payable, named: Option<TransactionId>) -> Result<Vec<Source>> {
     let payments: Vec<Transaction> = sqlx::query_as(
         "SELECT * FROM payment_transaction WHERE workspace_id = $1 AND invoice_id = $2 AND direction = 'INBOUND'
              AND status IN ('SUCCEEDED', 'PARTIALLY_REFUNDED', 'REFUNDED')
@@ -215,7 +208,8 @@ async fn way_of(scope: &Scope, tx: &mut Tx, payment: &Transaction, destination: 
             let held = gateway::hold(scope, tx.conn(), gateway_id).await;
             held.map_err(|error| match error {
                 Error::NotFound { .. } => {
-                    let detail = "the gateway of the payment was removed: give the money back to a WALLET, or by hand (MANUAL)";
+                    let detail =
+                        "the gateway of the payment was removed: give the money back to a WALLET, or by hand (MANUAL)";
                     Error::business_rule(detail).with("transaction_id", payment.id)
                 }
                 other => other,
@@ -261,8 +255,10 @@ async fn credit(
             let lines: Vec<_> = request.line_items.iter().map(|item| (item.invoice_line_id, item.amount)).collect();
             let asked = request.line_items_sum()?;
             if asked.is_some_and(|asked| asked != missing) {
-                let detail = format!("a credit note of an earlier refund is open: of this refund only {missing} is not credited yet; \
-                                      leave line_items out");
+                let detail = format!(
+                    "a credit note of an earlier refund is open: of this refund only {missing} is not credited yet; \
+                                      leave line_items out"
+                );
                 return Err(Error::business_rule(detail).with("not_credited", missing));
             }
             let note = RefundNote {

@@ -110,9 +110,11 @@ impl RefundInvoiceRequest {
 
     fn check_sum(&self) -> Result<()> {
         match (self.amount, self.line_items_sum()?) {
-            (Some(amount), Some(sum)) if amount != sum => {
-                Err(Error::field("line_items", Code::OutOfRange, format!("add up to {sum}, not to the amount of {amount}")))
-            }
+            (Some(amount), Some(sum)) if amount != sum => Err(Error::field(
+                "line_items",
+                Code::OutOfRange,
+                format!("add up to {sum}, not to the amount of {amount}"),
+            )),
             _ => Ok(()),
         }
     }

@@ -3,8 +3,8 @@
 use billing::invoice::Payable;
 use chrono::TimeDelta;
 use domain::{
-    CustomerId, Error, Instant, InvoiceId, JsonMap, Money, PaymentGatewayId, PaymentMethodId, ProviderID, Result, Scope,
-    SubscriptionId, TransactionId, WalletId, WorkspaceId,
+    CustomerId, Error, Instant, InvoiceId, JsonMap, Money, PaymentGatewayId, PaymentMethodId, ProviderID, Result,
+    Scope, SubscriptionId, TransactionId, WalletId, WorkspaceId,
 };
 use sqlx::PgPool;
 use sqlx::types::Json;
@@ -152,7 +152,12 @@ pub(crate) async fn insert(scope: &Scope, tx: &mut Tx, new: &NewTransaction, rea
 }
 
 /// Notes that a part of a payment was more than its invoice was owed, and on which wallet that is now.
-pub(crate) async fn note_excess(tx: &mut Tx, row: &Transaction, wallet: WalletId, excess: Money) -> Result<Transaction> {
+pub(crate) async fn note_excess(
+    tx: &mut Tx,
+    row: &Transaction,
+    wallet: WalletId,
+    excess: Money,
+) -> Result<Transaction> {
     sqlx::query_as("UPDATE payment_transaction SET wallet_id = $2, excess_amount = $3 WHERE id = $1 RETURNING *")
         .bind(row.id)
         .bind(wallet)

@@ -38,7 +38,11 @@ async fn assert_paid_once(shop: &Shop, invoice: InvoiceId, what: &str) {
     assert_eq!(shop.balance(&shop.live, "receivable").await, "0.00", "{what}");
     assert_eq!(shop.balance(&shop.live, "gateway_clearing").await, "119.00", "{what}");
     let events = shop.events(&shop.live).await;
-    assert_eq!((events["payment.initiated"], events["payment.succeeded"], events.len()), (1, 1, 2), "{what}: {events:?}");
+    assert_eq!(
+        (events["payment.initiated"], events["payment.succeeded"], events.len()),
+        (1, 1, 2),
+        "{what}: {events:?}"
+    );
     assert_eq!(shop.events_like(&shop.live, "invoice.%").await["invoice.paid"], 1, "{what}");
     assert_eq!(shop.sweep_in(600).await, payments::sweep::Swept::default(), "{what}: nothing is left to do");
     shop.assert_verified().await;
@@ -158,9 +162,13 @@ async fn money_that_comes_twice_is_kept_for_the_customer() {
     // Of the invoice only what it has can be refunded.
     let more = shop.refund(scope, invoice, json!({"amount": eur("19.01")})).await.unwrap_err();
     assert_eq!(more.code(), "BUSINESS_RULE_VIOLATION");
-    let more = shop.refund(scope, invoice, json!({"amount": eur("119.01"), "destination": "MANUAL"})).await.unwrap_err();
+    let more =
+        shop.refund(scope, invoice, json!({"amount": eur("119.01"), "destination": "MANUAL"})).await.unwrap_err();
     assert_eq!(more.code(), "REFUND_EXCEEDS_PAID");
-    assert_eq!((shop.balance(scope, "receivable").await, shop.balance(scope, "gateway_clearing").await), ("0.00".into(), "119.00".into()));
+    assert_eq!(
+        (shop.balance(scope, "receivable").await, shop.balance(scope, "gateway_clearing").await),
+        ("0.00".into(), "119.00".into())
+    );
     shop.assert_verified().await;
 }
 

@@ -73,7 +73,12 @@ impl Bank {
     }
 
     /// What becomes of an order that moves money into a drawer.
-    async fn decide(&self, drawer: &Mutex<BTreeMap<TransactionId, Money>>, id: TransactionId, amount: Money) -> Outcome {
+    async fn decide(
+        &self,
+        drawer: &Mutex<BTreeMap<TransactionId, Money>>,
+        id: TransactionId,
+        amount: Money,
+    ) -> Outcome {
         let reference = format!("bank_{id}");
         if drawer.lock().contains_key(&id) {
             return Outcome::Succeeded { reference };
@@ -316,11 +321,13 @@ impl Shop {
 
     /// Status of an invoice, what is paid of it and what is due.
     pub async fn bill(&self, id: InvoiceId) -> String {
-        sqlx::query_scalar("SELECT status || ' paid ' || amount_paid || ' due ' || amount_due FROM invoice WHERE id = $1")
-            .bind(id)
-            .fetch_one(self.store.pool())
-            .await
-            .unwrap()
+        sqlx::query_scalar(
+            "SELECT status || ' paid ' || amount_paid || ' due ' || amount_due FROM invoice WHERE id = $1",
+        )
+        .bind(id)
+        .fetch_one(self.store.pool())
+        .await
+        .unwrap()
     }
 
     /// The books must be as promised.

@@ -40,11 +40,12 @@ impl Shop {
     /// (total, net, tax, status, remaining) of the invoice's credit notes.
     pub async fn notes(&self, scope: &Scope, id: InvoiceId) -> Vec<[String; 5]> {
         let mut conn = self.store.pool().acquire().await.unwrap();
-        let ids: Vec<domain::CreditNoteId> = sqlx::query_scalar("SELECT id FROM credit_note WHERE invoice_id = $1 ORDER BY id")
-            .bind(id)
-            .fetch_all(&mut *conn)
-            .await
-            .unwrap();
+        let ids: Vec<domain::CreditNoteId> =
+            sqlx::query_scalar("SELECT id FROM credit_note WHERE invoice_id = $1 ORDER BY id")
+                .bind(id)
+                .fetch_all(&mut *conn)
+                .await
+                .unwrap();
         let mut notes = Vec::new();
         for id in ids {
             let note: CreditNoteDTO = credit_note::read::get(scope, &mut conn, id).await.unwrap();
@@ -81,7 +82,10 @@ async fn the_vectors_of_the_reference() {
     assert_eq!((part.status, statuses(&part)), (TransactionStatus::Succeeded, vec![TransactionStatus::Succeeded]));
     assert_eq!(part.refund_transactions[0].parent_transaction_id, Some(charge));
     let row = shop.get(scope, charge).await;
-    assert_eq!((row.status, row.refunded_amount.amount().to_string().as_str()), (TransactionStatus::PartiallyRefunded, "19.00"));
+    assert_eq!(
+        (row.status, row.refunded_amount.amount().to_string().as_str()),
+        (TransactionStatus::PartiallyRefunded, "19.00")
+    );
     assert_eq!(shop.notes(scope, invoice).await, [note(["19.00", "15.97", "3.03", "applied", "0.00"])]);
     assert_eq!(shop.bill(invoice).await, "paid paid 100.00 due 0.00", "paid is terminal");
 
@@ -96,7 +100,10 @@ async fn the_vectors_of_the_reference() {
     assert_eq!(shop.events(scope).await["payment.refunded"], 2);
     let events = shop.events_like(scope, "credit_note.%").await;
     assert_eq!((events["credit_note.issued"], events["credit_note.applied"]), (2, 2));
-    assert_eq!((shop.balance(scope, "revenue").await, shop.balance(scope, "tax_payable").await), ("0.00".into(), "0.00".into()));
+    assert_eq!(
+        (shop.balance(scope, "revenue").await, shop.balance(scope, "tax_payable").await),
+        ("0.00".into(), "0.00".into())
+    );
     shop.assert_even(scope, "0.00").await;
 }
 
@@ -148,8 +155,11 @@ async fn the_newest_payment_goes_back_first() {
     assert_eq!(refused.code(), "BUSINESS_RULE_VIOLATION");
     assert!(refused.to_string().contains("0.01 EUR of it did not come through a gateway"), "{refused}");
     let both = shop.refund(scope, invoice, json!({"amount": eur("80.00"), "destination": "MANUAL"})).await.unwrap();
-    let parts: Vec<_> =
-        both.refund_transactions.iter().map(|row| (row.parent_transaction_id, row.amount.amount().to_string())).collect();
+    let parts: Vec<_> = both
+        .refund_transactions
+        .iter()
+        .map(|row| (row.parent_transaction_id, row.amount.amount().to_string()))
+        .collect();
     assert_eq!(parts, [(Some(charge.id), "69.00".to_owned()), (Some(first.id), "11.00".to_owned())]);
     // By name.
     let body = json!({"transaction_id": charge.id, "destination": "MANUAL"});
@@ -183,7 +193,10 @@ async fn without_a_credit_note_an_open_invoice_is_owed_again() {
     assert_eq!(shop.bill(invoice).await, "finalized paid 40.00 due 49.00", "30.00 are credited");
     shop.record(scope, invoice, transfer("49.00")).await.unwrap();
     assert_eq!(shop.bill(invoice).await, "paid paid 89.00 due 0.00");
-    assert_eq!((shop.balance(scope, "receivable").await.as_str(), shop.cash(scope, wallet).await.as_str()), ("0.00", "0.00"));
+    assert_eq!(
+        (shop.balance(scope, "receivable").await.as_str(), shop.cash(scope, wallet).await.as_str()),
+        ("0.00", "0.00")
+    );
     assert_eq!(shop.balance(scope, "manual_clearing").await, "89.00");
     shop.assert_verified().await;
 }
@@ -196,18 +209,22 @@ async fn lines_are_credited_as_asked_or_in_proportion() {
     let lines = [("10.00", "1.90", "19"), ("10.00", "0.70", "7"), ("10.00", "0.00", "0")];
     let invoice = shop.invoice(scope, payer.customer, &lines).await;
     let _ = shop.charge(scope, invoice).await.unwrap();
-    let ids: Vec<uuid::Uuid> = sqlx::query_scalar("SELECT id FROM invoice_line WHERE invoice_id = $1 ORDER BY position")
-        .bind(invoice)
-        .fetch_all(shop.store.pool())
-        .await
-        .unwrap();
+    let ids: Vec<uuid::Uuid> =
+        sqlx::query_scalar("SELECT id FROM invoice_line WHERE invoice_id = $1 ORDER BY position")
+            .bind(invoice)
+            .fetch_all(shop.store.pool())
+            .await
+            .unwrap();
     let item = |line: usize, value: &str| json!({"invoice_line_id": ids[line], "amount": eur(value)});
     for (body, code) in [
         (json!({"line_items": [item(0, "11.91")]}), "CREDIT_EXCEEDS_INVOICE"),
         (json!({"line_items": [item(0, "1.00")], "amount": eur("2.00")}), "VALIDATION"),
         (json!({"line_items": [item(0, "1.00"), item(0, "1.00")]}), "VALIDATION"),
         (json!({"line_items": [item(0, "1.00")], "create_credit_note": false}), "VALIDATION"),
-        (json!({"line_items": [{"invoice_line_id": uuid::Uuid::now_v7(), "amount": eur("1.00")}]}), "CREDIT_EXCEEDS_INVOICE"),
+        (
+            json!({"line_items": [{"invoice_line_id": uuid::Uuid::now_v7(), "amount": eur("1.00")}]}),
+            "CREDIT_EXCEEDS_INVOICE",
+        ),
         (json!({"wallet_id": payer.wallet}), "VALIDATION"),
         (json!({"amount": {"value": "1.00", "currency": "USD"}}), "CURRENCY_MISMATCH"),
         (json!({"destination": "CASH"}), "VALIDATION"),
@@ -236,7 +253,11 @@ async fn what_cannot_be_refunded_is_refused() {
     let body = json!({"destination": "WALLET", "wallet_id": stranger});
     assert_eq!(shop.refund(scope, invoice, body).await.unwrap_err().code(), "NOT_FOUND");
     let mut tx = shop.store.begin("cap").await.unwrap();
-    sqlx::query("UPDATE wallet SET max_single_credit = 100 WHERE id = $1").bind(payer.wallet).execute(tx.conn()).await.unwrap();
+    sqlx::query("UPDATE wallet SET max_single_credit = 100 WHERE id = $1")
+        .bind(payer.wallet)
+        .execute(tx.conn())
+        .await
+        .unwrap();
     tx.commit().await.unwrap();
     let capped = shop.refund(scope, invoice, json!({"destination": "WALLET"})).await.unwrap_err();
     assert_eq!(capped.code(), "MAX_SINGLE_CREDIT_EXCEEDED");
@@ -254,7 +275,9 @@ async fn a_refund_survives_a_crash_at_every_point() {
         let payer = shop.payer(&scope).await;
         let (invoice, charge) = shop.paid(&scope, &payer).await;
         match what {
-            "before the call" => drop(shop.order_refund(&scope, invoice, json!({"amount": eur("19.00")})).await.unwrap()),
+            "before the call" => {
+                drop(shop.order_refund(&scope, invoice, json!({"amount": eur("19.00")})).await.unwrap())
+            }
             "during the call" => {
                 shop.bank.will([Step::TakeAndHang]);
                 let ordered = shop.order_refund(&scope, invoice, json!({"amount": eur("19.00")})).await.unwrap().value;
@@ -287,7 +310,11 @@ async fn a_refund_survives_a_crash_at_every_point() {
         shop.sweep_in(2).await;
         shop.sweep_in(20).await;
         assert_eq!(shop.bank.returned(), ["19.00"], "{what}: went back once");
-        assert_eq!(shop.transactions(&scope).await, ["CHARGE PARTIALLY_REFUNDED 119.00", "REFUND SUCCEEDED 19.00"], "{what}");
+        assert_eq!(
+            shop.transactions(&scope).await,
+            ["CHARGE PARTIALLY_REFUNDED 119.00", "REFUND SUCCEEDED 19.00"],
+            "{what}"
+        );
         assert_eq!(shop.get(&scope, charge).await.refunded_amount.amount().to_string(), "19.00", "{what}");
         assert_eq!(shop.notes(&scope, invoice).await, [note(["19.00", "15.97", "3.03", "applied", "0.00"])], "{what}");
         assert_eq!(shop.events(&scope).await["payment.refunded"], 1, "{what}");

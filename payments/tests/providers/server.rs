@@ -12,8 +12,8 @@ use axum::response::{IntoResponse, Response};
 use chrono::TimeDelta;
 use domain::{Clock, Currency, Money, PaymentMethodId, TransactionId};
 use parking_lot::Mutex;
-use payments::provider::{ChargeOrder, RefundOrder};
 use payments::provider::http::Http;
+use payments::provider::{ChargeOrder, RefundOrder};
 use payments::words::PaymentMethodType;
 use serde_json::Value;
 
