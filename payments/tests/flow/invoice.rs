@@ -53,10 +53,13 @@ pub async fn finalized(store: &Store, scope: &Scope, customer: CustomerId, lines
         .unwrap();
     }
     sqlx::query(
-        "UPDATE invoice SET status = 'finalized', finalized_at = now(), issued_at = now(), due_date = current_date + 30,
-             sequence_number = (SELECT coalesce(max(sequence_number), 0) + 1 FROM invoice WHERE workspace_id = $2),
-             invoice_number = 'INV-' || $1
-         WHERE id = $1",
+        "WITH series AS (
+             INSERT INTO document_series (workspace_id, kind, next_number) VALUES ($2, 'invoice', 2)
+             ON CONFLICT (workspace_id, kind) DO UPDATE SET next_number = document_series.next_number + 1
+             RETURNING next_number - 1 AS number)
+         UPDATE invoice SET status = 'finalized', finalized_at = now(), issued_at = now(), due_date = current_date + 30,
+             sequence_number = series.number, invoice_number = 'INV-' || $1
+         FROM series WHERE id = $1",
     )
     .bind(id)
     .bind(scope.workspace_id)
