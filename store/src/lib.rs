@@ -5,12 +5,14 @@ pub mod error;
 pub mod group;
 pub mod idempotency;
 pub mod list;
+pub mod row;
 pub mod transaction;
 
 pub use error::{StoreError, on_constraint};
 pub use group::{Desk, Groups, Patience, Served, Sheet};
 pub use idempotency::{BodyKey, BodyKeys, Claim, IdempotencyKey, StoredAnswer, kept};
 pub use list::{ListField, ListKind, ListQuery, ListSpec, Page};
+pub use row::{money, optional_money, payload};
 pub use transaction::{DomainEvent, Store, Tx};
 
 /// The migrations of `migrations/postgres`, compiled in.

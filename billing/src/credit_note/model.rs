@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::words::{CreditNoteReasonCode, CreditNoteStatus};
-use crate::invoice::model::money;
+use store::money;
 
 /// Columns of [`CreditNoteDTO`].
 pub(super) const COLUMNS: &str = "id, organization_id, customer_id, invoice_id, credit_note_number, currency, status, \

@@ -14,7 +14,7 @@ use super::words::CreditNoteReasonCode;
 use super::write::{Note, Taken, issue_all};
 use crate::invoice::Payable;
 use crate::invoice::invoiced::CREDITED;
-use crate::invoice::model::money;
+use store::money;
 
 /// What a refund takes back of its invoice.
 #[derive(Clone, Debug)]

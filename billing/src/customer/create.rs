@@ -8,7 +8,7 @@ use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use super::model::{BillingModel, CreateCustomerResponse, Customer, CustomerStatus, CustomerType, VatValidationStatus};
-use super::read::{find_by_external_id, payload};
+use super::read::find_by_external_id;
 use super::request::CreateCustomerRequest;
 use super::rules::apply;
 use super::update::update_locked;
@@ -31,7 +31,7 @@ pub async fn create(scope: &Scope, tx: &mut Tx, request: CreateCustomerRequest) 
     };
     let new = NewWallet { customer_id: customer.id, currency, defaults: customer.wallet_defaults() };
     let wallet = create_primary(scope, tx, new).await?;
-    tx.emit(scope, "customer.created", "customer", customer.id, payload(&customer)?).await?;
+    tx.emit(scope, "customer.created", "customer", customer.id, store::payload(&customer)?).await?;
     Ok(CreateCustomerResponse { customer, wallet })
 }
 
@@ -161,7 +161,7 @@ fn blank(scope: &Scope, request: &CreateCustomerRequest, now: Instant) -> Result
 }
 
 async fn insert(scope: &Scope, tx: &mut Tx, customer: &Customer) -> Result<()> {
-    let mut row = payload(customer)?;
+    let mut row = store::payload(customer)?;
     row.insert("workspace_id".to_owned(), scope.workspace_id.0.to_string().into());
     let inserted = sqlx::query(
         "INSERT INTO customer SELECT * FROM jsonb_populate_record(NULL::customer, $1)

@@ -1,6 +1,6 @@
 //! Reads and the list.
 
-use domain::{CustomerId, Error, JsonMap, Result, Scope};
+use domain::{CustomerId, Error, Result, Scope};
 use sqlx::PgConnection;
 use store::{ListField, ListKind, ListQuery, ListSpec, Page, StoreError};
 
@@ -116,13 +116,4 @@ pub(super) async fn find_by_external_id(
         .fetch_optional(conn)
         .await
         .context("looking for a customer by its external id")
-}
-
-/// A record as JSON: the payload of its events, and the row that is written.
-pub(super) fn payload(customer: &Customer) -> Result<JsonMap> {
-    match serde_json::to_value(customer) {
-        Ok(serde_json::Value::Object(map)) => Ok(map),
-        Ok(_) => Err(Error::invariant("a customer is no object")),
-        Err(error) => Err(Error::internal("writing a customer as JSON", error)),
-    }
 }

@@ -6,7 +6,7 @@ use sqlx::types::Json;
 use store::{StoreError, Tx, on_constraint};
 
 use super::model::Customer;
-use super::read::{find_by_external_id, lock, payload};
+use super::read::{find_by_external_id, lock};
 use super::request::UpdateCustomerRequest;
 use super::rules::apply;
 
@@ -41,7 +41,7 @@ pub(super) async fn update_locked(
     customer.updated_at = now(scope, tx, &customer).await?;
     write(scope, tx, &customer).await?;
     tx.customer_changed(scope.workspace_id, customer.id);
-    tx.emit(scope, "customer.updated", "customer", customer.id, payload(&customer)?).await?;
+    tx.emit(scope, "customer.updated", "customer", customer.id, store::payload(&customer)?).await?;
     Ok(customer)
 }
 
@@ -78,7 +78,7 @@ async fn write(scope: &Scope, tx: &mut Tx, customer: &Customer) -> Result<()> {
          FROM jsonb_populate_record(NULL::customer, $1) n
          WHERE customer.id = n.id AND customer.workspace_id = $2",
     )
-    .bind(Json(payload(customer)?))
+    .bind(Json(store::payload(customer)?))
     .bind(scope.workspace_id)
     .execute(tx.conn())
     .await;

@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row};
 use store::StoreError;
 
 use super::line::InvoiceLineAtom;
-use super::model::money;
+use store::money;
 
 /// What credit notes have taken back of an invoice line that is named `line`.
 pub(crate) const CREDITED: &str = "

@@ -14,8 +14,8 @@ use sqlx::{FromRow, Row};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::model::money;
 use super::words::{AppliesAt, InvoiceLineType};
+use store::money;
 
 /// Columns of [`InvoiceLineDTO`], from `invoice_line line` joined with `invoice`.
 pub(crate) const COLUMNS: &str = "line.id, line.invoice_id, line.position, line.line_type, line.charge_kind, \

@@ -11,6 +11,7 @@ use serde_json::Value;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{FromRow, Row};
+use store::money;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -142,13 +143,6 @@ pub struct Invoice {
     /// Soft deletion.
     #[schema(required)]
     pub deleted_at: Option<DateTime<Utc>>,
-}
-
-/// An amount column in its row's currency.
-pub(crate) fn money(row: &PgRow, column: &str, currency: Currency) -> sqlx::Result<Money> {
-    let amount: Decimal = row.try_get(column)?;
-    Money::new(amount, currency)
-        .map_err(|error| sqlx::Error::ColumnDecode { index: column.to_owned(), source: error.into() })
 }
 
 impl FromRow<'_, PgRow> for Invoice {

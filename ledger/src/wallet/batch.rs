@@ -324,7 +324,7 @@ fn wallet_event(
     id: WalletId,
     payload: &impl serde::Serialize,
 ) -> Result<DomainEvent<'static>> {
-    Ok(DomainEvent { event_type, entity_type: "wallet", entity_id: id.0, payload: to_map(payload)? })
+    Ok(DomainEvent { event_type, entity_type: "wallet", entity_id: id.0, payload: store::payload(payload)? })
 }
 
 /// Whether an operation took cash from the threshold or above to below it.
@@ -347,7 +347,7 @@ pub fn reserve_outcome(
     let payload = serde_json::json!({ "hold_id": hold_id, "outcome": outcome, "reasons": reasons, "amount": amount });
     let entity_id = hold_id.map_or_else(Uuid::now_v7, |hold| hold.0);
     let (event_type, entity_type) = ("reserve_outcome.recorded", "reserve_outcome");
-    Ok(DomainEvent { event_type, entity_type, entity_id, payload: to_map(&payload)? })
+    Ok(DomainEvent { event_type, entity_type, entity_id, payload: store::payload(&payload)? })
 }
 
 /// The instant at which operations on this wallet are booked: never before its last change, so that its movements keep
@@ -376,14 +376,6 @@ fn event_of_hold(status: HoldStatus) -> &'static str {
         HoldStatus::Captured => "wallet.hold_captured",
         HoldStatus::Released => "wallet.hold_released",
         HoldStatus::Expired => "wallet.hold_expired",
-    }
-}
-
-fn to_map(value: &impl serde::Serialize) -> Result<JsonMap> {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::Object(map)) => Ok(map),
-        Ok(_) => Err(Error::invariant("the payload of an event is no object")),
-        Err(error) => Err(Error::internal("writing the payload of an event", error)),
     }
 }
 

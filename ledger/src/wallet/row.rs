@@ -2,9 +2,9 @@
 //! an error of its column, never a panic.
 
 use domain::{Clock, Currency, Instant, Money, Scope, SubscriptionId, WalletMode};
-use rust_decimal::Decimal;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
+use store::{money, optional_money};
 
 use super::model::{ReservedFor, Wallet, WalletDTO, WalletHold, WalletTransaction};
 
@@ -78,23 +78,10 @@ impl WalletRow {
     }
 }
 
-fn wrong_column(column: &str, source: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
-    sqlx::Error::ColumnDecode { index: column.to_owned(), source: Box::new(source) }
-}
-
-fn optional_money(row: &PgRow, column: &str, currency: Currency) -> sqlx::Result<Option<Money>> {
-    let amount: Option<Decimal> = row.try_get(column)?;
-    amount.map(|amount| Money::new(amount, currency).map_err(|error| wrong_column(column, error))).transpose()
-}
-
-fn money(row: &PgRow, column: &str, currency: Currency) -> sqlx::Result<Money> {
-    let amount: Decimal = row.try_get(column)?;
-    Money::new(amount, currency).map_err(|error| wrong_column(column, error))
-}
-
 /// Running totals may carry more decimals than can be booked; only the invoice books.
 fn accrued(row: &PgRow, currency: Currency) -> sqlx::Result<Money> {
-    Money::round(row.try_get("accrued")?, currency).map_err(|error| wrong_column("accrued", error))
+    Money::round(row.try_get("accrued")?, currency)
+        .map_err(|error| sqlx::Error::ColumnDecode { index: "accrued".to_owned(), source: Box::new(error) })
 }
 
 impl FromRow<'_, PgRow> for WalletRow {

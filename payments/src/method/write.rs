@@ -2,7 +2,7 @@
 //! them would otherwise meet at the index that allows one.
 
 use domain::error::FieldErrorCode as Code;
-use domain::{CustomerId, Error, FieldError, Instant, JsonMap, PaymentMethodId, Result, Scope};
+use domain::{CustomerId, Error, FieldError, Instant, PaymentMethodId, Result, Scope};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 use store::{ListField, ListKind, ListQuery, ListSpec, Page, StoreError, Tx, on_constraint};
@@ -341,9 +341,5 @@ pub(super) async fn lock_present(
 }
 
 pub(super) async fn emit(scope: &Scope, tx: &mut Tx, event: &str, method: &PaymentMethod) -> Result<()> {
-    let payload = match serde_json::to_value(method) {
-        Ok(serde_json::Value::Object(map)) => map,
-        _ => JsonMap::new(),
-    };
-    tx.emit(scope, event, "payment_method", method.id, payload).await
+    tx.emit(scope, event, "payment_method", method.id, store::payload(method)?).await
 }

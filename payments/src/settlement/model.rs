@@ -2,13 +2,14 @@
 
 use chrono::{DateTime, Utc};
 use domain::{
-    Currency, CustomerId, InvoiceId, JsonMap, Money, OrganizationId, Result, SettlementId, SettlementLineId,
-    TransactionId, wire_enum,
+    Currency, CustomerId, InvoiceId, JsonMap, Money, OrganizationId, SettlementId, SettlementLineId, TransactionId,
+    wire_enum,
 };
 use rust_decimal::Decimal;
 use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
+use store::{money, optional_money};
 use utoipa::ToSchema;
 
 wire_enum! {
@@ -164,16 +165,6 @@ pub struct SettlementLine {
     pub created_at: DateTime<Utc>,
 }
 
-fn money(row: &PgRow, column: &str, currency: Currency) -> sqlx::Result<Money> {
-    optional_money(row, column, currency)?.ok_or_else(|| sqlx::Error::ColumnNotFound(column.to_owned()))
-}
-
-fn optional_money(row: &PgRow, column: &str, currency: Currency) -> sqlx::Result<Option<Money>> {
-    let amount: Option<Decimal> = row.try_get(column)?;
-    let money = amount.map(|amount| Money::new(amount, currency)).transpose();
-    money.map_err(|error| sqlx::Error::ColumnDecode { index: column.to_owned(), source: Box::new(error) })
-}
-
 impl FromRow<'_, PgRow> for Settlement {
     fn from_row(row: &PgRow) -> sqlx::Result<Self> {
         let currency: Currency = row.try_get("currency")?;
@@ -230,17 +221,5 @@ impl Settlement {
     /// With its lines.
     pub(crate) fn with_lines(self, lines: Vec<SettlementLine>) -> Self {
         Self { lines: Some(lines), ..self }
-    }
-
-    /// As the payload of an event.
-    ///
-    /// # Errors
-    /// `Internal` for what cannot be written.
-    pub(crate) fn payload(&self) -> Result<JsonMap> {
-        match serde_json::to_value(self) {
-            Ok(serde_json::Value::Object(map)) => Ok(map),
-            Ok(_) => Err(domain::Error::invariant("a settlement is no object")),
-            Err(error) => Err(domain::Error::internal("writing a settlement", error)),
-        }
     }
 }

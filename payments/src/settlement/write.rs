@@ -283,7 +283,7 @@ async fn insert_lines(scope: &Scope, tx: &mut Tx, id: SettlementId, lines: &[New
 /// Announces what became of a settlement, and answers it with its lines.
 async fn tell(scope: &Scope, tx: &mut Tx, id: SettlementId, event: &'static str) -> Result<Settlement> {
     let settlement = get(scope, tx.conn(), id).await?;
-    tx.emit(scope, event, "settlement", id, settlement.payload()?).await?;
+    tx.emit(scope, event, "settlement", id, store::payload(&settlement)?).await?;
     Ok(settlement)
 }
 
@@ -423,7 +423,7 @@ pub async fn delete(scope: &Scope, tx: &mut Tx, id: SettlementId) -> Result<()> 
         .execute(tx.conn())
         .await
         .context("deleting a settlement")?;
-    tx.emit(&scope, "settlement.deleted", "settlement", id, settlement.payload()?).await
+    tx.emit(&scope, "settlement.deleted", "settlement", id, store::payload(&settlement)?).await
 }
 
 /// What the settlement has carried is in none again.

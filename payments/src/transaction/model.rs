@@ -5,10 +5,10 @@ use domain::{
     Currency, CustomerId, Error, HoldId, InvoiceId, JsonMap, Money, OrganizationId, PaymentGatewayId, PaymentMethodId,
     ProviderID, Result, SettlementId, SubscriptionId, TransactionId, WalletId, WorkspaceId,
 };
-use rust_decimal::Decimal;
 use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
+use store::money;
 use utoipa::ToSchema;
 
 use crate::words::{FailureCode, ManualPaymentSource, TransactionDirection, TransactionKind, TransactionStatus};
@@ -133,17 +133,8 @@ impl Transaction {
 
     /// As the payload of an event.
     pub(crate) fn payload(&self) -> JsonMap {
-        match serde_json::to_value(self) {
-            Ok(serde_json::Value::Object(map)) => map,
-            _ => JsonMap::new(),
-        }
+        store::payload(self).unwrap_or_default()
     }
-}
-
-fn money(row: &PgRow, column: &str, currency: Currency) -> sqlx::Result<Money> {
-    let amount: Decimal = row.try_get(column)?;
-    Money::new(amount, currency)
-        .map_err(|error| sqlx::Error::ColumnDecode { index: column.to_owned(), source: Box::new(error) })
 }
 
 impl FromRow<'_, PgRow> for Transaction {
