@@ -51,6 +51,20 @@ wire_enum! {
     }
 }
 
+impl WalletAccount {
+    /// Of a wallet.
+    pub(crate) fn id(self, wallet: WalletId) -> AccountId {
+        AccountId(Uuid::new_v5(&wallet.0, self.as_str().as_bytes()))
+    }
+}
+
+impl WorkspaceAccount {
+    /// One stripe of it.
+    pub(crate) fn id(self, workspace: WorkspaceId, currency: Currency, stripe: u8) -> AccountId {
+        AccountId(Uuid::new_v5(&workspace.0, format!("{self}/{currency}/{stripe}").as_bytes()))
+    }
+}
+
 /// An account that an entry names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Account {
@@ -75,16 +89,13 @@ impl Account {
     pub(crate) fn row(self, workspace: WorkspaceId, currency: Currency, transfer: TransferId) -> AccountRow {
         match self {
             Self::Wallet(wallet_id, kind) => {
-                let kind = kind.as_str();
-                let id = AccountId(Uuid::new_v5(&wallet_id.0, kind.as_bytes()));
-                AccountRow { id, kind, currency, wallet_id: Some(wallet_id), stripe: 0 }
+                let id = kind.id(wallet_id);
+                AccountRow { id, kind: kind.as_str(), currency, wallet_id: Some(wallet_id), stripe: 0 }
             }
             Self::Workspace(kind) => {
-                let kind = kind.as_str();
                 let stripe = stripe_of(transfer);
-                let name = format!("{kind}/{currency}/{stripe}");
-                let id = AccountId(Uuid::new_v5(&workspace.0, name.as_bytes()));
-                AccountRow { id, kind, currency, wallet_id: None, stripe: i16::from(stripe) }
+                let id = kind.id(workspace, currency, stripe);
+                AccountRow { id, kind: kind.as_str(), currency, wallet_id: None, stripe: i16::from(stripe) }
             }
         }
     }

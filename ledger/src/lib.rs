@@ -65,18 +65,23 @@
 //! | settlement paid out | `settlement_payable` | `manual_clearing` |
 
 pub mod account;
+pub mod closing;
 pub mod invoice;
+mod picture;
 pub mod settlement;
+pub mod statement;
 pub mod transfer;
 pub mod trial_balance;
 pub mod verify;
 pub mod wallet;
 
 pub use account::{Account, WalletAccount, WorkspaceAccount};
+pub use closing::{Closing, close, closings, reopen};
 pub use invoice::{
     Settlement, book_invoice, charge_for_invoice, credit_note_transfer, invoice_transfer, payment_transfer,
     refund_transfer, settlement_transfer,
 };
+pub use statement::{Span, Statement, StatementAccount, StatementLine};
 pub use transfer::{Posted, Transfer, TransferKind, post, post_new};
 pub use trial_balance::{TrialBalanceRow, trial_balance};
 pub use verify::{Difference, Progress, Report, verify};

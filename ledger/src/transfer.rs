@@ -8,6 +8,7 @@ use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use crate::account::{Account, AccountRow};
+use crate::closing;
 
 wire_enum! {
     /// What a transfer is for.
@@ -218,13 +219,14 @@ SELECT id FROM booked";
 /// Books a group of transfers of one workspace. A transfer whose id is already booked is left as it is.
 ///
 /// # Errors
-/// As every statement; `Internal` when a group names one id twice.
+/// `PERIOD_CLOSED` when one is booked before the end of a closed period; as every statement; `Internal` when a group names one
+/// id twice.
 pub async fn post(tx: &mut Tx, scope: &Scope, transfers: &[Transfer]) -> Result<Posted> {
     if transfers.is_empty() {
         return Ok(Posted::default());
     }
     let columns = Columns::of(scope, transfers)?;
-    let booked: Vec<TransferId> = sqlx::query_scalar(POST)
+    let booked: Result<Vec<TransferId>, sqlx::Error> = sqlx::query_scalar(POST)
         .bind(scope.workspace_id)
         .bind(scope.now())
         .bind(columns.account_ids)
@@ -244,9 +246,13 @@ pub async fn post(tx: &mut Tx, scope: &Scope, transfers: &[Transfer]) -> Result<
         .bind(columns.entry_currencies)
         .bind(columns.entry_amounts)
         .fetch_all(tx.conn())
-        .await
-        .context("booking transfers")?;
-    Ok(Posted(booked.into_iter().collect()))
+        .await;
+    match booked {
+        Err(sqlx::Error::Database(refused)) if refused.constraint() == Some(closing::CONSTRAINT) => {
+            Err(domain::Error::rule(closing::PERIOD_CLOSED, refused.message()))
+        }
+        booked => Ok(Posted(booked.context("booking transfers")?.into_iter().collect())),
+    }
 }
 
 /// Books transfers none of which may be booked already: an earlier attempt was committed, nothing may be written again, and the

@@ -128,11 +128,133 @@ Examples:
     },
 }
 
-/// Commands on the books.
+/// Commands on the books. They work on the database directly, beside a running server or without one.
 #[derive(Debug, Subcommand)]
 pub enum LedgerCommand {
     /// Recompute every balance from the entries; exit status 1 when something differs
-    Verify,
+    #[command(after_help = "\
+Balances against entries, movements and holds; transfers against zero; invoices and credit notes against their bookings and
+numbers; accruals against what was billed; closed periods against what came later. Of all workspaces, in memory that does not
+grow with the books, and beside a working server: what is booked meanwhile is left out.
+
+Examples:
+  kontorion ledger verify
+  kontorion ledger verify --json | jq .differences_total")]
+    Verify {
+        /// Print one JSON object instead of text
+        #[arg(long)]
+        json: bool,
+    },
+    /// What stands on each kind of account of a workspace
+    #[command(after_help = "\
+Examples:
+  kontorion ledger trial-balance
+  kontorion ledger trial-balance --before 2026-11-01 --workspace 01933c7e-…")]
+    TrialBalance {
+        /// Whose
+        #[command(flatten)]
+        workspace: WorkspaceOption,
+        /// Only what is booked before this date (midnight of the organization's time zone) or RFC 3339 instant
+        #[arg(long, value_name = "WHEN")]
+        before: Option<When>,
+        /// Print one JSON array instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// What moved on one account in a period, with the balance after each entry
+    #[command(after_help = "\
+ACCOUNT is wallet_cash, wallet_promotional or wallet_held with --wallet, or with --currency one of receivable, revenue, tax_payable,
+gateway_clearing, manual_clearing, promotional_expense, captured_usage, hold_commitment, fx, write_off, …; the names stand in
+`kontorion ledger trial-balance`. Balances are debits less credits: Dr or Cr says on which side they stand.
+
+Examples:
+  kontorion ledger account wallet_cash --wallet 01933c7e-…
+  kontorion ledger account revenue --currency EUR --from 2026-10-01 --to 2026-11-01")]
+    Account {
+        /// Kind of account
+        account: String,
+        /// Wallet of a wallet's account
+        #[arg(long, value_name = "ID")]
+        wallet: Option<uuid::Uuid>,
+        /// Currency of a workspace's account
+        #[arg(long, value_name = "CODE")]
+        currency: Option<domain::Currency>,
+        /// Whose
+        #[command(flatten)]
+        workspace: WorkspaceOption,
+        /// First date or instant
+        #[arg(long, value_name = "WHEN")]
+        from: Option<When>,
+        /// End, exclusive
+        #[arg(long, value_name = "WHEN")]
+        to: Option<When>,
+        /// Print one JSON object instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Close an accounting period: nothing can be booked before its end any more
+    #[command(after_help = "\
+The database itself refuses from then on; the API answers 422 PERIOD_CLOSED. Corrections are booked in the open period.
+
+Example:
+  kontorion ledger close --before 2026-11-01 --note \"October, J. Doe\"")]
+    Close {
+        /// Whose
+        #[command(flatten)]
+        workspace: WorkspaceOption,
+        /// End of the period, exclusive: a date (midnight of the organization's time zone) or an RFC 3339 instant
+        #[arg(long, value_name = "WHEN")]
+        before: When,
+        /// Kept with the closing
+        #[arg(long, value_name = "TEXT")]
+        note: Option<String>,
+    },
+    /// Open the period of the last closing again; those before it stay closed
+    Reopen {
+        /// Whose
+        #[command(flatten)]
+        workspace: WorkspaceOption,
+        /// Kept with the closing
+        #[arg(long, value_name = "TEXT")]
+        note: Option<String>,
+    },
+    /// List the closings, those that were opened again too
+    Closings {
+        /// Whose
+        #[command(flatten)]
+        workspace: WorkspaceOption,
+        /// Print one JSON array instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which workspace a command is about.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct WorkspaceOption {
+    /// Workspace [default: the live one, when there is one only]
+    #[arg(long = "workspace", value_name = "ID")]
+    pub id: Option<uuid::Uuid>,
+}
+
+/// A day, which begins in the organization's time zone, or an instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Its midnight.
+    Day(chrono::NaiveDate),
+    /// Exactly then.
+    Instant(domain::Instant),
+}
+
+impl std::str::FromStr for When {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let day = text.parse().map(Self::Day);
+        let instant = || chrono::DateTime::parse_from_rfc3339(text).map(|at| Self::Instant(at.to_utc()));
+        day.or_else(|_| instant())
+            .map_err(|_| "must be a date (2026-11-01) or an instant (2026-11-01T00:00:00Z)".to_owned())
+    }
 }
 
 /// Commands on usage events.
@@ -264,6 +386,17 @@ mod tests {
         assert_eq!(flags["log_filter"], "info,ingest=debug");
         assert_eq!(flags["roles"], "api");
         assert!(Cli::try_parse_from(["kontorion", "serve", "--set", "partitions"]).is_err());
+    }
+
+    #[test]
+    fn a_day_or_an_instant_says_when() {
+        let day = chrono::NaiveDate::from_ymd_opt(2026, 11, 1).unwrap();
+        assert_eq!("2026-11-01".parse(), Ok(When::Day(day)));
+        let instant = day.and_hms_opt(23, 0, 0).unwrap().and_utc();
+        assert_eq!("2026-11-02T00:00:00+01:00".parse(), Ok(When::Instant(instant)));
+        for wrong in ["", "2026-11", "2026-13-01", "2026-11-01T00:00:00", "yesterday"] {
+            assert!(wrong.parse::<When>().unwrap_err().contains("2026-11-01T00:00:00Z"), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The `kontorion` binary: one program for every role and every command.
 
 mod audit;
+mod books;
 mod cli;
 mod config;
 mod database;
@@ -11,7 +12,7 @@ mod org;
 mod rejected;
 mod running;
 mod serve;
-mod verify;
+mod table;
 mod wiring;
 
 use std::process::ExitCode;
@@ -60,7 +61,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Org(OrgCommand::Create { name, json }) => create_organization(&config, &name, json).await,
-        Command::Ledger(LedgerCommand::Verify) => verify_ledger(&config).await,
+        Command::Ledger(command) => on_the_books(&config, &command).await,
         Command::Usage(UsageCommand::Audit) => audit_usage(&config).await,
         Command::Usage(UsageCommand::Rejected(command)) => match command {
             RejectedCommand::List { access, status, code } => rejected::list(&access, &status, code.as_deref()).await,
@@ -94,10 +95,10 @@ async fn audit_usage(config: &Config) -> Result<(), Failure> {
     audited
 }
 
-async fn verify_ledger(config: &Config) -> Result<(), Failure> {
+async fn on_the_books(config: &Config, command: &LedgerCommand) -> Result<(), Failure> {
     logging::to_stderr(config)?;
     let database = Database::open(config).await?;
-    let verified = verify::run(&database.store).await;
+    let done = books::run(&database.store, command).await;
     database.close().await;
-    verified
+    done
 }

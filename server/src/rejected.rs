@@ -2,13 +2,13 @@
 //! replay passes the same door as every event.
 
 use client::Api;
-use comfy_table::{LineStyle, Table, presets};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::cli::Access;
 use crate::failure::Failure;
+use crate::table::table;
 
 /// A rejected event, as far as it is shown.
 #[derive(Debug, Deserialize)]
@@ -39,9 +39,8 @@ async fn fetch(api: &Api, status: &str, code: Option<&str>) -> Result<Vec<Reject
 /// When the server refuses or does not answer.
 pub async fn list(access: &Access, status: &str, code: Option<&str>) -> Result<(), Failure> {
     let rejections = fetch(&api(access)?, status, code).await?;
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
-    table.set_header(["id", "rejected at", "status", "code", "metric", "customer", "reason"]);
+    let header = ["id", "rejected at", "status", "code", "metric", "customer", "reason"];
+    let mut table = table(&header, header.len());
     for row in &rejections {
         table.add_row([
             row.id.to_string(),

@@ -5,7 +5,7 @@ use rust_decimal::Decimal;
 use store::{Store, StoreError};
 use uuid::Uuid;
 
-use super::{Check, Progress, Report};
+use super::{Check, Report, Tell};
 
 const CHUNK: i64 = 5_000;
 
@@ -27,11 +27,7 @@ SELECT a.subscription_id, a.window_start::text, a.invoiced, charged.gross FROM u
 WHERE a.subscription_id > $1 AND a.subscription_id <= $2 AND a.invoiced <> 0 AND NOT a.closed
     AND a.invoiced <> charged.gross";
 
-pub(super) async fn check(
-    store: &Store,
-    report: &mut Report,
-    progress: &mut (dyn FnMut(Progress) + Send),
-) -> Result<()> {
+pub(super) async fn check(store: &Store, report: &mut Report, progress: &mut Tell<'_>) -> Result<()> {
     let mut after = Uuid::nil();
     while after != Uuid::max() {
         let up_to: Option<Uuid> = sqlx::query_scalar(
@@ -44,7 +40,7 @@ pub(super) async fn check(
         .context("walking accruals")?;
         let up_to = up_to.unwrap_or(Uuid::max());
         check_range(store, report, after, up_to).await?;
-        progress(Progress { check: Check::Accrual, done: report.accruals });
+        progress(Check::Accrual, report.accruals);
         after = up_to;
     }
     Ok(())

@@ -7,7 +7,7 @@ use rust_decimal::Decimal;
 use store::{Store, StoreError};
 use uuid::Uuid;
 
-use super::{Check, Progress, Report};
+use super::{Check, Report, Tell};
 use crate::invoice::{credit_note_transfer_id, invoice_transfer_id};
 
 const WORKSPACES: i64 = 20;
@@ -29,11 +29,7 @@ CROSS JOIN LATERAL (
 ) AS i (numbered, largest)
 ORDER BY w.id, series.kind";
 
-pub(super) async fn check_numbers(
-    store: &Store,
-    report: &mut Report,
-    progress: &mut (dyn FnMut(Progress) + Send),
-) -> Result<()> {
+pub(super) async fn check_numbers(store: &Store, report: &mut Report, progress: &mut Tell<'_>) -> Result<()> {
     let mut after = Uuid::nil();
     loop {
         let rows: Vec<(WorkspaceId, String, i64, i64, i64)> = sqlx::query_as(NUMBERS)
@@ -55,7 +51,7 @@ pub(super) async fn check_numbers(
                 );
             }
         }
-        progress(Progress { check: Check::InvoiceNumber, done: report.workspaces });
+        progress(Check::InvoiceNumber, report.workspaces);
     }
 }
 
@@ -83,11 +79,7 @@ pub(super) async fn check_credit_notes(store: &Store, report: &mut Report) -> Re
     }
 }
 
-pub(super) async fn check_bookings(
-    store: &Store,
-    report: &mut Report,
-    progress: &mut (dyn FnMut(Progress) + Send),
-) -> Result<()> {
+pub(super) async fn check_bookings(store: &Store, report: &mut Report, progress: &mut Tell<'_>) -> Result<()> {
     let mut after = Uuid::nil();
     loop {
         let invoices: Vec<(InvoiceId, Decimal)> = sqlx::query_as(
@@ -109,7 +101,7 @@ pub(super) async fn check_bookings(
                 report.add(Check::InvoiceBooking, format!("receivable of invoice {invoice}"), total, found);
             }
         }
-        progress(Progress { check: Check::InvoiceBooking, done: report.invoices });
+        progress(Check::InvoiceBooking, report.invoices);
     }
 }
 

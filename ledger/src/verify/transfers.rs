@@ -1,11 +1,11 @@
 //! Transfers and their entries. What foreign keys would guarantee is checked here: the append tables have none (P10).
 
-use domain::Result;
+use domain::{Instant, Result};
 use rust_decimal::Decimal;
 use store::{Store, StoreError};
 use uuid::Uuid;
 
-use super::{Check, Progress, Report};
+use super::{Check, Report, Tell};
 
 const CHUNK: i64 = 5_000;
 
@@ -34,11 +34,13 @@ WHERE e.transfer_id > $1 AND e.transfer_id <= $2
     AND (t.id IS NULL OR t.workspace_id <> e.workspace_id OR a.id IS NULL OR a.workspace_id <> e.workspace_id
         OR a.currency <> e.currency OR (a.wallet_id IS NOT NULL AND w.id IS NULL))";
 
-pub(super) async fn check(
-    store: &Store,
-    report: &mut Report,
-    progress: &mut (dyn FnMut(Progress) + Send),
-) -> Result<()> {
+/// A transfer that was booked in a period after its closing.
+const LATE: &str = "
+SELECT t.id, t.booked_at, max(c.closed_before) FROM ledger_transfer t JOIN ledger_closing c ON c.workspace_id = t.workspace_id
+WHERE t.id > $1 AND t.id <= $2 AND c.reopened_at IS NULL AND t.booked_at < c.closed_before AND t.created_at > c.closed_at
+GROUP BY t.id, t.booked_at";
+
+pub(super) async fn check(store: &Store, report: &mut Report, progress: &mut Tell<'_>) -> Result<()> {
     let mut after = Uuid::nil();
     // The last chunk is open: entries whose transfer is missing may lie behind the last transfer.
     while after != Uuid::max() {
@@ -51,7 +53,7 @@ pub(super) async fn check(
                 .context("walking transfers")?;
         let up_to = up_to.unwrap_or(Uuid::max());
         check_range(store, report, after, up_to).await?;
-        progress(Progress { check: Check::Transfer, done: report.transfers });
+        progress(Check::Transfer, report.transfers);
         after = up_to;
     }
     Ok(())
@@ -84,6 +86,12 @@ async fn check_range(store: &Store, report: &mut Report, after: Uuid, up_to: Uui
         sqlx::query_as(STRAY).bind(after).bind(up_to).fetch_all(store.pool()).await.context(doing)?;
     for (id, seq, missing) in stray {
         report.add(Check::Entry, format!("entry {seq} of transfer {id}"), missing, "none");
+    }
+    let late: Vec<(Uuid, Instant, Instant)> =
+        sqlx::query_as(LATE).bind(after).bind(up_to).fetch_all(store.pool()).await.context(doing)?;
+    for (id, booked_at, closed_before) in late {
+        let expected = format!("booked at {} or later", closed_before.to_rfc3339());
+        report.add(Check::Closing, format!("transfer {id}"), expected, booked_at.to_rfc3339());
     }
     Ok(())
 }

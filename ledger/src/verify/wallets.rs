@@ -1,109 +1,211 @@
 //! Balances against entries, movements and holds.
+//!
+//! The stored balances of some wallets are read in one statement, which is the picture too in which their entries and movements
+//! are walked, however many those are (`picture.rs`).
 
-use domain::{Result, WalletId};
+use std::collections::HashMap;
+
+use domain::{AccountId, Result, TransferId, WalletId, WalletTransactionId};
 use rust_decimal::Decimal;
+use sqlx::{AssertSqlSafe, FromRow};
 use store::{Store, StoreError};
 use uuid::Uuid;
 
-use super::{Check, Progress, Report};
+use super::{Check, Report, Tell};
+use crate::account::WalletAccount;
+use crate::picture::{Picture, TAKEN, stood, sum_entries};
 
-const CHUNK: i64 = 500;
+/// Wallets of one picture.
+const CHUNK: i64 = 200;
 
-/// One row per stored balance that differs from what it is recomputed from.
-const BALANCES: &str = "
-SELECT wallet.id, b.name, b.stored, b.recomputed
-FROM wallet CROSS JOIN LATERAL (VALUES
-    ('cash_balance, by entries', cash_balance, (
-        SELECT coalesce(-sum(e.amount), 0) FROM ledger_account a JOIN ledger_entry e ON e.account_id = a.id
-        WHERE a.wallet_id = wallet.id AND a.kind = 'wallet_cash')),
-    ('promotional_balance, by entries', promotional_balance, (
-        SELECT coalesce(-sum(e.amount), 0) FROM ledger_account a JOIN ledger_entry e ON e.account_id = a.id
-        WHERE a.wallet_id = wallet.id AND a.kind = 'wallet_promotional')),
-    ('held_balance, by entries', held_balance, (
-        SELECT coalesce(-sum(e.amount), 0) FROM ledger_account a JOIN ledger_entry e ON e.account_id = a.id
-        WHERE a.wallet_id = wallet.id AND a.kind = 'wallet_held')),
-    ('cash_balance, by movements', cash_balance, (
-        SELECT coalesce(sum(t.amount), 0) FROM wallet_transaction t
-        WHERE t.wallet_id = wallet.id AND t.balance_kind = 'CASH')),
-    ('promotional_balance, by movements', promotional_balance, (
-        SELECT coalesce(sum(t.amount), 0) FROM wallet_transaction t
-        WHERE t.wallet_id = wallet.id AND t.balance_kind = 'PROMOTIONAL')),
-    ('held_balance, by holds', held_balance, (
-        SELECT coalesce(sum(h.amount), 0) FROM wallet_hold h
-        WHERE h.wallet_id = wallet.id AND h.status = 'PENDING'))
-) AS b (name, stored, recomputed)
-WHERE wallet.id = ANY($1) AND b.stored <> b.recomputed
-ORDER BY wallet.id, b.name";
+/// Movements of one wallet that one statement reads.
+const PAGE: i64 = 1_000;
 
-/// The first movement of each wallet whose balances do not follow from those before it.
-const STEPS: &str = "
-SELECT DISTINCT ON (wallet_id) id, wallet_id, cash, cash_balance_after, promotional, promotional_balance_after
-FROM (
-    SELECT id, wallet_id, created_at, cash_balance_after, promotional_balance_after,
-        coalesce(sum(amount) FILTER (WHERE balance_kind = 'CASH') OVER steps, 0) AS cash,
-        coalesce(sum(amount) FILTER (WHERE balance_kind = 'PROMOTIONAL') OVER steps, 0) AS promotional
-    FROM wallet_transaction WHERE wallet_id = ANY($1)
-    WINDOW steps AS (PARTITION BY wallet_id ORDER BY created_at, id)
-) AS movement
-WHERE cash <> cash_balance_after OR promotional <> promotional_balance_after
-ORDER BY wallet_id, created_at, id";
+/// A wallet as it is stored, and its PENDING holds.
+#[derive(FromRow)]
+struct Stored {
+    id: WalletId,
+    cash_balance: Decimal,
+    promotional_balance: Decimal,
+    held_balance: Decimal,
+    pending: Decimal,
+    #[sqlx(flatten)]
+    picture: Picture,
+}
 
-const UNBOOKED: &str = "
-SELECT t.id, t.wallet_id, t.transfer_id FROM wallet_transaction t
-WHERE t.wallet_id = ANY($1) AND NOT EXISTS (SELECT FROM ledger_transfer WHERE ledger_transfer.id = t.transfer_id)";
+#[derive(FromRow)]
+struct Movement {
+    id: WalletTransactionId,
+    wallet_id: WalletId,
+    amount: Decimal,
+    is_cash: bool,
+    cash_balance_after: Decimal,
+    promotional_balance_after: Decimal,
+    transfer_id: TransferId,
+    is_booked: bool,
+}
 
-pub(super) async fn check(
-    store: &Store,
-    report: &mut Report,
-    progress: &mut (dyn FnMut(Progress) + Send),
-) -> Result<()> {
-    let mut after = Uuid::nil();
+/// What the movements of a wallet have added up to so far.
+#[derive(Default)]
+struct Followed {
+    cash: Decimal,
+    promotional: Decimal,
+    /// Its first movement that does not follow from those before it was found: what comes after it need not be named.
+    is_broken: bool,
+}
+
+pub(super) async fn check(store: &Store, report: &mut Report, progress: &mut Tell<'_>) -> Result<()> {
+    let mut after = WalletId(Uuid::nil());
     loop {
-        let ids: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM wallet WHERE id > $1 ORDER BY id LIMIT $2")
+        let ids: Vec<WalletId> = sqlx::query_scalar("SELECT id FROM wallet WHERE id > $1 ORDER BY id LIMIT $2")
             .bind(after)
             .bind(CHUNK)
             .fetch_all(store.pool())
             .await
             .context("walking wallets")?;
         let Some(last) = ids.last().copied() else { return Ok(()) };
-        check_balances(store, report, &ids).await?;
-        check_steps(store, report, &ids).await?;
+        let first = look(store, &ids, &mut |movements| {
+            report.movements += movements;
+            progress(Check::Balance, report.movements);
+        })
+        .await?;
+        // A picture may be wrong about a few rows, so only what is wrong in a second one, too, is wrong.
+        let doubtful: Vec<WalletId> = first.into_keys().collect();
+        let mut second = look(store, &doubtful, &mut |_| {}).await?;
+        for wallet in doubtful {
+            for (check, subject, expected, found) in second.remove(&wallet).unwrap_or_default() {
+                report.add(check, subject, expected, found);
+            }
+        }
         report.wallets += ids.len() as u64;
-        progress(Progress { check: Check::Balance, done: report.wallets });
         after = last;
     }
 }
 
-async fn check_balances(store: &Store, report: &mut Report, ids: &[Uuid]) -> Result<()> {
-    let differences: Vec<(WalletId, String, Decimal, Decimal)> =
-        sqlx::query_as(BALANCES).bind(ids).fetch_all(store.pool()).await.context("recomputing balances")?;
-    for (wallet, name, stored, recomputed) in differences {
-        let check = if name.ends_with("entries") { Check::Balance } else { Check::Movement };
-        report.add(check, format!("wallet {wallet} {name}"), recomputed, stored);
+/// A check, what it is about, what was expected and what was found.
+type Doubt = (Check, String, String, String);
+
+/// What is wrong with these wallets in a picture of now.
+async fn look(
+    store: &Store,
+    ids: &[WalletId],
+    told: &mut (dyn FnMut(u64) + Send),
+) -> Result<HashMap<WalletId, Vec<Doubt>>> {
+    let wallets = if ids.is_empty() { Vec::new() } else { stored(store, ids).await? };
+    let Some(picture) = wallets.first().map(|wallet| wallet.picture.clone()) else { return Ok(HashMap::new()) };
+    let mut doubts: HashMap<WalletId, Vec<Doubt>> = HashMap::new();
+    let followed = follow(store, &picture, &wallets, &mut doubts, told).await?;
+    let accounts: Vec<AccountId> = wallets
+        .iter()
+        .flat_map(|wallet| {
+            [WalletAccount::Cash, WalletAccount::Promotional, WalletAccount::Held].map(|a| a.id(wallet.id))
+        })
+        .collect();
+    let entries = sum_entries(store.pool(), &picture, &accounts, None, &mut |_| {}).await?;
+    // Accounts of wallets stand on the credit side.
+    let booked = |id, kind: WalletAccount| entries.get(&kind.id(id)).map(|t| -t.balance()).unwrap_or_default();
+    for wallet in wallets {
+        let sums = &followed[&wallet.id];
+        for (check, name, found, expected) in [
+            (Check::Balance, "cash_balance, by entries", wallet.cash_balance, booked(wallet.id, WalletAccount::Cash)),
+            (Check::Movement, "cash_balance, by movements", wallet.cash_balance, sums.cash),
+            (Check::Balance, "held_balance, by entries", wallet.held_balance, booked(wallet.id, WalletAccount::Held)),
+            (Check::Movement, "held_balance, by holds", wallet.held_balance, wallet.pending),
+            (
+                Check::Balance,
+                "promotional_balance, by entries",
+                wallet.promotional_balance,
+                booked(wallet.id, WalletAccount::Promotional),
+            ),
+            (Check::Movement, "promotional_balance, by movements", wallet.promotional_balance, sums.promotional),
+        ] {
+            if found != expected {
+                let doubt = (check, format!("wallet {} {name}", wallet.id), expected.to_string(), found.to_string());
+                doubts.entry(wallet.id).or_default().push(doubt);
+            }
+        }
     }
-    Ok(())
+    Ok(doubts)
 }
 
-async fn check_steps(store: &Store, report: &mut Report, ids: &[Uuid]) -> Result<()> {
-    let differences: Vec<(Uuid, WalletId, Decimal, Decimal, Decimal, Decimal)> =
-        sqlx::query_as(STEPS).bind(ids).fetch_all(store.pool()).await.context("following movements")?;
-    for (movement, wallet, cash, cash_after, promotional, promotional_after) in differences {
-        report.add(
-            Check::Movement,
-            format!("wallet {wallet} movement {movement}, cash and promotional balance after it"),
-            format!("{cash} and {promotional}"),
-            format!("{cash_after} and {promotional_after}"),
-        );
+async fn stored(store: &Store, ids: &[WalletId]) -> Result<Vec<Stored>> {
+    let sql = format!(
+        "SELECT id, cash_balance, promotional_balance, held_balance, {TAKEN}, (
+             SELECT coalesce(sum(amount), 0) FROM wallet_hold h WHERE h.wallet_id = wallet.id AND h.status = 'PENDING'
+         ) AS pending
+         FROM wallet WHERE id = ANY($1) ORDER BY id"
+    );
+    sqlx::query_as(AssertSqlSafe(sql)).bind(ids).fetch_all(store.pool()).await.context("reading balances")
+}
+
+/// Follows the movements of wallets from the first on, step by step.
+async fn follow(
+    store: &Store,
+    picture: &Picture,
+    wallets: &[Stored],
+    doubts: &mut HashMap<WalletId, Vec<Doubt>>,
+    told: &mut (dyn FnMut(u64) + Send),
+) -> Result<HashMap<WalletId, Followed>> {
+    let sql = format!(
+        "SELECT movement.*, EXISTS (SELECT FROM ledger_transfer WHERE id = movement.transfer_id) AS is_booked
+         FROM unnest($3::uuid[], $4::uuid[]) WITH ORDINALITY AS wallet (id, after, place)
+         CROSS JOIN LATERAL (
+             SELECT t.id, t.wallet_id, t.amount, t.balance_kind = 'CASH' AS is_cash, t.cash_balance_after,
+                 t.promotional_balance_after, t.transfer_id, t.created_at
+             FROM wallet_transaction t
+             WHERE t.wallet_id = wallet.id AND {} AND (wallet.after IS NULL OR (t.created_at, t.id) >
+                 (SELECT last.created_at, last.id FROM wallet_transaction last WHERE last.id = wallet.after))
+             ORDER BY t.created_at, t.id LIMIT {PAGE}) AS movement
+         ORDER BY wallet.place, movement.created_at, movement.id",
+        stood("t")
+    );
+    let mut followed: HashMap<WalletId, Followed> = wallets.iter().map(|w| (w.id, Followed::default())).collect();
+    let mut open: Vec<(WalletId, Option<WalletTransactionId>)> = wallets.iter().map(|w| (w.id, None)).collect();
+    while !open.is_empty() {
+        let (ids, after): (Vec<WalletId>, Vec<Option<WalletTransactionId>>) = open.iter().copied().unzip();
+        let movements: Vec<Movement> = sqlx::query_as(AssertSqlSafe(sql.clone()))
+            .bind(picture.next())
+            .bind(picture.open())
+            .bind(ids)
+            .bind(after)
+            .fetch_all(store.pool())
+            .await
+            .context("following movements")?;
+        told(movements.len() as u64);
+        open.clear();
+        for steps in movements.chunk_by(|one, next| one.wallet_id == next.wallet_id) {
+            let (Some(last), Some(sums)) = (steps.last(), followed.get_mut(&steps[0].wallet_id)) else { continue };
+            for movement in steps {
+                doubts_of(movement, sums)
+                    .into_iter()
+                    .for_each(|doubt| doubts.entry(last.wallet_id).or_default().push(doubt));
+            }
+            if steps.len() as i64 == PAGE {
+                open.push((last.wallet_id, Some(last.id)));
+            }
+        }
     }
-    let unbooked: Vec<(Uuid, WalletId, Uuid)> =
-        sqlx::query_as(UNBOOKED).bind(ids).fetch_all(store.pool()).await.context("looking for unbooked movements")?;
-    for (movement, wallet, transfer) in unbooked {
-        report.add(
-            Check::Movement,
-            format!("wallet {wallet} movement {movement}"),
-            format!("transfer {transfer}"),
-            "none",
-        );
+    Ok(followed)
+}
+
+/// Takes a movement to the sums; what does not follow from them, or was never booked.
+fn doubts_of(movement: &Movement, sums: &mut Followed) -> Vec<Doubt> {
+    let mut doubts = Vec::new();
+    if movement.is_cash {
+        sums.cash += movement.amount;
+    } else {
+        sums.promotional += movement.amount;
     }
-    Ok(())
+    let subject = || format!("wallet {} movement {}", movement.wallet_id, movement.id);
+    let after = (movement.cash_balance_after, movement.promotional_balance_after);
+    if !sums.is_broken && (sums.cash, sums.promotional) != after {
+        sums.is_broken = true;
+        let subject = format!("{}, cash and promotional balance after it", subject());
+        let expected = format!("{} and {}", sums.cash, sums.promotional);
+        doubts.push((Check::Movement, subject, expected, format!("{} and {}", after.0, after.1)));
+    }
+    if !movement.is_booked {
+        doubts.push((Check::Movement, subject(), format!("transfer {}", movement.transfer_id), "none".to_owned()));
+    }
+    doubts
 }

@@ -146,6 +146,6 @@ async fn progress_is_told_per_check() {
     let mut seen = Vec::new();
     let report =
         ledger::verify(&books.store, &mut |progress| seen.push((progress.check, progress.done))).await.unwrap();
-    assert_eq!((report.wallets, report.transfers, report.entries), (1, 2, 4));
-    assert_eq!(seen[..2], [(Check::Balance, 1), (Check::Transfer, 2)]);
+    assert_eq!((report.wallets, report.movements, report.transfers, report.entries), (1, 2, 2, 4));
+    assert_eq!(seen[..2], [(Check::Balance, 2), (Check::Transfer, 2)]);
 }

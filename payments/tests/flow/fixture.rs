@@ -338,8 +338,7 @@ impl Shop {
 
     /// Balance of an account of the workspace in euro: debits less credits.
     pub async fn balance(&self, scope: &Scope, kind: &str) -> String {
-        let mut conn = self.store.pool().acquire().await.unwrap();
-        let rows = ledger::trial_balance(scope, &mut conn).await.unwrap();
+        let rows = ledger::trial_balance(&self.store, scope, None, &mut |_| {}).await.unwrap();
         let balance = rows.into_iter().find(|row| row.kind == kind).map(|row| row.balance).unwrap_or_default();
         Money::new(balance, Currency::EUR).unwrap().amount().to_string()
     }

@@ -3,42 +3,18 @@
 use client::plain_sum::invoice_cents;
 use client::sample::{METRICS, title};
 use client::views::{Breach, Invoice};
-use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use rust_decimal::Decimal;
 
 use super::feed::Fed;
 use super::used::Used;
 use super::world::World;
+use crate::table::{grouped, table};
 
 /// Customers whose running totals are shown.
 const CUSTOMERS_SHOWN: usize = 3;
 
 /// Rows of longer tables that are shown.
 const ROWS_SHOWN: usize = 20;
-
-fn table(header: &[&str], numbers_from: usize) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
-    table.set_header(header);
-    for column in table.column_iter_mut().skip(numbers_from) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
-/// Digits in groups of three.
-fn grouped(number: impl ToString) -> String {
-    let text = number.to_string();
-    let (whole, fraction) = text.split_once('.').map_or((text.as_str(), ""), |(whole, fraction)| (whole, fraction));
-    let mut out = String::new();
-    for (index, digit) in whole.chars().enumerate() {
-        if index > 0 && (whole.len() - index).is_multiple_of(3) && !out.ends_with('-') {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    if fraction.is_empty() { out } else { format!("{out}.{fraction}") }
-}
 
 /// Usage of a few customers before the period's end.
 pub fn running_totals(fed: &Fed) {
@@ -185,13 +161,6 @@ fn euros(cents: u64) -> Decimal {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn digits_come_in_threes() {
-        for (number, text) in [("0", "0"), ("999", "999"), ("1000", "1,000"), ("-123456.75", "-123,456.75")] {
-            assert_eq!(grouped(number), text);
-        }
-    }
 
     fn invoice(number: &str) -> Invoice {
         serde_json::from_value(serde_json::json!({

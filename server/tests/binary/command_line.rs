@@ -167,3 +167,56 @@ async fn ledger_verify_names_what_somebody_changed() {
     assert!(printed.ends_with("ledger: DIFFERS"), "{printed}");
     assert!(complaint.contains("2 differences in the books"), "{complaint}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ledger_commands_show_and_close_the_books() {
+    let site = Site::new().await;
+    let server = site.server("server", &[]).await;
+    let tenant = Tenant::create(&server, 2).await;
+    let wallet = tenant.subscribers[0].wallet_id.to_string();
+    let credit = json!({"amount": {"value": "1250.00", "currency": CURRENCY}, "idempotency_key": "credit"});
+    let _: Value = tenant.api.post(&format!("/v1/wallets/{wallet}/credit"), &credit).await.expect("credited");
+    let workspace: String = sqlx::query_scalar("SELECT workspace_id::text FROM wallet WHERE id = $1::uuid")
+        .bind(&wallet)
+        .fetch_one(&site.database.pool())
+        .await
+        .unwrap();
+    let server = &server;
+    let ledger = async |words: &str| {
+        let words = format!("ledger {words} --workspace {workspace}");
+        server.command(&words.split(' ').collect::<Vec<_>>()).await.unwrap()
+    };
+
+    let (_, printed, complaint) = ledger("trial-balance").await;
+    assert!(printed.contains("manual_clearing") && printed.contains("1,250.00 Dr"), "{printed}\n{complaint}");
+    let (_, printed, _) = ledger("trial-balance --json --before 2020-01-01").await;
+    assert_eq!(printed.trim(), "[]");
+    let (_, printed, _) = ledger(&format!("account wallet_cash --wallet {wallet} --json")).await;
+    let statement: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((&statement["closing"], statement["lines"].as_array().map(Vec::len)), (&json!("-1250.00"), Some(1)));
+    let (_, printed, _) = ledger("account manual_clearing --currency EUR").await;
+    assert!(printed.contains("opening balance") && printed.contains("1,250.00 Dr"), "{printed}");
+    for (wrong, told) in [
+        ("account cash", "wallet_cash"),
+        ("account wallet_cash", "--wallet"),
+        ("account revenue", "--currency"),
+        ("trial-balance --before yesterday", "2026-11-01T00:00:00Z"),
+    ] {
+        let (status, _, complaint) = ledger(wrong).await;
+        assert_eq!(status.code(), Some(2), "{wrong}: {complaint}");
+        assert!(complaint.contains(told), "{wrong}: {complaint}");
+    }
+
+    let (status, printed, complaint) = ledger("close --before 2020-02-01 --note January").await;
+    assert!(status.success() && printed.contains("closed before 2020-02-01 00:00:00"), "{printed}\n{complaint}");
+    let (status, _, complaint) = ledger("close --before 2020-02-01").await;
+    assert_eq!(status.code(), Some(1), "{complaint}");
+    assert!(complaint.contains("closed for everything before"), "{complaint}");
+    let (status, printed, _) = ledger("reopen --note again").await;
+    assert!(status.success(), "{printed}");
+    let (_, printed, _) = ledger("closings").await;
+    assert!(printed.contains("January") && printed.contains("again"), "{printed}");
+    let (_, printed, _) = server.command(&["ledger", "verify", "--json"]).await.unwrap();
+    let report: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((&report["differences_total"], &report["transfers"]), (&json!(0), &json!(1)));
+}
