@@ -82,5 +82,5 @@ pub use trial_balance::{TrialBalanceRow, trial_balance};
 pub use verify::{Difference, Progress, Report, verify};
 pub use wallet::{
     NewWallet, Outcome, Wallet, WalletBatch, WalletDTO, WalletDefaults, WalletHold, WalletTransaction, lock_wallets,
-    wallet_for,
+    wallet_for, wallet_for_received,
 };
