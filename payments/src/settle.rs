@@ -15,7 +15,8 @@ pub(crate) fn clearing_of(row: &Transaction) -> WorkspaceAccount {
 }
 
 /// Puts money that is there on its locked invoice, and what is more than is due on the customer's wallet in that currency: it was
-/// received, so neither a cap of credits nor a currency that is switched off stands in its way. Booked under the transaction's own id: booking it twice is refused.
+/// received, so neither a cap of credits nor a currency that is switched off stands in its way. Booked under the transaction's own
+/// id: booking it twice is refused.
 pub(crate) async fn settle(scope: &Scope, tx: &mut Tx, invoice: &mut Payable, row: Transaction) -> Result<Transaction> {
     let excess = invoice.pay(scope, tx, row.amount).await?;
     let paid = row.amount.sub(excess)?;

@@ -10,4 +10,5 @@ mod manual;
 mod methods;
 mod receiving;
 mod refunds;
+mod routing;
 mod secrets;
