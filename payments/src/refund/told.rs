@@ -84,6 +84,9 @@ async fn take_back(
         }
     }
     let Some(wallet) = row.wallet_id.filter(|_| !rest.is_zero()) else { return Ok(()) };
+    if back.invoice_id.is_some() {
+        transaction::note_excess(tx, back, wallet, rest).await?;
+    }
     let mut batch = ledger::lock_wallets(tx, scope, &[wallet]).await?;
     let details = Details::of(WalletTransactionSource::Refund).reference("transaction", back.id);
     let id = |part: &[u8]| TransferId(Uuid::new_v5(&back.id.0, part));

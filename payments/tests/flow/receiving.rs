@@ -238,6 +238,34 @@ async fn a_charge_back_of_an_invoice_is_taken_off_what_is_paid() {
     shop.assert_verified().await;
 }
 
+/// What of a payment was beyond its invoice leaves the wallet, and the ledger of payments says which part that was.
+#[tokio::test]
+async fn a_charge_back_of_what_was_beyond_the_invoice_leaves_the_wallet() {
+    let shop = Shop::open().await;
+    let scope = &shop.live;
+    let (customer, wallet) = shop.customer(scope, ledger::WalletDefaults::default()).await;
+    let gateway = shop.gateway(scope, "gocardless").await;
+    let _ = shop.method(scope, customer, "gocardless", "MD123").await;
+    let invoice = shop.invoice(scope, customer, crate::invoice::PLAIN).await;
+    shop.bank.will([Step::TakeLater]);
+    let charge = shop.charge(scope, invoice).await.unwrap();
+    shop.record(scope, invoice, json!({"source": "BANK_TRANSFER", "amount": eur("100.00")})).await.unwrap();
+    shop.sweep_in(16).await;
+    assert_eq!(shop.cash(scope, wallet).await, "100.00", "19.00 of the charge were due");
+    let back = json!({"id": "EV1", "resource_type": "payments", "action": "charged_back",
+        "links": {"payment": charge.provider_reference}, "details": {"cause": "authorisation_disputed"}});
+    shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    assert_eq!(shop.cash(scope, wallet).await, "0.00");
+    assert_eq!(shop.bill(invoice).await, "paid paid 100.00 due 0.00");
+    let beyond: Vec<String> =
+        sqlx::query_scalar("SELECT kind || ' ' || round(excess_amount, 2) FROM payment_transaction ORDER BY id")
+            .fetch_all(shop.store.pool())
+            .await
+            .unwrap();
+    assert_eq!(beyond, ["CHARGE 100.00", "MANUAL_PAYMENT 0.00", "CHARGEBACK 100.00"]);
+    shop.assert_verified().await;
+}
+
 #[tokio::test]
 async fn nobody_speaks_for_a_provider_without_its_secret() {
     let shop = Shop::open().await;
