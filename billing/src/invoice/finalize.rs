@@ -7,6 +7,7 @@
 
 use chrono::NaiveDate;
 use domain::{Error, InvoiceId, Result, Scope, SubscriptionId};
+use ledger::WorkspaceAccount;
 use sqlx::PgConnection;
 use store::{StoreError, Tx};
 use uuid::Uuid;
@@ -247,7 +248,8 @@ pub(crate) async fn finalize_saved(
     let mut transfers = Vec::with_capacity(2 * saved.len());
     for (one, paid) in saved.iter().zip(&paid) {
         let totals = one.draft.totals;
-        transfers.extend(ledger::invoice_transfer(scope, one.id, totals.subtotal, totals.tax_amount)?);
+        let (net, tax) = (totals.subtotal, totals.tax_amount);
+        transfers.extend(ledger::invoice_transfer(scope, one.id, WorkspaceAccount::Revenue, net, tax)?);
         transfers.extend(ledger::settlement_transfer(scope, one.id, &paid.settled)?);
     }
     ledger::post(tx, scope, &transfers).await?;

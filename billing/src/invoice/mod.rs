@@ -21,6 +21,7 @@ pub mod read;
 pub mod run;
 pub(crate) mod save;
 pub mod share;
+pub mod topup;
 pub mod words;
 
 pub use finalize::{FinalizeOptions, RunRef};

@@ -2,12 +2,11 @@
 
 use billing::invoice::Payable;
 use domain::{Clock, Error, Money, Result, Scope, TransactionId, TransferId};
-use ledger::wallet::{Details, WalletTransactionSource, topup};
+use ledger::WorkspaceAccount;
 use rust_decimal::Decimal;
 use store::{StoreError, Tx};
-use uuid::Uuid;
 
-use super::finish::announce;
+use super::finish::{announce, take_from_wallet};
 use crate::at_customer;
 use crate::settle::{clearing_of, payable_of};
 use crate::transaction::{self, Change, NewTransaction, Transaction, Way};
@@ -62,8 +61,8 @@ async fn told(
     transaction::insert(scope, tx, &NewTransaction::back(row, kind, amount, way), Clock::System.now()).await
 }
 
-/// Takes money that is gone from where the payment had put it: the invoice is owed it again, and a wallet loses what it has of it.
-/// What the wallet no longer has is written off, so that the books say where the money went.
+/// Takes money that is gone from where the payment had put it: the invoice is owed it again, and a wallet loses what it has of what
+/// was beyond the invoice.
 async fn take_back(
     scope: &Scope,
     tx: &mut Tx,
@@ -80,6 +79,9 @@ async fn take_back(
             let transfer = ledger::refund_transfer(scope, id, invoice.id, clearing, of_invoice)?;
             ledger::post_new(tx, scope, &[transfer]).await?;
             invoice.give_back(scope, tx, of_invoice, true).await?;
+            if let Some(wallet) = invoice.filled_wallet() {
+                take_from_wallet(scope, tx, wallet, of_invoice, WorkspaceAccount::TopupInvoiced, back).await?;
+            }
             rest = rest.sub(of_invoice)?;
         }
     }
@@ -87,15 +89,7 @@ async fn take_back(
     if back.invoice_id.is_some() {
         transaction::note_excess(tx, back, wallet, rest).await?;
     }
-    let mut batch = ledger::lock_wallets(tx, scope, &[wallet]).await?;
-    let details = Details::of(WalletTransactionSource::Refund).reference("transaction", back.id);
-    let id = |part: &[u8]| TransferId(Uuid::new_v5(&back.id.0, part));
-    let missing = batch.debit_refunded(wallet, id(b"wallet"), rest, &details)?;
-    batch.write(tx, scope).await?;
-    if missing.is_zero() {
-        return Ok(());
-    }
-    topup::write_off_refund(tx, scope, id(b"write off"), missing, back.id).await
+    take_from_wallet(scope, tx, wallet, rest, clearing_of(back), back).await
 }
 
 /// The bank contests a payment: it is marked, and people decide.

@@ -160,10 +160,11 @@ async fn of_transactions(scope: &Scope, tx: &mut Tx, request: &GenerateSettlemen
     let rows: Vec<MovementRow> = sqlx::query_as(
         "SELECT t.id, t.invoice_id, t.kind, t.amount - t.excess_amount AS amount, coalesce(t.reference, t.provider_reference) AS reference
          FROM payment_transaction t LEFT JOIN payment_transaction parent ON parent.id = t.parent_transaction_id
+             LEFT JOIN invoice ON invoice.id = t.invoice_id
          WHERE t.workspace_id = $1 AND t.customer_id = $2 AND t.currency = $3 AND t.processed_at >= $4 AND t.processed_at < $5
            AND t.status IN ('SUCCEEDED', 'PARTIALLY_REFUNDED', 'REFUNDED', 'DISPUTED')
            AND t.kind IN ('CHARGE', 'MANUAL_PAYMENT', 'WALLET_PAYMENT', 'REFUND', 'CHARGEBACK')
-           AND parent.kind IS DISTINCT FROM 'WALLET_TOPUP'
+           AND parent.kind IS DISTINCT FROM 'WALLET_TOPUP' AND invoice.topup_wallet_id IS NULL
            AND t.amount > t.excess_amount
          ORDER BY t.processed_at, t.id",
     )

@@ -12,3 +12,4 @@ mod receiving;
 mod refunds;
 mod routing;
 mod secrets;
+mod topup_invoices;

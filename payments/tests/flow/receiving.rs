@@ -266,6 +266,32 @@ async fn a_charge_back_of_what_was_beyond_the_invoice_leaves_the_wallet() {
     shop.assert_verified().await;
 }
 
+/// The money of a top-up that an invoice asked for is on the wallet.
+#[tokio::test]
+async fn a_charge_back_of_an_invoiced_top_up_leaves_the_wallet() {
+    let shop = Shop::open().await;
+    let scope = &shop.live;
+    let (customer, wallet) = shop.customer(scope, ledger::WalletDefaults::default()).await;
+    let gateway = shop.gateway(scope, "gocardless").await;
+    let method = shop.method(scope, customer, "gocardless", "MD123").await;
+    let (invoice, _) = shop.invoiced(scope, &Payer { customer, wallet, gateway, method }, "50.00").await;
+    let charge = shop.charge(scope, invoice).await.unwrap();
+    assert_eq!(shop.cash(scope, wallet).await, "50.00");
+    shop.debit(scope, wallet, "20.00").await;
+    let back = json!({"id": "EV1", "resource_type": "payments", "action": "charged_back",
+        "links": {"payment": charge.provider_reference}, "details": {"cause": "authorisation_disputed"}});
+    shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    assert_eq!(shop.cash(scope, wallet).await, "0.00");
+    assert_eq!(shop.balance(scope, "write_off").await, "20.00");
+    assert_eq!(shop.balance(scope, "gateway_clearing").await, "0.00");
+    // Owed again, as of every charge-back: a paid invoice stays so.
+    assert_eq!(
+        (shop.balance(scope, "receivable").await.as_str(), shop.balance(scope, "topup_invoiced").await.as_str()),
+        ("50.00", "-50.00")
+    );
+    shop.assert_verified().await;
+}
+
 #[tokio::test]
 async fn nobody_speaks_for_a_provider_without_its_secret() {
     let shop = Shop::open().await;
