@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::settle::clearing_of;
 use crate::transaction::{self, Change, Transaction};
+use crate::words::TransactionStatus;
 
 /// Money of a locked payment of a locked invoice has gone: the payment and the invoice know it, the books have it, the wallet whose
 /// top-up it was loses it, and it is announced. Booked under the refund's own id: booking it twice is refused.
@@ -20,8 +21,17 @@ pub(super) async fn go(
     payment: Transaction,
     refund: &Transaction,
 ) -> Result<()> {
-    let total = payment.refunded_amount.add(refund.amount)?;
-    let payment = transaction::apply(scope, tx, &payment, &Change::Refunded(total)).await?;
+    let payment = match payment.status {
+        TransactionStatus::Succeeded | TransactionStatus::PartiallyRefunded => {
+            let total = payment.refunded_amount.add(refund.amount)?;
+            transaction::apply(scope, tx, &payment, &Change::Refunded(total)).await?
+        }
+        status => {
+            // The money has gone all the same, and the customer has more of it than he paid: that must be written down.
+            tracing::error!(transaction.id = %payment.id, %status, refund.id = %refund.id, "a refund of a payment that was charged back");
+            payment
+        }
+    };
     let id = TransferId(refund.id.0);
     match refund.wallet_id {
         Some(wallet) => {

@@ -95,28 +95,34 @@ async fn take_back(
 /// The bank contests a payment: it is marked, and people decide.
 pub(crate) async fn contested(scope: &Scope, tx: &mut Tx, id: TransactionId, reason: &str) -> Result<()> {
     let row = transaction::lock(scope, tx, id).await?;
-    dispute(scope, tx, &row, reason).await.map(drop)
+    dispute(scope, tx, &row, reason, false).await.map(drop)
 }
 
-/// Marks a locked payment as contested; the scope of its customer, or `None` where it cannot be.
-async fn dispute(scope: &Scope, tx: &mut Tx, row: &Transaction, reason: &str) -> Result<Option<Scope>> {
-    if row.status != TransactionStatus::Succeeded {
-        tracing::warn!(transaction.id = %row.id, status = %row.status, reason, "a dispute of a payment that cannot be disputed");
-        return Ok(None);
-    }
+/// Marks a locked payment as contested and announces it; the scope of its customer, or `None` where it cannot be. A payment that was
+/// refunded in part cannot be DISPUTED (transactions.md 3): it is REFUNDED when the rest of its money has gone.
+async fn dispute(scope: &Scope, tx: &mut Tx, row: &Transaction, reason: &str, is_gone: bool) -> Result<Option<Scope>> {
+    let change = match row.status {
+        TransactionStatus::Succeeded => Change::Disputed,
+        TransactionStatus::PartiallyRefunded if is_gone => Change::Refunded(row.amount),
+        status => {
+            tracing::warn!(transaction.id = %row.id, %status, reason, "a dispute of a payment that cannot be disputed");
+            return Ok(None);
+        }
+    };
     let scope = at_customer(scope, tx.conn(), row.customer_id).await?;
-    let disputed = transaction::apply(&scope, tx, row, &Change::Disputed).await?;
+    let disputed = transaction::apply(&scope, tx, row, &change).await?;
     let mut payload = disputed.payload();
     payload.insert("reason".to_owned(), reason.into());
     tx.emit(&scope, "payment.disputed", "transaction", row.id, payload).await?;
     Ok(Some(scope))
 }
 
-/// The bank has taken a payment back: it is marked as contested, and its money leaves as a CHARGEBACK.
+/// The bank has taken a payment back: it is marked as contested, and what is left of its money leaves as a CHARGEBACK.
 pub(crate) async fn charged_back(scope: &Scope, tx: &mut Tx, id: TransactionId, reason: &str) -> Result<()> {
     let mut invoice = payable_of(scope, tx, id).await?;
     let row = transaction::lock(scope, tx, id).await?;
-    let Some(scope) = dispute(scope, tx, &row, reason).await? else { return Ok(()) };
-    let back = told(&scope, tx, &row, TransactionKind::Chargeback, row.amount).await?;
+    let Some(scope) = dispute(scope, tx, &row, reason, true).await? else { return Ok(()) };
+    let left = row.amount.sub(row.refunded_amount)?;
+    let back = told(&scope, tx, &row, TransactionKind::Chargeback, left).await?;
     take_back(&scope, tx, invoice.as_mut(), &row, &back).await
 }

@@ -238,6 +238,58 @@ async fn a_charge_back_of_an_invoice_is_taken_off_what_is_paid() {
     shop.assert_verified().await;
 }
 
+#[tokio::test]
+async fn a_charge_back_takes_what_refunds_have_left() {
+    let shop = Shop::open().await;
+    let scope = &shop.live;
+    let (customer, wallet) = shop.customer(scope, ledger::WalletDefaults::default()).await;
+    let gateway = shop.gateway(scope, "gocardless").await;
+    let method = shop.method(scope, customer, "gocardless", "MD123").await;
+    let (invoice, charge) = shop.paid(scope, &Payer { customer, wallet, gateway, method }).await;
+    shop.refund(scope, invoice, json!({"amount": eur("19.00")})).await.unwrap();
+    let reference = shop.get(scope, charge).await.provider_reference;
+    for id in ["EV1", "EV2"] {
+        let back = json!({"id": id, "resource_type": "payments", "action": "charged_back",
+            "links": {"payment": reference}, "details": {"cause": "authorisation_disputed"}});
+        shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    }
+    assert_eq!(shop.bill(invoice).await, "paid paid 0.00 due 0.00");
+    assert_eq!(
+        shop.transactions(scope).await,
+        ["CHARGE REFUNDED 119.00", "REFUND SUCCEEDED 19.00", "CHARGEBACK SUCCEEDED 100.00"]
+    );
+    assert_eq!(shop.balance(scope, "gateway_clearing").await, "0.00");
+    assert_eq!(shop.balance(scope, "receivable").await, "100.00", "19.00 are credited");
+    assert_eq!(shop.events(scope).await["payment.disputed"], 1);
+    assert_eq!(shop.refund(scope, invoice, json!({})).await.unwrap_err().code(), "REFUND_EXCEEDS_PAID");
+    shop.assert_verified().await;
+}
+
+/// A refund is on its way when the bank takes everything back: the customer has got it twice, and the books say so.
+#[tokio::test]
+async fn a_refund_that_a_charge_back_overtakes_is_written_down() {
+    let shop = Shop::open().await;
+    let scope = &shop.live;
+    let (customer, wallet) = shop.customer(scope, ledger::WalletDefaults::default()).await;
+    let gateway = shop.gateway(scope, "gocardless").await;
+    let method = shop.method(scope, customer, "gocardless", "MD123").await;
+    let (invoice, charge) = shop.paid(scope, &Payer { customer, wallet, gateway, method }).await;
+    shop.bank.will([Step::TakeLater]);
+    shop.refund(scope, invoice, json!({"amount": eur("19.00")})).await.unwrap();
+    let reference = shop.get(scope, charge).await.provider_reference;
+    let back = json!({"id": "EV1", "resource_type": "payments", "action": "charged_back",
+        "links": {"payment": reference}, "details": {"cause": "authorisation_disputed"}});
+    shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    shop.sweep_in(16).await;
+    assert_eq!(
+        shop.transactions(scope).await,
+        ["CHARGE DISPUTED 119.00", "REFUND SUCCEEDED 19.00", "CHARGEBACK SUCCEEDED 119.00"]
+    );
+    assert_eq!(shop.balance(scope, "gateway_clearing").await, "-19.00");
+    assert_eq!(shop.bill(invoice).await, "paid paid -19.00 due 0.00");
+    shop.assert_verified().await;
+}
+
 /// What of a payment was beyond its invoice leaves the wallet, and the ledger of payments says which part that was.
 #[tokio::test]
 async fn a_charge_back_of_what_was_beyond_the_invoice_leaves_the_wallet() {
