@@ -338,8 +338,13 @@ async fn an_invoice_asks_for_a_topup() {
     assert_eq!(rows["data"], json!([paid]));
     let more = json!({"amount": eur("100.01"), "mode": "INVOICE"});
     api.sandbox.post(&path, more).await.problem(422, "MAX_SINGLE_CREDIT_EXCEEDED");
-    let dear = json!({"amount": {"value": "1.00", "currency": "JPY"}, "mode": "INVOICE"});
+    let dear = json!({"amount": {"value": "1.50", "currency": "JPY"}, "mode": "INVOICE"});
     assert_eq!(api.sandbox.post(&path, dear).await.bad_fields()[0].0, "amount.value");
+    // The wallet is there, but the workspace makes no invoices in its currency any more.
+    let dollars = |mode: &str| json!({"amount": {"value": "1.00", "currency": "USD"}, "mode": mode});
+    let _ = api.sandbox.post(&path, dollars("MANUAL")).await.data(201);
+    let _ = api.sandbox.patch("/v1/currencies/USD", json!({"billing_enabled": false})).await.expect(200);
+    api.sandbox.post(&path, dollars("INVOICE")).await.problem(422, "CURRENCY_NOT_ENABLED");
     let wrong = json!({"amount": eur("1.00"), "mode": "INVOICE", "reference": "x", "payment_method_id": id(&owner)});
     assert_eq!(api.sandbox.post(&path, wrong).await.bad_fields().len(), 2);
     let invoices = api.sandbox.get("/v1/invoices?invoice_type=one_off").await.expect(200);
