@@ -46,6 +46,7 @@ if [ "${1:-}" != demo ]; then
   need maven has mvn
   need npm has npm
   need kcat has kcat
+  need golang-go has go
 fi
 
 install() {

@@ -2,7 +2,7 @@
 # Runs the tests with a PostgreSQL, a Kafka and a ClickHouse of their own, which stop at the end.
 # Arguments go to `cargo test`; without any, it tests the whole workspace.
 #
-# With CI=true every engine must be there. Without it, tests whose engine is missing say `did not run: …`.
+# With CI=true every engine and stripe-mock must be there. Without it, tests that miss theirs say `did not run: …`.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,11 +20,14 @@ fi
 # Downloads run beside the build. What fails here is reported by the start of its engine.
 dev/kafka/fetch.sh >/dev/null &
 dev/clickhouse/fetch.sh >/dev/null &
+dev/stripe-mock/fetch.sh >/dev/null &
 
 # One selection for everything, so that nothing is built twice: tests, the engines' starter, ClickHouse's server.
 cargo test "${selection[@]}" --no-run
 [ "${selection[0]}" = --workspace ] || cargo build --quiet --package engines --package dev-clickhouse --bins
 wait
+# Empty where it cannot be had, which its test reports.
+export KONTORION_TEST_STRIPE_MOCK=${KONTORION_TEST_STRIPE_MOCK-$(dev/stripe-mock/fetch.sh)}
 
 # Two tests of a program at a time: with more, engines on two cores wait for each other.
 log=$(mktemp)

@@ -288,14 +288,67 @@ async fn customers_are_filled_up_in_any_currency() {
         (&row["kind"], &row["provider"], &row["reference"], &row["gateway_id"]),
         (&json!("WALLET_TOPUP"), &json!("external"), &json!("wire 17"), &Value::Null)
     );
-    api.sandbox
-        .post(&path, json!({"amount": eur("1.00"), "mode": "INVOICE"}))
-        .await
-        .problem(422, "BUSINESS_RULE_VIOLATION");
     let wrong = json!({"amount": eur("1.00"), "reference": "x"});
     assert_eq!(api.sandbox.post(&path, wrong).await.bad_fields(), [("reference".to_owned(), "NOT_ALLOWED".to_owned())]);
     let wallets = api.sandbox.get(&format!("/v1/customers/{}/wallets", id(&owner))).await.expect(200);
     assert_eq!(wallets["data"].as_array().unwrap().len(), 2);
+    let report = ledger::verify(&api.app.store, &mut |_| {}).await.unwrap();
+    assert!(report.is_clean(), "{:#?}", report.differences);
+}
+
+#[tokio::test]
+async fn an_invoice_asks_for_a_topup() {
+    let api = TestApi::start().await;
+    let owner = customer(&api.sandbox, json!({"default_max_single_credit": "100"})).await;
+    let path = format!("/v1/customers/{}/wallets/topup", id(&owner));
+    let body = json!({"amount": eur("20.00"), "mode": "INVOICE", "idempotency_key": "i"});
+    let client = api.sandbox.with_header("idempotency-key", "h");
+    let first = client.post(&path, body.clone()).await.data(201);
+    assert_eq!(
+        (&first["mode"], &first["status"], &first["transaction_id"], &first["wallet_id"]),
+        (&json!("INVOICE"), &json!("PENDING"), &Value::Null, &owner["wallet"]["id"])
+    );
+    let repeat = client.post(&path, body.clone()).await;
+    assert_eq!(repeat.header("idempotent-replayed"), Some("true"));
+    assert_eq!(repeat.data(201), first);
+    let bill = format!("/v1/invoices/{}", first["invoice_id"].as_str().unwrap());
+    let seen = api.sandbox.get(&bill).await.data(200);
+    assert_eq!(
+        (&seen["invoice_type"], &seen["status"], &seen["total"], &seen["amount_due"], &seen["invoice_number"]),
+        (&json!("one_off"), &json!("finalized"), &eur("20.00"), &eur("20.00"), &json!("INV-000001"))
+    );
+    assert_eq!(
+        (&seen["tax_amount"], &seen["tax_breakdown"][0]["tax_category_code"], &seen["lines"][0]["line_type"]),
+        (&eur("0.00"), &json!("O"), &json!("ONE_TIME"))
+    );
+    let wallet = format!("/v1/wallets/{}", id(&owner["wallet"]));
+    assert_eq!(api.sandbox.get(&wallet).await.data(200)["cash_balance"], eur("0.00"));
+    let paid = api.sandbox.post(&format!("{bill}/manual-payments"), json!({"source": "CASH"})).await.data(201);
+    assert_eq!(api.sandbox.get(&wallet).await.data(200)["cash_balance"], eur("20.00"));
+    // How far it is now, under either key.
+    for again in [api.sandbox.post(&path, body.clone()).await.data(200), client.post(&path, body).await.data(201)] {
+        assert_eq!((&again["status"], &again["invoice_id"]), (&json!("SUCCEEDED"), &first["invoice_id"]));
+    }
+    let movements = api.sandbox.get(&format!("{wallet}/transactions")).await.expect(200)["data"].clone();
+    assert_eq!(
+        (movements.as_array().unwrap().len(), &movements[0]["source"], &movements[0]["reference_id"]),
+        (1, &json!("TOPUP"), &first["invoice_id"])
+    );
+    let rows = api.sandbox.get(&format!("{bill}/transactions")).await.expect(200);
+    assert_eq!(rows["data"], json!([paid]));
+    let more = json!({"amount": eur("100.01"), "mode": "INVOICE"});
+    api.sandbox.post(&path, more).await.problem(422, "MAX_SINGLE_CREDIT_EXCEEDED");
+    let dear = json!({"amount": {"value": "1.50", "currency": "JPY"}, "mode": "INVOICE"});
+    assert_eq!(api.sandbox.post(&path, dear).await.bad_fields()[0].0, "amount.value");
+    // The wallet is there, but the workspace makes no invoices in its currency any more.
+    let dollars = |mode: &str| json!({"amount": {"value": "1.00", "currency": "USD"}, "mode": mode});
+    let _ = api.sandbox.post(&path, dollars("MANUAL")).await.data(201);
+    let _ = api.sandbox.patch("/v1/currencies/USD", json!({"billing_enabled": false})).await.expect(200);
+    api.sandbox.post(&path, dollars("INVOICE")).await.problem(422, "CURRENCY_NOT_ENABLED");
+    let wrong = json!({"amount": eur("1.00"), "mode": "INVOICE", "reference": "x", "payment_method_id": id(&owner)});
+    assert_eq!(api.sandbox.post(&path, wrong).await.bad_fields().len(), 2);
+    let invoices = api.sandbox.get("/v1/invoices?invoice_type=one_off").await.expect(200);
+    assert_eq!(invoices["data"].as_array().unwrap().len(), 1);
     let report = ledger::verify(&api.app.store, &mut |_| {}).await.unwrap();
     assert!(report.is_clean(), "{:#?}", report.differences);
 }

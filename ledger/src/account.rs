@@ -44,6 +44,8 @@ wire_enum! {
         Fx = "fx",
         /// Corrections.
         WriteOff = "write_off",
+        /// Top-ups that invoices ask for.
+        TopupInvoiced = "topup_invoiced",
         /// What settlements owe.
         SettlementPayable = "settlement_payable",
         /// What counterparties of settlements have earned.

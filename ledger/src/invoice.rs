@@ -18,17 +18,30 @@ pub fn invoice_transfer_id(invoice: InvoiceId) -> TransferId {
     TransferId(Uuid::new_v5(&invoice.0, b"invoice"))
 }
 
+/// Id of the transfer that fills a wallet with the money of its paid invoice.
+#[must_use]
+pub fn topup_transfer_id(invoice: InvoiceId) -> TransferId {
+    TransferId(Uuid::new_v5(&invoice.0, b"top-up"))
+}
+
 /// Id of the transfer that draws an invoice from a wallet.
 #[must_use]
 pub fn charge_transfer_id(invoice: InvoiceId, wallet: WalletId) -> TransferId {
     TransferId(Uuid::new_v5(&invoice.0, wallet.0.as_bytes()))
 }
 
-/// The booking of a finalized invoice: receivable against revenue and tax. `None` for an invoice over nothing.
+/// The booking of a finalized invoice: receivable against `against` and tax. That is `Revenue`, or `TopupInvoiced` for a top-up,
+/// which is owed to the customer. `None` for an invoice over nothing.
 ///
 /// # Errors
 /// `CURRENCY_MISMATCH` between net and tax.
-pub fn invoice_transfer(scope: &Scope, invoice: InvoiceId, net: Money, tax: Money) -> Result<Option<Transfer>> {
+pub fn invoice_transfer(
+    scope: &Scope,
+    invoice: InvoiceId,
+    against: WorkspaceAccount,
+    net: Money,
+    tax: Money,
+) -> Result<Option<Transfer>> {
     let total = net.add(tax)?;
     if net.is_zero() && tax.is_zero() {
         return Ok(None);
@@ -36,7 +49,7 @@ pub fn invoice_transfer(scope: &Scope, invoice: InvoiceId, net: Money, tax: Mone
     let transfer = Transfer::draft(invoice_transfer_id(invoice), TransferKind::Invoice, scope.now())
         .reference("invoice", invoice)
         .debit(Account::Workspace(WorkspaceAccount::Receivable), total)
-        .credit(Account::Workspace(WorkspaceAccount::Revenue), net)
+        .credit(Account::Workspace(against), net)
         .credit(Account::Workspace(WorkspaceAccount::TaxPayable), tax)
         .balanced()?;
     Ok(Some(transfer))
@@ -106,16 +119,22 @@ pub fn credit_note_transfer_id(credit_note: CreditNoteId) -> TransferId {
     TransferId(Uuid::new_v5(&credit_note.0, b"credit note"))
 }
 
-/// The booking of an issued credit note: an invoice taken back. What is over on `receivable` is the customer's until it is
-/// applied.
+/// The booking of an issued credit note: an invoice taken back, `against` the account that the invoice was booked against. What is
+/// over on `receivable` is the customer's until it is applied.
 ///
 /// # Errors
 /// `CURRENCY_MISMATCH` between net and tax; `Internal` for a credit over nothing.
-pub fn credit_note_transfer(scope: &Scope, credit_note: CreditNoteId, net: Money, tax: Money) -> Result<Transfer> {
+pub fn credit_note_transfer(
+    scope: &Scope,
+    credit_note: CreditNoteId,
+    against: WorkspaceAccount,
+    net: Money,
+    tax: Money,
+) -> Result<Transfer> {
     let total = net.add(tax)?;
     let draft = Transfer::draft(credit_note_transfer_id(credit_note), TransferKind::CreditNote, scope.now())
         .reference("credit_note", credit_note)
-        .debit(Account::Workspace(WorkspaceAccount::Revenue), net)
+        .debit(Account::Workspace(against), net)
         .debit(Account::Workspace(WorkspaceAccount::TaxPayable), tax)
         .credit(Account::Workspace(WorkspaceAccount::Receivable), total);
     Ok(draft.balanced()?)
@@ -170,7 +189,7 @@ pub async fn book_invoice(
     tax: Money,
 ) -> Result<()> {
     Money::zero(currency).add(net)?;
-    let transfer = invoice_transfer(scope, invoice, net, tax)?;
+    let transfer = invoice_transfer(scope, invoice, WorkspaceAccount::Revenue, net, tax)?;
     post(tx, scope, transfer.as_slice()).await?;
     Ok(())
 }

@@ -21,6 +21,7 @@
 //! | `manual_clearing` | asset | workspace | debit | money received or paid outside a gateway |
 //! | `promotional_expense` | expense | workspace | debit | credit given, less what expired |
 //! | `write_off` | expense | workspace | debit | corrections of wallets |
+//! | `topup_invoiced` | liability | workspace | credit | top-ups that invoices ask for and that no wallet has yet |
 //! | `settlement_payable` | liability | workspace | credit | what finalized settlements owe and was not paid out |
 //! | `settlement_expense` | expense | workspace | debit | what counterparties have earned of our income |
 //! | `fx` | clearing | workspace | either | conversions between currencies |
@@ -60,6 +61,9 @@
 //! | top-up refunded or charged back at the gateway: what the wallet has; the rest | `wallet_promotional`, then `wallet_cash`; `write_off` | `gateway_clearing` |
 //! | invoice drawn from a wallet | `wallet_promotional`, then `wallet_cash` | `receivable` |
 //! | invoice drawn from a wallet of another currency, in each currency | the same; `fx` | `fx`; `receivable` |
+//! | invoice of a top-up finalized; its credit note | `receivable`; `topup_invoiced` | `topup_invoiced`; `receivable` |
+//! | invoice of a top-up paid in full, beside its payment | `topup_invoiced` | `wallet_cash` |
+//! | the same, refunded or charged back, beside its refund: what the wallet has; the rest | `wallet_promotional`, then `wallet_cash`; `write_off` | `topup_invoiced` |
 //! | settlement finalized (what it carries from earlier ones was booked with those) | `settlement_expense` | `settlement_payable` |
 //! | finalized settlement void | `settlement_payable` | `settlement_expense` |
 //! | settlement paid out | `settlement_payable` | `manual_clearing` |
@@ -87,5 +91,5 @@ pub use trial_balance::{TrialBalanceRow, trial_balance};
 pub use verify::{Difference, Progress, Report, verify};
 pub use wallet::{
     NewWallet, Outcome, Wallet, WalletBatch, WalletDTO, WalletDefaults, WalletHold, WalletTransaction, lock_wallets,
-    wallet_for,
+    wallet_for, wallet_for_received,
 };

@@ -39,7 +39,8 @@ pub enum Attempt {
 }
 
 impl Payments {
-    /// Decides who takes a payment of a customer.
+    /// Decides who takes a payment of a customer. The gateway cannot be removed before this transaction ends; one that was removed
+    /// between the choice and that is not chosen again.
     ///
     /// # Errors
     /// `NotFound` for a method that is not the customer's; `NO_PAYMENT_METHOD`; `NO_GATEWAY_AVAILABLE`; a rule for a method that
@@ -61,8 +62,6 @@ impl Payments {
         .fetch_one(&mut *conn)
         .await
         .context("reading the preferences of a customer")?;
-        let mut candidates = gateway::candidates(scope, conn).await?;
-        candidates.retain(|candidate| self.gateways.can_charge(scope.mode, candidate.provider));
         let wanted = Wanted {
             mode: GatewayMode::of(scope.mode),
             currency,
@@ -71,11 +70,22 @@ impl Payments {
             preferred,
             disabled: &disabled,
         };
-        let Some(gateway) = choose(&candidates, &wanted) else {
-            let detail = format!("no gateway that is switched on takes {currency} from {}", method.method_type);
-            return Err(Error::rule("NO_GATEWAY_AVAILABLE", detail).with("payment_method_id", method.id));
-        };
-        Ok(Way::Gateway { gateway_id: gateway.id, provider: gateway.provider, payment_method_id: method.id })
+        loop {
+            let mut candidates = gateway::candidates(scope, conn).await?;
+            candidates.retain(|candidate| self.gateways.can_charge(scope.mode, candidate.provider));
+            let Some(gateway) = choose(&candidates, &wanted) else {
+                let detail = format!("no gateway that is switched on takes {currency} from {}", method.method_type);
+                return Err(Error::rule("NO_GATEWAY_AVAILABLE", detail).with("payment_method_id", method.id));
+            };
+            match gateway::hold(scope, conn, gateway.id).await {
+                Ok(()) => {
+                    let (gateway_id, provider) = (gateway.id, gateway.provider);
+                    return Ok(Way::Gateway { gateway_id, provider, payment_method_id: method.id });
+                }
+                Err(Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Steps 2 and 3 of a payment that is written and committed: asks its gateway and records the answer. Somebody who is at it

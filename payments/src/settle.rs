@@ -7,7 +7,6 @@ use ledger::wallet::{Details, WalletTransactionSource};
 use store::Tx;
 use uuid::Uuid;
 
-use crate::topup::wallet_of;
 use crate::transaction::{self, Transaction};
 
 /// The account of whoever has the money of a payment.
@@ -16,7 +15,8 @@ pub(crate) fn clearing_of(row: &Transaction) -> WorkspaceAccount {
 }
 
 /// Puts money that is there on its locked invoice, and what is more than is due on the customer's wallet in that currency: it was
-/// received, so no cap of credits stands in its way. Booked under the transaction's own id: booking it twice is refused.
+/// received, so neither a cap of credits nor a currency that is switched off stands in its way. Booked under the transaction's own
+/// id: booking it twice is refused.
 pub(crate) async fn settle(scope: &Scope, tx: &mut Tx, invoice: &mut Payable, row: Transaction) -> Result<Transaction> {
     let excess = invoice.pay(scope, tx, row.amount).await?;
     let paid = row.amount.sub(excess)?;
@@ -27,7 +27,7 @@ pub(crate) async fn settle(scope: &Scope, tx: &mut Tx, invoice: &mut Payable, ro
     if excess.is_zero() {
         return Ok(row);
     }
-    let wallet = wallet_of(scope, tx, row.customer_id, excess.currency()).await?;
+    let wallet = ledger::wallet_for_received(scope, tx, row.customer_id, excess.currency()).await?;
     let mut batch = ledger::lock_wallets(tx, scope, &[wallet]).await?;
     let source = match clearing_of(&row) {
         WorkspaceAccount::GatewayClearing => WalletTransactionSource::Payment,

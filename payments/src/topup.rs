@@ -1,15 +1,16 @@
 //! Top-ups of wallets (wallets.md): step 1 of a payment for a wallet, asked for by a caller or wanted by the wallet itself.
 
+use billing::invoice::{self, InvoiceStatus};
 use domain::input::Field;
 use domain::{
-    Clock, Currency, CustomerId, Error, Input, Instant, Money, PaymentMethodId, Result, Scope, TransactionId, WalletId,
-    WorkspaceId,
+    Clock, Currency, CustomerId, Error, Input, Instant, InvoiceId, Money, PaymentMethodId, Result, Scope,
+    TransactionId, WalletId, WorkspaceId,
 };
 use ledger::wallet::{self, CreditKind, Details, Wallet, WalletTransactionSource, topup};
 use ledger::{Outcome, lock_wallets, wallet_for};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use store::{BodyKey, Tx};
+use store::{BodyKey, StoreError, Tx};
 use utoipa::ToSchema;
 
 use crate::charge::{Attempt, TOPUP_PAUSE, announce_success};
@@ -74,17 +75,17 @@ pub struct WalletTopupResponse {
     pub wallet_id: WalletId,
     /// Where the money comes from.
     pub mode: WalletTopupMode,
-    /// How far the payment is.
+    /// How far the payment is; of an invoice, whether it is paid.
     pub status: TransactionStatus,
     /// The invoice that asks for it.
-    #[schema(required, value_type = Option<uuid::Uuid>)]
-    pub invoice_id: Option<domain::InvoiceId>,
+    #[schema(required)]
+    pub invoice_id: Option<InvoiceId>,
     /// The payment.
     #[schema(required)]
     pub transaction_id: Option<TransactionId>,
 }
 
-/// A top-up that is written down: what its idempotency key remembers.
+/// A top-up whose payment is written down: what its idempotency key remembers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opened {
     /// The wallet.
@@ -93,6 +94,21 @@ pub struct Opened {
     pub mode: WalletTopupMode,
     /// The payment.
     pub transaction_id: TransactionId,
+}
+
+/// A top-up of a customer's wallet that is written down: what its idempotency key remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OpenedOfCustomer {
+    /// By a payment.
+    Paid(Opened),
+    /// By an invoice.
+    Invoiced {
+        /// The wallet.
+        wallet_id: WalletId,
+        /// What asks for the money.
+        invoice_id: InvoiceId,
+    },
 }
 
 impl TopupRequest {
@@ -158,33 +174,63 @@ impl Payments {
         Ok(Outcome::first(opened))
     }
 
-    /// Step 1 of `POST /v1/customers/{id}/wallets/topup`, and all of it in mode MANUAL. The wallet in the amount's currency is
-    /// made when it is missing.
+    /// Step 1 of `POST /v1/customers/{id}/wallets/topup`, and all of it in the modes MANUAL and INVOICE; after the commit comes
+    /// [`Payments::proceed_with_topup`]. The wallet in the amount's currency is made when it is missing.
     ///
     /// # Errors
-    /// As [`Payments::topup`]; a rule for mode INVOICE.
+    /// As [`Payments::topup`]; `CURRENCY_NOT_ENABLED`.
     pub async fn topup_customer(
         &self,
         scope: &Scope,
         tx: &mut Tx,
         customer: CustomerId,
         request: &WalletTopupRequest,
-    ) -> Result<Outcome<Opened>> {
+    ) -> Result<Outcome<OpenedOfCustomer>> {
         let key = BodyKey::new(scope, "customer.topup", customer, request.idempotency_key.as_deref(), request)?;
         if let Some(earlier) = key.claim(scope, tx).await? {
             return Ok(Outcome::replayed(earlier));
         }
-        if request.mode == WalletTopupMode::Invoice {
-            let detail = "there are no one-off invoices yet that could ask for a top-up: use mode CHARGE or MANUAL";
-            return Err(Error::business_rule(detail).with("mode", request.mode));
-        }
-        let wallet = wallet_of(scope, tx, customer, request.amount.currency()).await?;
+        let (wallet, amount) = (wallet_of(scope, tx, customer, request.amount.currency()).await?, request.amount);
         let opened = match request.mode {
-            WalletTopupMode::Manual => received(scope, tx, wallet, request).await?,
-            _ => self.open(scope, tx, wallet, request.amount, request.payment_method_id).await?,
+            WalletTopupMode::Manual => OpenedOfCustomer::Paid(received(scope, tx, wallet, request).await?),
+            WalletTopupMode::Charge => {
+                OpenedOfCustomer::Paid(self.open(scope, tx, wallet, amount, request.payment_method_id).await?)
+            }
+            WalletTopupMode::Invoice => invoiced(scope, tx, wallet, amount).await?,
         };
         key.complete(tx, &opened).await?;
         Ok(Outcome::first(opened))
+    }
+
+    /// Steps 2 and 3 of a customer's top-up, where a payment has to be asked for, and how far it is then. One that an invoice asks
+    /// for is PENDING until that is paid, and CANCELLED when that is void.
+    ///
+    /// # Errors
+    /// As [`Payments::proceed`] and [`Transaction::refusal`].
+    pub async fn proceed_with_topup(
+        &self,
+        scope: &Scope,
+        opened: &OpenedOfCustomer,
+        attempt: Attempt,
+    ) -> Result<WalletTopupResponse> {
+        match *opened {
+            OpenedOfCustomer::Paid(Opened { wallet_id, mode, transaction_id }) => {
+                let payment = self.proceed(scope, transaction_id, attempt).await?;
+                payment.refusal()?;
+                let (status, transaction_id) = (payment.status, Some(payment.id));
+                Ok(WalletTopupResponse { wallet_id, mode, status, invoice_id: None, transaction_id })
+            }
+            OpenedOfCustomer::Invoiced { wallet_id, invoice_id } => {
+                let mut conn = self.store.pool().acquire().await.context("waiting for a database connection")?;
+                let status = match invoice::read::get(scope, &mut conn, invoice_id).await?.invoice.status {
+                    InvoiceStatus::Paid => TransactionStatus::Succeeded,
+                    InvoiceStatus::Void => TransactionStatus::Cancelled,
+                    _ => TransactionStatus::Pending,
+                };
+                let (mode, invoice_id) = (WalletTopupMode::Invoice, Some(invoice_id));
+                Ok(WalletTopupResponse { wallet_id, mode, status, invoice_id, transaction_id: None })
+            }
+        }
     }
 
     async fn open(
@@ -288,6 +334,16 @@ pub(crate) async fn wallet_of(
     }
     let request = wallet::CreateWalletRequest::read(&json!({ "currency": currency }))?;
     Ok(wallet::create_secondary(scope, tx, Some(customer), &request).await?.wallet.id)
+}
+
+/// An invoice asks for the money. The caps of credits are asked now: what is paid of the invoice is credited in any case.
+async fn invoiced(scope: &Scope, tx: &mut Tx, id: WalletId, amount: Money) -> Result<OpenedOfCustomer> {
+    let batch = lock_wallets(tx, scope, &[id]).await?;
+    batch.check_topup(id, amount)?;
+    let customer_id = batch.wallet(id)?.wallet.customer_id;
+    let scope = at_customer(scope, tx.conn(), customer_id).await?;
+    let invoice_id = invoice::topup::issue_topup(&scope, tx, customer_id, id, amount).await?;
+    Ok(OpenedOfCustomer::Invoiced { wallet_id: id, invoice_id })
 }
 
 /// Money that is there already: credited at once, within the caps of credits.

@@ -7,8 +7,7 @@ use ledger::wallet::{
     TransferRequest, UpdateWalletSettingsRequest, WalletAnswer, WalletOperation, WalletRequest, WalletTransferResult,
 };
 use ledger::{Outcome, WalletDTO, WalletHold, WalletTransaction};
-use payments::topup::{Opened, TopupRequest, TopupResponse, WalletTopupRequest, WalletTopupResponse};
-use payments::transaction::Transaction;
+use payments::topup::{TopupRequest, TopupResponse, WalletTopupRequest, WalletTopupResponse};
 use serde::Serialize;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -211,12 +210,6 @@ async fn transfer_between_wallets(ctx: Ctx) -> Answer {
 }
 
 /// Steps 2 and 3 of a top-up.
-async fn proceed(ctx: &Ctx, begun: &Begun<Opened>) -> Result<Transaction> {
-    let (payments, scope, id) = (ctx.app.payments.clone(), ctx.scope, begun.opened.transaction_id);
-    let attempt = begun.attempt();
-    begun::proceed(async move { payments.proceed(&scope, id, attempt).await }).await
-}
-
 /// Charge a payment method and credit the wallet
 ///
 /// A payment that its provider has not decided answers with status PENDING or PROCESSING; the credit follows by itself, and
@@ -240,11 +233,15 @@ async fn topup_wallet(ctx: Ctx) -> Answer {
         }
         Err(refusal) => Begun::repeated(refusal)?,
     };
-    let payment = proceed(&ctx, &begun).await?;
+    let (payments, scope, id, attempt) =
+        (ctx.app.payments.clone(), ctx.scope, begun.opened.transaction_id, begun.attempt());
+    let payment = begun::proceed(async move { payments.proceed(&scope, id, attempt).await }).await?;
     begun.answer(StatusCode::CREATED, ctx.app.payments.answer(&ctx.scope, &payment).await?)
 }
 
 /// Fill the customer's wallet in the currency of the amount, which is made when it is missing
+///
+/// In mode INVOICE a finalized invoice asks for the money, and its payment in full fills the wallet.
 #[utoipa::path(
     post, path = "/v1/customers/{id}/wallets/topup", operation_id = "topup_customer_wallet", tag = TAG,
     request_body = WalletTopupRequest,
@@ -265,15 +262,8 @@ async fn topup_customer_wallet(ctx: Ctx) -> Answer {
         }
         Err(refusal) => Begun::repeated(refusal)?,
     };
-    let payment = proceed(&ctx, &begun).await?;
-    payment.refusal()?;
-    let answer = WalletTopupResponse {
-        wallet_id: begun.opened.wallet_id,
-        mode: begun.opened.mode,
-        status: payment.status,
-        invoice_id: None,
-        transaction_id: Some(payment.id),
-    };
+    let (payments, scope, opened, attempt) = (ctx.app.payments.clone(), ctx.scope, begun.opened, begun.attempt());
+    let answer = begun::proceed(async move { payments.proceed_with_topup(&scope, &opened, attempt).await }).await?;
     begun.answer(StatusCode::CREATED, answer)
 }
 

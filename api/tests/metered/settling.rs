@@ -49,6 +49,30 @@ async fn an_invoice_after_captures_charges_nothing_twice() {
         (&json!("8.00"), &json!("90"))
     );
     assert_eq!(shop.balances().await, "12.00 / 0.00 / 12.00");
+    // 7.00 of captures and 1.00 that was drawn: one payment of one wallet.
+    let path = format!("/v1/invoices/{}/transactions", invoice["id"].as_str().unwrap());
+    let rows = shop.client.get(&path).await.expect(200)["data"].clone();
+    let row = &rows[0];
+    assert_eq!(
+        (rows.as_array().unwrap().len(), &row["kind"], &row["status"], &row["direction"], &row["amount"]["value"]),
+        (1, &json!("WALLET_PAYMENT"), &json!("SUCCEEDED"), &json!("INBOUND"), &json!("8.00"))
+    );
+    assert_eq!(
+        (&row["invoice_id"], &row["provider"], &row["gateway_id"]),
+        (&invoice["id"], &json!(null), &json!(null))
+    );
+    // It is what a counterparty has earned.
+    let body = json!({"customer_id": row["customer_id"], "currency": "EUR", "period_start": "2026-01-01T00:00:00Z",
+        "period_end": "2026-03-01T00:00:00Z"});
+    let settlement = shop.client.post("/v1/settlements/generate", body).await.data(201);
+    assert_eq!(
+        (
+            &settlement["lines"][0]["type"],
+            &settlement["lines"][0]["transaction_id"],
+            &settlement["net_payout"]["value"]
+        ),
+        (&json!("EARNING"), &row["id"], &json!("8.00"))
+    );
     assert_eq!(
         (accounts(&site, "captured_usage").await, accounts(&site, "receivable").await),
         ("0".into(), "0".into())

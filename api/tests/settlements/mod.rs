@@ -118,6 +118,29 @@ async fn a_draft_without_lines_has_the_movements_of_the_period() {
     );
 }
 
+/// Money for a wallet is an earning when the wallet pays an invoice with it, and not before: neither what was paid beyond an invoice nor
+/// what pays the invoice of a top-up.
+#[tokio::test]
+async fn money_for_a_wallet_is_no_earning_yet() {
+    let api = TestApi::start().await;
+    let client = &api.sandbox;
+    let seller = customer(client, json!({})).await;
+    let invoice = bill(&api, &seller).await;
+    let paid = json!({"source": "CASH", "amount": eur("130.00"), "credit_excess_to_wallet": true});
+    let paid = client.post(&format!("{invoice}/manual-payments"), paid).await.data(201);
+    let topup = format!("/v1/customers/{}/wallets/topup", id(&seller));
+    let _ = client.post(&topup, json!({"amount": eur("5.00"), "mode": "MANUAL"})).await.data(201);
+    let ordered = client.post(&topup, json!({"amount": eur("20.00"), "mode": "INVOICE"})).await.data(201);
+    let asked = format!("/v1/invoices/{}", ordered["invoice_id"].as_str().unwrap());
+    let _ = client.post(&format!("{asked}/manual-payments"), json!({"source": "CASH"})).await.data(201);
+    let refund = json!({"amount": eur("7.00"), "destination": "MANUAL"});
+    let _ = client.post(&format!("{asked}/refund"), refund).await.data(201);
+    let always = json!({"period_start": "2026-01-01T00:00:00Z", "period_end": "2999-01-01T00:00:00Z"});
+    let made = generate(client, period(&seller, 1, always)).await;
+    let lines = made["lines"].as_array().unwrap();
+    assert_eq!((lines.len(), &lines[0]["transaction_id"], &lines[0]["amount"]), (1, &paid["id"], &eur("119.00")));
+}
+
 /// A negative payout is carried into the next draft, once; and again when that is no more.
 #[tokio::test]
 async fn a_negative_payout_is_carried_into_the_next_draft() {

@@ -2,6 +2,7 @@
 //! (a unit price that falls with the volume, usage that was taken back).
 
 use domain::{InvoiceId, JsonMap, Money, Result, Scope};
+use ledger::WorkspaceAccount;
 use store::Tx;
 
 use super::words::CreditNoteReasonCode;
@@ -28,6 +29,7 @@ pub(crate) async fn issue(scope: &Scope, tx: &mut Tx, computed: &[Computed<'_>])
                     customer_id: subscription.customer_id,
                     subscription_id: Some(subscription.id),
                     invoice_id,
+                    against: WorkspaceAccount::Revenue,
                     reason_code: CreditNoteReasonCode::BillingError,
                     reason: REASON.to_owned(),
                     refund_transaction_id: None,

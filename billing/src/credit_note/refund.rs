@@ -62,6 +62,7 @@ pub async fn issue_refund(scope: &Scope, tx: &mut Tx, refund: RefundNote<'_>) ->
         customer_id: invoice.customer_id,
         subscription_id: invoice.subscription_id,
         invoice_id: invoice.id,
+        against: invoice.booked_against(),
         reason_code,
         reason: reason.unwrap_or_else(|| "refund".to_owned()),
         refund_transaction_id: Some(refund_transaction_id),

@@ -4,6 +4,7 @@ use domain::{
     CreditNoteId, CreditNoteLineId, Currency, CustomerId, Error, InvoiceId, InvoiceLineId, JsonMap, Money,
     OrganizationId, Result, Scope, SubscriptionId, TaxCategoryCode, TransactionId, WorkspaceId,
 };
+use ledger::WorkspaceAccount;
 use rust_decimal::Decimal;
 use serde::Serialize;
 use serde_json::json;
@@ -33,6 +34,8 @@ pub(super) struct Note {
     pub customer_id: CustomerId,
     pub subscription_id: Option<SubscriptionId>,
     pub invoice_id: InvoiceId,
+    /// The account that the invoice was booked against.
+    pub against: WorkspaceAccount,
     pub reason_code: CreditNoteReasonCode,
     pub reason: String,
     /// The refund that it goes with.
@@ -97,7 +100,7 @@ pub(super) async fn issue_all(scope: &Scope, tx: &mut Tx, notes: &[Note]) -> Res
     for (note, sequence) in notes.iter().zip(first..) {
         let head = head_row(scope, note, settings.credit_note_number(sequence), sequence)?;
         let (net, tax) = (Money::new(head.subtotal, head.currency)?, Money::new(head.tax_amount, head.currency)?);
-        transfers.push(ledger::credit_note_transfer(scope, head.id, net, tax)?);
+        transfers.push(ledger::credit_note_transfer(scope, head.id, note.against, net, tax)?);
         lines.extend(note.lines.iter().zip(1..).map(|(taken, position)| line_row(&head, taken, position)));
         events.extend(announce(scope, &head, note));
         heads.push(head);

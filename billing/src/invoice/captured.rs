@@ -2,13 +2,13 @@
 //! everything, what captures have taken settles it, and what they took too much goes back to the wallet.
 
 use domain::{ChargeKind, Currency, Error, Instant, Money, Result, Scope, SubscriptionId, TransferId, WalletId};
-use ledger::Settlement;
 use rust_decimal::Decimal;
 use sqlx::{FromRow, PgConnection};
 use store::StoreError;
 use uuid::Uuid;
 
 use super::draft::Draft;
+use super::paid::Paid;
 use super::save::Saved;
 use crate::control::WindowRef;
 
@@ -121,11 +121,11 @@ impl TakenRow {
 ///
 /// # Errors
 /// `CURRENCY_MISMATCH`.
-pub(crate) fn settle(invoice: &Saved<'_>, captured: &mut [Captured]) -> Result<Settlement> {
+pub(crate) fn settle(invoice: &Saved<'_>, captured: &mut [Captured]) -> Result<Paid> {
     let draft = invoice.draft;
-    let mut settled = Settlement::none(draft.totals.total.currency());
+    let mut paid = Paid::nothing(draft.totals.total.currency());
     if draft.totals.total.is_negative() {
-        return Ok(settled);
+        return Ok(paid);
     }
     let pays = |one: &&mut Captured| {
         one.subscription_id == invoice.subscription.id
@@ -133,13 +133,13 @@ pub(crate) fn settle(invoice: &Saved<'_>, captured: &mut [Captured]) -> Result<S
             && has_usage_of(draft, one.window_start)
     };
     for one in captured.iter_mut().filter(pays) {
-        let open = draft.totals.total.sub(settled.amount)?;
+        let open = draft.totals.total.sub(paid.settled.amount)?;
         let part = if one.rest.amount() <= open.amount() { one.rest } else { open };
-        let paid = one.paid_for(part)?;
-        settled.add(part, paid)?;
-        (one.rest, one.paid) = (one.rest.sub(part)?, one.paid.sub(paid)?);
+        let taken = one.paid_for(part)?;
+        paid.settle(one.wallet_id, part, taken)?;
+        (one.rest, one.paid) = (one.rest.sub(part)?, one.paid.sub(taken)?);
     }
-    Ok(settled)
+    Ok(paid)
 }
 
 fn has_usage_of(draft: &Draft, window_start: Instant) -> bool {

@@ -9,12 +9,13 @@ use std::collections::HashMap;
 use currency::policy::Moments;
 use currency::{FXPolicy, FxRate, Pair};
 use domain::{Currency, CustomerId, Instant, Money, Result, Scope, TransferId, WalletId};
+use ledger::WalletBatch;
 use ledger::invoice::charge_transfer_id;
-use ledger::{Settlement, WalletBatch};
 use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use super::captured::Captured;
+use super::paid::Paid;
 use super::save::Saved;
 
 /// What is to be drawn of one invoice from one wallet.
@@ -29,7 +30,7 @@ struct Draw {
     exchange: Option<(Pair, Instant)>,
 }
 
-/// Gives back what captures took too much, then draws what is open of each invoice; answers what is paid of each, in order.
+/// Gives back what captures took too much, then draws what is open of each invoice, and adds it to what is paid of that.
 ///
 /// # Errors
 /// As every statement; a rule for an amount that leaves its range.
@@ -37,18 +38,17 @@ pub(super) async fn apply_wallets(
     scope: &Scope,
     tx: &mut Tx,
     saved: &[Saved<'_>],
-    settled: &[Settlement],
+    paid: &mut [Paid],
     returned: &[Captured],
     policy: FXPolicy,
-) -> Result<Vec<Money>> {
-    let draws = draws_of(scope, tx, saved, settled, policy).await?;
+) -> Result<()> {
+    let draws = draws_of(scope, tx, saved, paid, policy).await?;
     let mut ids: Vec<_> = draws.iter().map(|draw| draw.wallet).collect();
     ids.extend(returned.iter().map(|captured| captured.wallet_id));
     ids.sort_unstable();
     ids.dedup();
-    let mut paid: Vec<Money> = settled.iter().map(|settled| settled.amount).collect();
     if ids.is_empty() {
-        return Ok(paid);
+        return Ok(());
     }
     let asked: Vec<_> = draws.iter().filter_map(|draw| draw.exchange).collect();
     let mut rates = currency::rate::rates(tx.conn(), scope.workspace_id, &asked).await?.into_iter();
@@ -59,10 +59,9 @@ pub(super) async fn apply_wallets(
     for draw in &draws {
         let rate = draw.exchange.and_then(|_| rates.next().flatten());
         let drawn = take(&mut batch, draw, rate.as_ref(), saved)?;
-        paid[draw.invoice] = paid[draw.invoice].add(drawn)?;
+        paid[draw.invoice].draw(draw.wallet, drawn)?;
     }
-    batch.write(tx, scope).await?;
-    Ok(paid)
+    batch.write(tx, scope).await
 }
 
 fn take(batch: &mut WalletBatch, draw: &Draw, rate: Option<&FxRate>, saved: &[Saved<'_>]) -> Result<Money> {
@@ -80,13 +79,14 @@ async fn draws_of(
     scope: &Scope,
     tx: &mut Tx,
     saved: &[Saved<'_>],
-    settled: &[Settlement],
+    paid: &[Paid],
     policy: FXPolicy,
 ) -> Result<Vec<Draw>> {
     let wallets = wallets_of(scope, tx, saved).await?;
     let mut draws = Vec::new();
-    for (invoice, (one, settled)) in saved.iter().zip(settled).enumerate() {
-        let open = one.draft.totals.total.sub(settled.amount)?;
+    for (invoice, (one, paid)) in saved.iter().zip(paid).enumerate() {
+        let settled = paid.settled.amount;
+        let open = one.draft.totals.total.sub(settled)?;
         let target = one.draft.wallet_currency.unwrap_or(open.currency());
         let Some(wallet) = wallets.get(&(one.subscription.customer_id, target)).copied() else { continue };
         if open.is_zero() || open.is_negative() {
@@ -98,7 +98,7 @@ async fn draws_of(
             continue;
         }
         let pair = Pair { source: open.currency(), target };
-        for (part, (at, amount)) in (0_u32..).zip(parts_of(one, settled.amount, policy, scope.now())?) {
+        for (part, (at, amount)) in (0_u32..).zip(parts_of(one, settled, policy, scope.now())?) {
             let transfer_id = match part {
                 0 => transfer_id,
                 part => TransferId(Uuid::new_v5(&transfer_id.0, &part.to_be_bytes())),

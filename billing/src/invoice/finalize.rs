@@ -5,37 +5,27 @@
 //! transaction for a whole batch ([`Billing::finalize_in`]). Locks are taken in one order everywhere: due work,
 //! followed runs, window rows in id order, invoices, wallets, the number row.
 
-use std::collections::HashMap;
-
-use chrono::{Days, NaiveDate};
-use chrono_tz::Tz;
-use domain::period::midnight;
-use domain::{CustomerId, Error, Instant, InvoiceId, Money, Result, Scope, SubscriptionId};
-use ledger::Settlement;
-use rust_decimal::Decimal;
-use serde::Serialize;
-use serde_json::{Value, json};
-use sqlx::types::Json;
-use sqlx::{FromRow, PgConnection};
+use chrono::NaiveDate;
+use domain::{Error, InvoiceId, Result, Scope, SubscriptionId};
+use ledger::WorkspaceAccount;
+use sqlx::PgConnection;
 use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use super::captured::{self, Captured};
-use super::collect;
 use super::draft::{Assembled, assemble, assemble_with_credits};
 use super::draw;
 use super::extra::plan_corrections;
 use super::follow::{follow, unfollow};
+use super::issue::{Head, Issuer};
 use super::leave;
 use super::load::Loaded;
+use super::paid::Paid;
 use super::run::{Run, RunKey};
 use super::save::{Computed, Saved, save};
-use super::words::InvoiceStatus;
 use crate::billing::Billing;
 use crate::control::WindowRef;
 use crate::credit_note;
-use crate::events::{self, Event};
-use crate::settings::BillingSettings;
 use crate::windows::{self, WindowStatus};
 
 /// A run that is to be finalized.
@@ -62,39 +52,6 @@ impl Default for FinalizeOptions {
     fn default() -> Self {
         Self { issue_date: None, is_charged: true }
     }
-}
-
-#[derive(FromRow)]
-struct Customer {
-    id: CustomerId,
-    name: String,
-    email: String,
-    customer_type: String,
-    billing_address: Option<Json<Value>>,
-    tax_identifiers: Json<Value>,
-    payment_terms_days: Option<i32>,
-    locale: Option<String>,
-}
-
-/// Everything that finalizing writes into a head.
-#[derive(Serialize)]
-struct FinalRow {
-    id: InvoiceId,
-    invoice_number: String,
-    sequence_number: i64,
-    status: InvoiceStatus,
-    amount_due: Decimal,
-    amount_paid: Decimal,
-    due_date: NaiveDate,
-    payment_terms_days: i32,
-    customer_profile_at_issue: String,
-    issued_at: Instant,
-    finalized_at: Instant,
-    paid_at: Option<Instant>,
-    locale: Option<String>,
-    seller_snapshot: Value,
-    buyer_snapshot: Value,
-    updated_at: Instant,
 }
 
 impl Billing {
@@ -279,67 +236,25 @@ pub(crate) async fn finalize_saved(
     mut captured: Vec<Captured>,
     options: FinalizeOptions,
 ) -> Result<()> {
-    let settled: Vec<Settlement> =
+    let mut paid: Vec<Paid> =
         saved.iter().map(|one| captured::settle(one, &mut captured)).collect::<Result<Vec<_>>>()?;
     captured.retain(|one| !one.paid.is_zero());
     if saved.is_empty() && captured.is_empty() {
         return Ok(());
     }
-    let settings = BillingSettings::load(tx.conn(), scope.organization_id).await?;
-    let customers = customers(scope, tx.conn(), saved).await?;
-    let seller = seller(scope, tx.conn()).await?;
-    let paid = draw::apply_wallets(scope, tx, saved, &settled, &captured, settings.fx_policy).await?;
+    let customers: Vec<_> = saved.iter().map(|one| one.subscription.customer_id).collect();
+    let issuer = Issuer::load(scope, tx.conn(), &customers).await?;
+    draw::apply_wallets(scope, tx, saved, &mut paid, &captured, issuer.settings.fx_policy).await?;
     let mut transfers = Vec::with_capacity(2 * saved.len());
-    for (one, settled) in saved.iter().zip(settled) {
+    for (one, paid) in saved.iter().zip(&paid) {
         let totals = one.draft.totals;
-        transfers.extend(ledger::invoice_transfer(scope, one.id, totals.subtotal, totals.tax_amount)?);
-        transfers.extend(ledger::settlement_transfer(scope, one.id, &settled)?);
+        let (net, tax) = (totals.subtotal, totals.tax_amount);
+        transfers.extend(ledger::invoice_transfer(scope, one.id, WorkspaceAccount::Revenue, net, tax)?);
+        transfers.extend(ledger::settlement_transfer(scope, one.id, &paid.settled)?);
     }
     ledger::post(tx, scope, &transfers).await?;
-    if saved.is_empty() {
-        return Ok(());
-    }
-    let first = take_numbers(scope, tx.conn(), DocumentKind::Invoice, saved.len()).await?;
-    let (mut rows, mut events) = (Vec::with_capacity(saved.len()), Vec::new());
-    for ((one, sequence), paid) in saved.iter().zip(first..).zip(paid) {
-        let id = one.subscription.customer_id;
-        let customer = customers.get(&id).ok_or_else(|| Error::not_found("customer", id))?;
-        let row = final_row(scope, one, customer, &settings, (sequence, paid), options, &seller)?;
-        events.append(&mut finalized_events(scope, one, &row));
-        rows.push(row);
-    }
-    write(scope, tx.conn(), &rows).await?;
-    if options.is_charged {
-        let open: Vec<_> = rows.iter().filter(|row| !row.amount_due.is_zero()).map(|row| row.id).collect();
-        collect::want(scope, tx.conn(), &open).await?;
-    }
-    events::emit(tx.conn(), &events).await
-}
-
-async fn customers(
-    scope: &Scope,
-    conn: &mut PgConnection,
-    saved: &[Saved<'_>],
-) -> Result<HashMap<CustomerId, Customer>> {
-    let rows: Vec<Customer> = sqlx::query_as(
-        "SELECT id, name, email, customer_type, billing_address, tax_identifiers, payment_terms_days, locale
-         FROM customer WHERE workspace_id = $1 AND id = ANY($2)",
-    )
-    .bind(scope.workspace_id)
-    .bind(saved.iter().map(|one| one.subscription.customer_id.0).collect::<Vec<_>>())
-    .fetch_all(conn)
-    .await
-    .context("reading customers")?;
-    Ok(rows.into_iter().map(|row| (row.id, row)).collect())
-}
-
-async fn seller(scope: &Scope, conn: &mut PgConnection) -> Result<Value> {
-    let name: String = sqlx::query_scalar("SELECT name FROM organization WHERE id = $1")
-        .bind(scope.organization_id)
-        .fetch_one(conn)
-        .await
-        .context("reading the organization")?;
-    Ok(json!({ "name": name }))
+    let heads: Vec<_> = saved.iter().zip(paid).map(|(one, paid)| Head::of(one, paid)).collect();
+    issuer.issue(scope, tx, &heads, options).await
 }
 
 domain::wire_enum! {
@@ -371,84 +286,4 @@ pub async fn take_numbers(scope: &Scope, conn: &mut PgConnection, kind: Document
     .fetch_one(conn)
     .await
     .context("taking numbers of documents")
-}
-
-fn final_row(
-    scope: &Scope,
-    one: &Saved<'_>,
-    customer: &Customer,
-    settings: &BillingSettings,
-    (sequence, paid): (i64, Money),
-    options: FinalizeOptions,
-    seller: &Value,
-) -> Result<FinalRow> {
-    let now = scope.now();
-    let timezone: Tz =
-        settings.timezone.parse().map_err(|_| Error::invariant(format!("unknown time zone {}", settings.timezone)))?;
-    let issued = options.issue_date.unwrap_or_else(|| now.with_timezone(&timezone).date_naive());
-    // The first that is set of subscription, customer, organization (invoices.md 4).
-    let terms =
-        one.subscription.payment_terms_days.or(customer.payment_terms_days).unwrap_or(settings.payment_terms_days);
-    let due = issued.checked_add_days(Days::new(u64::from(terms.unsigned_abs())));
-    let open = one.draft.totals.total.sub(paid)?;
-    let is_paid = open.is_zero();
-    Ok(FinalRow {
-        id: one.id,
-        invoice_number: settings.invoice_number(sequence),
-        sequence_number: sequence,
-        status: if is_paid { InvoiceStatus::Paid } else { InvoiceStatus::Finalized },
-        amount_due: open.amount(),
-        amount_paid: paid.amount(),
-        due_date: due.ok_or_else(|| Error::business_rule("the due date is out of range"))?,
-        payment_terms_days: terms,
-        customer_profile_at_issue: customer.customer_type.clone(),
-        issued_at: options.issue_date.map_or(now, |date| midnight(date, timezone)),
-        finalized_at: now,
-        paid_at: is_paid.then_some(now),
-        locale: customer.locale.clone(),
-        seller_snapshot: seller.clone(),
-        buyer_snapshot: json!({
-            "name": customer.name,
-            "email": customer.email,
-            "billing_address": customer.billing_address.as_ref().map(|json| &json.0),
-            "tax_identifiers": customer.tax_identifiers.0,
-        }),
-        updated_at: now,
-    })
-}
-
-fn finalized_events(scope: &Scope, one: &Saved<'_>, row: &FinalRow) -> Vec<Event> {
-    let payload = json!({
-        "invoice_id": one.id,
-        "invoice_number": row.invoice_number,
-        "customer_id": one.subscription.customer_id,
-        "subscription_id": one.subscription.id,
-        "status": row.status,
-        "total": one.draft.totals.total,
-    });
-    let kinds = ["invoice.finalized", "invoice.paid"];
-    let kinds = if row.status == InvoiceStatus::Paid { &kinds[..] } else { &kinds[..1] };
-    let event =
-        |kind: &&'static str| Event::new(scope.workspace_id, kind, "invoice", one.id, payload.clone(), scope.now());
-    kinds.iter().map(event).collect()
-}
-
-async fn write(scope: &Scope, conn: &mut PgConnection, rows: &[FinalRow]) -> Result<()> {
-    sqlx::query(
-        "UPDATE invoice SET status = new.status, invoice_number = new.invoice_number,
-                sequence_number = new.sequence_number, amount_due = new.amount_due, amount_paid = new.amount_paid,
-                due_date = new.due_date, payment_terms_days = new.payment_terms_days,
-                customer_profile_at_issue = new.customer_profile_at_issue, issued_at = new.issued_at,
-                finalized_at = new.finalized_at, paid_at = new.paid_at, locale = new.locale,
-                seller_snapshot = new.seller_snapshot, buyer_snapshot = new.buyer_snapshot, updated_at = new.updated_at,
-                version = invoice.version + 1
-         FROM jsonb_populate_recordset(NULL::invoice, $2) AS new
-         WHERE invoice.workspace_id = $1 AND invoice.id = new.id",
-    )
-    .bind(scope.workspace_id)
-    .bind(Json(rows))
-    .execute(conn)
-    .await
-    .context("finalizing invoices")?;
-    Ok(())
 }

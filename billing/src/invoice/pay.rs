@@ -3,12 +3,14 @@
 //!
 //! Locks: the subscription, where dunning may end, then the invoice; wallets and the number row come after them.
 
-use domain::{Currency, CustomerId, Error, InvoiceId, Money, Result, Scope, SubscriptionId};
+use domain::{Currency, CustomerId, Error, InvoiceId, Money, Result, Scope, SubscriptionId, WalletId};
+use ledger::WorkspaceAccount;
 use rust_decimal::Decimal;
 use serde_json::json;
 use sqlx::FromRow;
 use store::{StoreError, Tx};
 
+use super::topup;
 use super::words::InvoiceStatus;
 use crate::events::{self, Event};
 use crate::subscription::write::store_state;
@@ -32,6 +34,8 @@ pub struct Payable {
     /// What came less what was given back.
     pub paid: Money,
     number: Option<String>,
+    /// The wallet whose top-up it asks for.
+    topup_wallet: Option<WalletId>,
     /// Its subscription, while that is in dunning.
     dunned: Option<Box<Subscription>>,
 }
@@ -46,6 +50,7 @@ struct Row {
     total: Decimal,
     amount_due: Decimal,
     amount_paid: Decimal,
+    topup_wallet_id: Option<WalletId>,
 }
 
 impl Payable {
@@ -56,7 +61,8 @@ impl Payable {
     pub async fn lock(scope: &Scope, tx: &mut Tx, id: InvoiceId) -> Result<Self> {
         let dunned = dunned(scope, tx, id).await?;
         let row: Option<Row> = sqlx::query_as(
-            "SELECT customer_id, subscription_id, invoice_number, status, currency, total, amount_due, amount_paid FROM invoice
+            "SELECT customer_id, subscription_id, invoice_number, status, currency, total, amount_due, amount_paid,
+                 topup_wallet_id FROM invoice
              WHERE workspace_id = $1 AND id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
         )
         .bind(scope.workspace_id)
@@ -74,6 +80,7 @@ impl Payable {
             due: Money::new(row.amount_due, row.currency)?,
             paid: Money::new(row.amount_paid, row.currency)?,
             number: row.invoice_number,
+            topup_wallet: row.topup_wallet_id,
             dunned,
         })
     }
@@ -82,6 +89,21 @@ impl Payable {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.status.transitions().contains(&InvoiceStatus::Paid)
+    }
+
+    /// The wallet that its money has gone to: that of a top-up, once it is paid.
+    #[must_use]
+    pub fn filled_wallet(&self) -> Option<WalletId> {
+        self.topup_wallet.filter(|_| self.status == InvoiceStatus::Paid)
+    }
+
+    /// The account that it was booked against beside tax.
+    #[must_use]
+    pub fn booked_against(&self) -> WorkspaceAccount {
+        match self.topup_wallet {
+            Some(_) => WorkspaceAccount::TopupInvoiced,
+            None => WorkspaceAccount::Revenue,
+        }
     }
 
     /// Refuses unless it waits for money.
@@ -96,7 +118,8 @@ impl Payable {
         Err(Error::invalid_transition("invoice", self.id, self.status.as_str(), "paid", &allowed))
     }
 
-    /// Puts money on it, as much as is due, and answers what is over: all of it, where nothing is due any more.
+    /// Puts money on it, as much as is due, and answers what is over: all of it, where nothing is due any more. What makes it `paid`
+    /// ends dunning, and fills the wallet whose top-up it asks for.
     ///
     /// # Errors
     /// `CURRENCY_MISMATCH`; as every statement.
@@ -120,6 +143,7 @@ impl Payable {
         self.tell(scope, tx, if is_paid { "invoice.paid" } else { "invoice.partially_paid" }).await?;
         if is_paid {
             self.recover(scope, tx).await?;
+            topup::fill(scope, tx, self).await?;
         }
         Ok(amount.sub(paid)?)
     }

@@ -10,7 +10,8 @@
 //! | `KONTORION_TEST_POSTGRES_URL` | URL of a PostgreSQL superuser, any database |
 //! | `KONTORION_TEST_KAFKA` | bootstrap address of Apache Kafka |
 //! | `KONTORION_TEST_CLICKHOUSE` | base URL of ClickHouse's HTTP interface |
-//! | `CI` | `true`: an engine that is missing fails the test that needs it |
+//! | `KONTORION_TEST_STRIPE_MOCK` | path of stripe-mock, which `dev/stripe-mock/fetch.sh` builds |
+//! | `CI` | `true`: what is missing fails the test that needs it |
 
 mod database;
 
@@ -29,6 +30,8 @@ pub const POSTGRES_VARIABLE: &str = "KONTORION_TEST_POSTGRES_URL";
 pub const KAFKA_VARIABLE: &str = "KONTORION_TEST_KAFKA";
 /// Variable with the base URL of ClickHouse's HTTP interface.
 pub const CLICKHOUSE_VARIABLE: &str = "KONTORION_TEST_CLICKHOUSE";
+/// Variable with the path of stripe-mock.
+pub const STRIPE_MOCK_VARIABLE: &str = "KONTORION_TEST_STRIPE_MOCK";
 
 /// A fresh database with the schema of `migrations/postgres`, dropped with the returned value.
 ///
@@ -103,6 +106,15 @@ pub fn kcat() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut found = std::env::split_paths(&path).map(|dir| dir.join("kcat"));
     available("kcat", found.find(|kcat| kcat.is_file()).ok_or_else(|| "it is not installed".to_owned()))
+}
+
+/// Path of stripe-mock, Stripe's own server for tests. As [`kafka`].
+///
+/// # Panics
+/// With `CI=true`, when no path is given.
+pub fn stripe_mock() -> Option<PathBuf> {
+    let path = std::env::var_os(STRIPE_MOCK_VARIABLE).filter(|path| !path.is_empty());
+    available("stripe-mock", path.map(PathBuf::from).ok_or_else(|| format!("{STRIPE_MOCK_VARIABLE} names no program")))
 }
 
 /// An address given from outside; an empty one says that the engine could not be started there.

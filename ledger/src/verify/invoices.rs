@@ -1,4 +1,4 @@
-//! Numbers of invoices and credit notes without a gap (rule D6), and both booked with their totals.
+//! Numbers of invoices and credit notes without a gap (rule D6), both booked with their totals, and what is paid of invoices.
 
 use std::collections::HashMap;
 
@@ -102,6 +102,35 @@ pub(super) async fn check_bookings(store: &Store, report: &mut Report, progress:
             }
         }
         progress(Check::InvoiceBooking, report.invoices);
+    }
+}
+
+/// What is paid of invoices, and what movements say of it: succeeded inbound less what went back, without what was on a wallet.
+const PAID: &str = "
+SELECT i.id, i.amount_paid, moved.amount
+FROM (SELECT id, amount_paid FROM invoice WHERE id > $1 AND sequence_number IS NOT NULL ORDER BY id LIMIT $2) AS i
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(CASE direction WHEN 'INBOUND' THEN 1 ELSE -1 END * (amount - excess_amount)), 0) AS amount
+    FROM payment_transaction t
+    WHERE t.invoice_id = i.id AND t.status IN ('SUCCEEDED', 'PARTIALLY_REFUNDED', 'REFUNDED', 'DISPUTED')) AS moved
+ORDER BY i.id";
+
+pub(super) async fn check_paid(store: &Store, report: &mut Report) -> Result<()> {
+    let mut after = Uuid::nil();
+    loop {
+        let invoices: Vec<(InvoiceId, Decimal, Decimal)> = sqlx::query_as(PAID)
+            .bind(after)
+            .bind(INVOICES)
+            .fetch_all(store.pool())
+            .await
+            .context("comparing what is paid of invoices")?;
+        let Some((last, ..)) = invoices.last() else { return Ok(()) };
+        after = last.0;
+        for (invoice, paid, moved) in invoices {
+            if paid != moved {
+                report.add(Check::InvoicePaid, format!("paid amount of invoice {invoice}"), moved, paid);
+            }
+        }
     }
 }
 

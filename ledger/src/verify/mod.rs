@@ -29,6 +29,8 @@ wire_enum! {
         InvoiceNumber = "invoice_number",
         /// A finalized invoice, an issued credit note is booked with its total.
         InvoiceBooking = "invoice_booking",
+        /// What is paid of a finalized invoice is what came for it less what went back, in the ledger of payments.
+        InvoicePaid = "invoice_paid",
         /// What a finalized invoice has billed is no longer accrued, and what interim invoices have charged is taken off.
         Accrual = "accrual",
     }
@@ -124,6 +126,7 @@ pub async fn verify(store: &Store, progress: &mut (dyn FnMut(Progress) + Send)) 
     transfers::check(store, &mut report, &mut tell).await?;
     invoices::check_numbers(store, &mut report, &mut tell).await?;
     invoices::check_bookings(store, &mut report, &mut tell).await?;
+    invoices::check_paid(store, &mut report).await?;
     invoices::check_credit_notes(store, &mut report).await?;
     accruals::check(store, &mut report, &mut tell).await?;
     Ok(report)
@@ -135,7 +138,7 @@ fn main_table(check: Check) -> &'static str {
         Check::Balance | Check::Movement => "wallet_transaction",
         Check::Transfer | Check::Entry | Check::Closing => "ledger_transfer",
         Check::InvoiceNumber => "workspace",
-        Check::InvoiceBooking => "invoice",
+        Check::InvoiceBooking | Check::InvoicePaid => "invoice",
         Check::Accrual => "usage_accrual",
     }
 }

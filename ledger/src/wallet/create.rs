@@ -78,6 +78,7 @@ pub struct NewWallet {
 /// # Errors
 /// `CURRENCY_NOT_ENABLED` for a currency in which the workspace bills nothing.
 pub async fn create_primary(scope: &Scope, tx: &mut Tx, new: NewWallet) -> Result<WalletDTO> {
+    currency::require(scope, tx, new.currency, Purpose::Billing).await?;
     let organization = organization_defaults(scope, tx).await?;
     let defaults = inherited(new.defaults.or(organization), new.currency)?;
     insert(scope, tx, NewWallet { defaults, ..new }, true).await
@@ -104,6 +105,7 @@ pub async fn create_secondary(
         }
     };
     let customer = customer_defaults(scope, tx, customer_id).await?;
+    let customer = customer.ok_or_else(|| Error::not_found("customer", customer_id))?;
     let sent = WalletDefaults {
         auto_topup_enabled: request.auto_topup_enabled,
         auto_topup_amount: request.auto_topup_amount,
@@ -117,7 +119,36 @@ pub async fn create_secondary(
     if request.auto_topup_enabled == Some(true) && !defaults.topup_is_complete() {
         return Err(incomplete_topup());
     }
+    refuse_second(scope, tx, customer_id, request.currency).await?;
+    currency::require(scope, tx, request.currency, Purpose::Billing).await?;
     insert(scope, tx, NewWallet { customer_id, currency: request.currency, defaults }, false).await
+}
+
+/// The wallet for money that was received from a customer, made when it is missing. The money is there: neither a currency in which
+/// the workspace bills nothing any more nor a customer who was deleted stands in its way.
+///
+/// # Errors
+/// As every statement.
+pub async fn wallet_for_received(
+    scope: &Scope,
+    tx: &mut Tx,
+    customer_id: CustomerId,
+    currency: Currency,
+) -> Result<WalletId> {
+    if let Some(id) = wallet_for(scope, tx, customer_id, currency).await? {
+        return Ok(id);
+    }
+    let customer = customer_defaults(scope, tx, customer_id).await?.unwrap_or_default();
+    let organization = organization_defaults(scope, tx).await?;
+    let defaults = inherited(customer.or(organization), currency)?;
+    Ok(insert(scope, tx, NewWallet { customer_id, currency, defaults }, false).await?.wallet.id)
+}
+
+async fn refuse_second(scope: &Scope, tx: &mut Tx, customer: CustomerId, currency: Currency) -> Result<()> {
+    match wallet_for(scope, tx, customer, currency).await? {
+        Some(existing) => Err(Error::duplicate("currency", Some(existing.to_string()))),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn incomplete_topup() -> Error {
@@ -132,10 +163,6 @@ fn inherited(defaults: WalletDefaults, currency: Currency) -> Result<WalletDefau
 }
 
 async fn insert(scope: &Scope, tx: &mut Tx, new: NewWallet, is_primary: bool) -> Result<WalletDTO> {
-    if let Some(existing) = wallet_for(scope, tx, new.customer_id, new.currency).await? {
-        return Err(Error::duplicate("currency", Some(existing.to_string())));
-    }
-    currency::require(scope, tx, new.currency, Purpose::Billing).await?;
     let id = WalletId::generate();
     let defaults = new.defaults;
     let inserted = sqlx::query(
@@ -213,7 +240,7 @@ async fn clock_of(scope: &Scope, tx: &mut Tx, customer: CustomerId) -> Result<do
     Ok(frozen.unwrap_or_else(|| scope.now()))
 }
 
-async fn customer_defaults(scope: &Scope, tx: &mut Tx, customer: CustomerId) -> Result<WalletDefaults> {
+async fn customer_defaults(scope: &Scope, tx: &mut Tx, customer: CustomerId) -> Result<Option<WalletDefaults>> {
     sqlx::query_as(
         "SELECT default_auto_topup_enabled AS auto_topup_enabled, default_auto_topup_amount AS auto_topup_amount,
              default_credit_limit AS credit_limit, default_low_balance_threshold AS low_balance_threshold,
@@ -224,8 +251,7 @@ async fn customer_defaults(scope: &Scope, tx: &mut Tx, customer: CustomerId) -> 
     .bind(customer)
     .fetch_optional(tx.conn())
     .await
-    .context("reading the wallet defaults of a customer")?
-    .ok_or_else(|| Error::not_found("customer", customer))
+    .context("reading the wallet defaults of a customer")
 }
 
 /// The organization's `wallet_default_*` settings; an empty or unreadable value is none (organizations.md).

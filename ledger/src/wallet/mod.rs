@@ -19,7 +19,7 @@ mod settings;
 pub mod topup;
 
 pub use batch::{Details, WalletBatch, lock_wallets, reserve_outcome};
-pub use create::{NewWallet, WalletDefaults, create_primary, create_secondary, wallet_for};
+pub use create::{NewWallet, WalletDefaults, create_primary, create_secondary, wallet_for, wallet_for_received};
 pub use desk::{WalletAnswer, WalletDesk, WalletOperation, WalletRequest, perform};
 pub use hold::settle_due;
 pub use list::{get, get_hold, list, list_holds, list_of_customer, list_transactions};

@@ -79,7 +79,7 @@ impl WalletBatch {
         let entry = self.entry(id)?;
         entry.check_currency(amount)?;
         entry.check_funds(amount, entry.row.available()?)?;
-        self.take(id, transfer_id, amount, TransferKind::WalletDebit, details)
+        self.take(id, transfer_id, amount, TransferKind::WalletDebit, counter_of_debit(details.source), details)
     }
 
     /// Takes what an invoice may have, at most `amount_max`: balances without what is held, and the credit limit when
@@ -104,7 +104,8 @@ impl WalletBatch {
             return Ok(Money::zero(amount.currency()));
         }
         let details = Details::of(WalletTransactionSource::Invoice).reference("invoice", invoice_id);
-        self.take(id, transfer_id, amount, TransferKind::InvoicePayment, &details)?;
+        let counter = counter_of_debit(details.source);
+        self.take(id, transfer_id, amount, TransferKind::InvoicePayment, counter, &details)?;
         Ok(amount)
     }
 
@@ -174,12 +175,14 @@ impl WalletBatch {
         Ok(())
     }
 
-    fn take(
+    /// Takes an amount that is there, for the account `counter`.
+    pub(super) fn take(
         &mut self,
         id: WalletId,
         transfer_id: TransferId,
         amount: Money,
         kind: TransferKind,
+        counter: WorkspaceAccount,
         details: &Details,
     ) -> Result<Vec<WalletTransaction>> {
         let mut entry = self.entry(id)?;
@@ -187,7 +190,7 @@ impl WalletBatch {
         let split = Split::of(&entry.row, amount)?;
         entry.take(&operation, split)?;
         let draft = operation.draft(kind, entry.now);
-        let transfer = entry.draft_take(draft, split, counter_of_debit(details.source))?.balanced()?;
+        let transfer = entry.draft_take(draft, split, counter)?.balanced()?;
         let movements = entry.movements.iter().map(|movement| movement.row.clone()).collect();
         self.keep([entry], transfer);
         Ok(movements)

@@ -3,16 +3,17 @@
 
 use std::collections::BTreeSet;
 
-use domain::{Instant, Money, Result, Scope, TransferId, WalletId, WorkspaceId};
+use domain::{Instant, InvoiceId, Money, Result, Scope, TransferId, WalletId, WorkspaceId};
 use sqlx::PgConnection;
 use store::{StoreError, Tx};
 use uuid::Uuid;
 
 use super::batch::{Details, WalletBatch};
 use super::entry::{Operation, counter_of_credit, smaller, type_of_credit};
-use super::model::{Wallet, WalletBalanceKind, WalletTransaction};
+use super::model::{Wallet, WalletBalanceKind, WalletTransaction, WalletTransactionSource};
 use super::operation::check_caps;
 use crate::account::{Account, WalletAccount, WorkspaceAccount};
+use crate::invoice::topup_transfer_id;
 use crate::transfer::{Transfer, TransferKind, post};
 
 impl WalletBatch {
@@ -28,13 +29,33 @@ impl WalletBatch {
         amount: Money,
         details: &Details,
     ) -> Result<WalletTransaction> {
+        self.credit_from(counter_of_credit(details.source), id, transfer_id, amount, details)
+    }
+
+    /// Adds the money of a top-up whose invoice is paid. The caps were asked when the invoice was ordered.
+    ///
+    /// # Errors
+    /// `CURRENCY_MISMATCH`.
+    pub fn credit_invoiced(&mut self, id: WalletId, invoice: InvoiceId, amount: Money) -> Result<WalletTransaction> {
+        let details = Details::of(WalletTransactionSource::Topup).reference("invoice", invoice);
+        self.credit_from(WorkspaceAccount::TopupInvoiced, id, topup_transfer_id(invoice), amount, &details)
+    }
+
+    fn credit_from(
+        &mut self,
+        counter: WorkspaceAccount,
+        id: WalletId,
+        transfer_id: TransferId,
+        amount: Money,
+        details: &Details,
+    ) -> Result<WalletTransaction> {
         let mut entry = self.entry(id)?;
         entry.check_currency(amount)?;
         let operation = Operation::new(transfer_id, type_of_credit(details.source), details);
         entry.record(&operation, WalletBalanceKind::Cash, amount)?;
         let transfer = operation
             .draft(TransferKind::WalletCredit, entry.now)
-            .debit(Account::Workspace(counter_of_credit(details.source)), amount)
+            .debit(Account::Workspace(counter), amount)
             .credit(entry.account(WalletAccount::Cash), amount)
             .balanced()?;
         let movement = entry.movements.last().map(|movement| movement.row.clone());
@@ -52,7 +73,8 @@ impl WalletBatch {
         check_caps(&entry.row.wallet, amount)
     }
 
-    /// Takes back what a gateway has given back to the customer, as far as the wallet has it; answers what it has not.
+    /// Takes back what was given back to the customer, as far as the wallet has it; answers what it has not. `counter` is where
+    /// the wallet had it from: `GatewayClearing`, or `TopupInvoiced` where an invoice had asked for it.
     ///
     /// # Errors
     /// `CURRENCY_MISMATCH`.
@@ -61,6 +83,7 @@ impl WalletBatch {
         id: WalletId,
         transfer_id: TransferId,
         amount: Money,
+        counter: WorkspaceAccount,
         details: &Details,
     ) -> Result<Money> {
         let available = self.wallet(id)?.available_balance;
@@ -69,12 +92,12 @@ impl WalletBatch {
         if taken.is_zero() || taken.is_negative() {
             return Ok(amount);
         }
-        self.debit(id, transfer_id, taken, details)?;
+        self.take(id, transfer_id, taken, TransferKind::WalletDebit, counter, details)?;
         Ok(amount.sub(taken)?)
     }
 }
 
-/// Writes off what a gateway has given back and the wallet no longer had.
+/// Writes off what was given back and the wallet no longer had; `counter` as of [`WalletBatch::debit_refunded`].
 ///
 /// # Errors
 /// As every statement.
@@ -83,12 +106,13 @@ pub async fn write_off_refund(
     scope: &Scope,
     transfer_id: TransferId,
     amount: Money,
+    counter: WorkspaceAccount,
     transaction_id: impl Into<Uuid>,
 ) -> Result<()> {
     let transfer = Transfer::draft(transfer_id, TransferKind::PaymentRefund, scope.now())
         .reference("transaction", transaction_id)
         .debit(Account::Workspace(WorkspaceAccount::WriteOff), amount)
-        .credit(Account::Workspace(WorkspaceAccount::GatewayClearing), amount)
+        .credit(Account::Workspace(counter), amount)
         .balanced()?;
     post(tx, scope, &[transfer]).await.map(drop)
 }

@@ -112,6 +112,19 @@ async fn d6_a_missing_invoice_number_is_found() {
 }
 
 #[tokio::test]
+async fn money_of_an_invoice_that_never_moved_is_found() {
+    let books = Books::new().await;
+    let mut tx = books.store.begin("book").await.unwrap();
+    let id = db_invoice(&books, 1, "10.00", SubscriptionId::generate()).await;
+    ledger::book_invoice(&mut tx, &books.scope, id, Currency::EUR, euro("10.00"), euro("0.00")).await.unwrap();
+    tx.commit().await.unwrap();
+    db_series(&books, 2).await;
+    books.assert_verified().await;
+    tamper(&books, &["UPDATE invoice SET amount_paid = 4".into()]).await;
+    assert_eq!(found(&books).await, [Check::InvoicePaid]);
+}
+
+#[tokio::test]
 async fn an_invoice_that_is_not_booked_is_found() {
     let books = Books::new().await;
     db_invoice(&books, 1, "10.00", SubscriptionId::generate()).await;

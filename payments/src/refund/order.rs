@@ -97,6 +97,10 @@ async fn order(scope: &Scope, tx: &mut Tx, id: InvoiceId, request: &RefundInvoic
     let scope = &at_customer(scope, tx.conn(), invoice.customer_id).await?;
     let sources = sources(scope, tx, &invoice, request.transaction_id).await?;
     let amount = amount_of(&invoice, request, &sources)?;
+    if let (RefundDestination::Wallet, Some(wallet)) = (request.destination, invoice.filled_wallet()) {
+        let detail = "the money of this top-up is on its wallet: give it back through the GATEWAY, or by hand (MANUAL)";
+        return Err(Error::business_rule(detail).with("wallet_id", wallet));
+    }
     let wallet = match request.destination {
         RefundDestination::Wallet => Some(wallet(scope, tx, &invoice, request.wallet_id).await?),
         RefundDestination::Gateway | RefundDestination::Manual => None,

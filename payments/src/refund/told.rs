@@ -2,12 +2,11 @@
 
 use billing::invoice::Payable;
 use domain::{Clock, Error, Money, Result, Scope, TransactionId, TransferId};
-use ledger::wallet::{Details, WalletTransactionSource, topup};
+use ledger::WorkspaceAccount;
 use rust_decimal::Decimal;
 use store::{StoreError, Tx};
-use uuid::Uuid;
 
-use super::finish::announce;
+use super::finish::{announce, take_from_wallet};
 use crate::at_customer;
 use crate::settle::{clearing_of, payable_of};
 use crate::transaction::{self, Change, NewTransaction, Transaction, Way};
@@ -62,8 +61,8 @@ async fn told(
     transaction::insert(scope, tx, &NewTransaction::back(row, kind, amount, way), Clock::System.now()).await
 }
 
-/// Takes money that is gone from where the payment had put it: the invoice is owed it again, and a wallet loses what it has of it.
-/// What the wallet no longer has is written off, so that the books say where the money went.
+/// Takes money that is gone from where the payment had put it: the invoice is owed it again, and a wallet loses what it has of what
+/// was beyond the invoice.
 async fn take_back(
     scope: &Scope,
     tx: &mut Tx,
@@ -80,46 +79,50 @@ async fn take_back(
             let transfer = ledger::refund_transfer(scope, id, invoice.id, clearing, of_invoice)?;
             ledger::post_new(tx, scope, &[transfer]).await?;
             invoice.give_back(scope, tx, of_invoice, true).await?;
+            if let Some(wallet) = invoice.filled_wallet() {
+                take_from_wallet(scope, tx, wallet, of_invoice, WorkspaceAccount::TopupInvoiced, back).await?;
+            }
             rest = rest.sub(of_invoice)?;
         }
     }
     let Some(wallet) = row.wallet_id.filter(|_| !rest.is_zero()) else { return Ok(()) };
-    let mut batch = ledger::lock_wallets(tx, scope, &[wallet]).await?;
-    let details = Details::of(WalletTransactionSource::Refund).reference("transaction", back.id);
-    let id = |part: &[u8]| TransferId(Uuid::new_v5(&back.id.0, part));
-    let missing = batch.debit_refunded(wallet, id(b"wallet"), rest, &details)?;
-    batch.write(tx, scope).await?;
-    if missing.is_zero() {
-        return Ok(());
+    if back.invoice_id.is_some() {
+        transaction::note_excess(tx, back, wallet, rest).await?;
     }
-    topup::write_off_refund(tx, scope, id(b"write off"), missing, back.id).await
+    take_from_wallet(scope, tx, wallet, rest, clearing_of(back), back).await
 }
 
 /// The bank contests a payment: it is marked, and people decide.
 pub(crate) async fn contested(scope: &Scope, tx: &mut Tx, id: TransactionId, reason: &str) -> Result<()> {
     let row = transaction::lock(scope, tx, id).await?;
-    dispute(scope, tx, &row, reason).await.map(drop)
+    dispute(scope, tx, &row, reason, false).await.map(drop)
 }
 
-/// Marks a locked payment as contested; the scope of its customer, or `None` where it cannot be.
-async fn dispute(scope: &Scope, tx: &mut Tx, row: &Transaction, reason: &str) -> Result<Option<Scope>> {
-    if row.status != TransactionStatus::Succeeded {
-        tracing::warn!(transaction.id = %row.id, status = %row.status, reason, "a dispute of a payment that cannot be disputed");
-        return Ok(None);
-    }
+/// Marks a locked payment as contested and announces it; the scope of its customer, or `None` where it cannot be. A payment that was
+/// refunded in part cannot be DISPUTED (transactions.md 3): it is REFUNDED when the rest of its money has gone.
+async fn dispute(scope: &Scope, tx: &mut Tx, row: &Transaction, reason: &str, is_gone: bool) -> Result<Option<Scope>> {
+    let change = match row.status {
+        TransactionStatus::Succeeded => Change::Disputed,
+        TransactionStatus::PartiallyRefunded if is_gone => Change::Refunded(row.amount),
+        status => {
+            tracing::warn!(transaction.id = %row.id, %status, reason, "a dispute of a payment that cannot be disputed");
+            return Ok(None);
+        }
+    };
     let scope = at_customer(scope, tx.conn(), row.customer_id).await?;
-    let disputed = transaction::apply(&scope, tx, row, &Change::Disputed).await?;
+    let disputed = transaction::apply(&scope, tx, row, &change).await?;
     let mut payload = disputed.payload();
     payload.insert("reason".to_owned(), reason.into());
     tx.emit(&scope, "payment.disputed", "transaction", row.id, payload).await?;
     Ok(Some(scope))
 }
 
-/// The bank has taken a payment back: it is marked as contested, and its money leaves as a CHARGEBACK.
+/// The bank has taken a payment back: it is marked as contested, and what is left of its money leaves as a CHARGEBACK.
 pub(crate) async fn charged_back(scope: &Scope, tx: &mut Tx, id: TransactionId, reason: &str) -> Result<()> {
     let mut invoice = payable_of(scope, tx, id).await?;
     let row = transaction::lock(scope, tx, id).await?;
-    let Some(scope) = dispute(scope, tx, &row, reason).await? else { return Ok(()) };
-    let back = told(&scope, tx, &row, TransactionKind::Chargeback, row.amount).await?;
+    let Some(scope) = dispute(scope, tx, &row, reason, true).await? else { return Ok(()) };
+    let left = row.amount.sub(row.refunded_amount)?;
+    let back = told(&scope, tx, &row, TransactionKind::Chargeback, left).await?;
     take_back(&scope, tx, invoice.as_mut(), &row, &back).await
 }

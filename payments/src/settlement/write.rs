@@ -155,15 +155,17 @@ struct MovementRow {
 }
 
 /// One line per movement of the period that had an outcome in it. Money for wallets is nobody's earning yet, and what is given
-/// back of it is none either.
+/// back of it is none either: it is one when the wallet pays an invoice with it, so that nothing is counted twice.
 async fn of_transactions(scope: &Scope, tx: &mut Tx, request: &GenerateSettlementRequest) -> Result<Vec<NewLine>> {
     let rows: Vec<MovementRow> = sqlx::query_as(
-        "SELECT t.id, t.invoice_id, t.kind, t.amount, coalesce(t.reference, t.provider_reference) AS reference
+        "SELECT t.id, t.invoice_id, t.kind, t.amount - t.excess_amount AS amount, coalesce(t.reference, t.provider_reference) AS reference
          FROM payment_transaction t LEFT JOIN payment_transaction parent ON parent.id = t.parent_transaction_id
+             LEFT JOIN invoice ON invoice.id = t.invoice_id
          WHERE t.workspace_id = $1 AND t.customer_id = $2 AND t.currency = $3 AND t.processed_at >= $4 AND t.processed_at < $5
            AND t.status IN ('SUCCEEDED', 'PARTIALLY_REFUNDED', 'REFUNDED', 'DISPUTED')
            AND t.kind IN ('CHARGE', 'MANUAL_PAYMENT', 'WALLET_PAYMENT', 'REFUND', 'CHARGEBACK')
-           AND parent.kind IS DISTINCT FROM 'WALLET_TOPUP'
+           AND parent.kind IS DISTINCT FROM 'WALLET_TOPUP' AND invoice.topup_wallet_id IS NULL
+           AND t.amount > t.excess_amount
          ORDER BY t.processed_at, t.id",
     )
     .bind(scope.workspace_id)

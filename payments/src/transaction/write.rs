@@ -159,7 +159,8 @@ pub(crate) async fn insert(scope: &Scope, tx: &mut Tx, new: &NewTransaction, rea
     })
 }
 
-/// Notes that a part of a payment was more than its invoice was owed, and on which wallet that is now.
+/// Notes that a part of a payment was more than its invoice was owed, and on which wallet that is now; of a movement that takes a
+/// payment back, that a part left that wallet instead of the invoice.
 pub(crate) async fn note_excess(
     tx: &mut Tx,
     row: &Transaction,

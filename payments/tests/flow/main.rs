@@ -10,4 +10,6 @@ mod manual;
 mod methods;
 mod receiving;
 mod refunds;
+mod routing;
 mod secrets;
+mod topup_invoices;

@@ -8,7 +8,7 @@ use payments::transaction::Transaction;
 use payments::words::TransactionStatus;
 use serde_json::{Value, json};
 
-use crate::fixture::{Shop, eur};
+use crate::fixture::{Shop, Step, eur};
 use crate::invoice::PLAIN;
 
 impl Shop {
@@ -131,4 +131,39 @@ async fn many_recorders_never_pay_more_than_is_due() {
     assert_eq!(recorded.iter().filter(|one| one.is_ok()).count(), 2);
     assert_eq!(shop.bill(invoice).await, "finalized paid 100.00 due 19.00");
     shop.assert_verified().await;
+}
+
+/// The workspace bills nothing in this currency any more, and the customer has been deleted: the money was taken all the same.
+#[tokio::test]
+async fn money_beyond_an_invoice_is_credited_in_any_case() {
+    for is_charged in [true, false] {
+        let shop = Shop::open().await;
+        let scope = &shop.live;
+        let payer = shop.payer(scope).await;
+        let invoice = shop.invoice(scope, payer.customer, PLAIN).await;
+        shop.bank.will([Step::TakeLater]);
+        let charge = shop.charge(scope, invoice).await.unwrap();
+        // The only wallet of the customer is in another currency by now.
+        for sql in [
+            "UPDATE wallet SET currency = 'USD'",
+            "UPDATE workspace_currency SET is_default = false",
+            "UPDATE workspace_currency SET billing_enabled = false",
+            "UPDATE customer SET deleted_at = now()",
+        ] {
+            sqlx::query(sql).execute(shop.store.pool()).await.unwrap();
+        }
+        let mut body = transfer(if is_charged { "119.00" } else { "120.00" });
+        body["credit_excess_to_wallet"] = json!(true);
+        let recorded = shop.record(scope, invoice, body).await.unwrap();
+        shop.sweep_in(16).await;
+        assert_eq!(shop.sweep_in(60).await, payments::sweep::Swept::default(), "nothing fails for ever");
+        let charged = shop.get(scope, charge.id).await;
+        assert_eq!(charged.status, TransactionStatus::Succeeded);
+        let (wallet, cash) = match is_charged {
+            true => (charged.wallet_id.unwrap(), "119.00"),
+            false => (recorded.wallet_id.unwrap(), "120.00"),
+        };
+        assert_eq!((shop.cash(scope, wallet).await.as_str(), wallet == payer.wallet), (cash, false));
+        shop.assert_verified().await;
+    }
 }

@@ -239,6 +239,112 @@ async fn a_charge_back_of_an_invoice_is_taken_off_what_is_paid() {
 }
 
 #[tokio::test]
+async fn a_charge_back_takes_what_refunds_have_left() {
+    let shop = Shop::open().await;
+    let scope = &shop.live;
+    let (customer, wallet) = shop.customer(scope, ledger::WalletDefaults::default()).await;
+    let gateway = shop.gateway(scope, "gocardless").await;
+    let method = shop.method(scope, customer, "gocardless", "MD123").await;
+    let (invoice, charge) = shop.paid(scope, &Payer { customer, wallet, gateway, method }).await;
+    shop.refund(scope, invoice, json!({"amount": eur("19.00")})).await.unwrap();
+    let reference = shop.get(scope, charge).await.provider_reference;
+    for id in ["EV1", "EV2"] {
+        let back = json!({"id": id, "resource_type": "payments", "action": "charged_back",
+            "links": {"payment": reference}, "details": {"cause": "authorisation_disputed"}});
+        shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    }
+    assert_eq!(shop.bill(invoice).await, "paid paid 0.00 due 0.00");
+    assert_eq!(
+        shop.transactions(scope).await,
+        ["CHARGE REFUNDED 119.00", "REFUND SUCCEEDED 19.00", "CHARGEBACK SUCCEEDED 100.00"]
+    );
+    assert_eq!(shop.balance(scope, "gateway_clearing").await, "0.00");
+    assert_eq!(shop.balance(scope, "receivable").await, "100.00", "19.00 are credited");
+    assert_eq!(shop.events(scope).await["payment.disputed"], 1);
+    assert_eq!(shop.refund(scope, invoice, json!({})).await.unwrap_err().code(), "REFUND_EXCEEDS_PAID");
+    shop.assert_verified().await;
+}
+
+/// A refund is on its way when the bank takes everything back: the customer has got it twice, and the books say so.
+#[tokio::test]
+async fn a_refund_that_a_charge_back_overtakes_is_written_down() {
+    let shop = Shop::open().await;
+    let scope = &shop.live;
+    let (customer, wallet) = shop.customer(scope, ledger::WalletDefaults::default()).await;
+    let gateway = shop.gateway(scope, "gocardless").await;
+    let method = shop.method(scope, customer, "gocardless", "MD123").await;
+    let (invoice, charge) = shop.paid(scope, &Payer { customer, wallet, gateway, method }).await;
+    shop.bank.will([Step::TakeLater]);
+    shop.refund(scope, invoice, json!({"amount": eur("19.00")})).await.unwrap();
+    let reference = shop.get(scope, charge).await.provider_reference;
+    let back = json!({"id": "EV1", "resource_type": "payments", "action": "charged_back",
+        "links": {"payment": reference}, "details": {"cause": "authorisation_disputed"}});
+    shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    shop.sweep_in(16).await;
+    assert_eq!(
+        shop.transactions(scope).await,
+        ["CHARGE DISPUTED 119.00", "REFUND SUCCEEDED 19.00", "CHARGEBACK SUCCEEDED 119.00"]
+    );
+    assert_eq!(shop.balance(scope, "gateway_clearing").await, "-19.00");
+    assert_eq!(shop.bill(invoice).await, "paid paid -19.00 due 0.00");
+    shop.assert_verified().await;
+}
+
+/// What of a payment was beyond its invoice leaves the wallet, and the ledger of payments says which part that was.
+#[tokio::test]
+async fn a_charge_back_of_what_was_beyond_the_invoice_leaves_the_wallet() {
+    let shop = Shop::open().await;
+    let scope = &shop.live;
+    let (customer, wallet) = shop.customer(scope, ledger::WalletDefaults::default()).await;
+    let gateway = shop.gateway(scope, "gocardless").await;
+    let _ = shop.method(scope, customer, "gocardless", "MD123").await;
+    let invoice = shop.invoice(scope, customer, crate::invoice::PLAIN).await;
+    shop.bank.will([Step::TakeLater]);
+    let charge = shop.charge(scope, invoice).await.unwrap();
+    shop.record(scope, invoice, json!({"source": "BANK_TRANSFER", "amount": eur("100.00")})).await.unwrap();
+    shop.sweep_in(16).await;
+    assert_eq!(shop.cash(scope, wallet).await, "100.00", "19.00 of the charge were due");
+    let back = json!({"id": "EV1", "resource_type": "payments", "action": "charged_back",
+        "links": {"payment": charge.provider_reference}, "details": {"cause": "authorisation_disputed"}});
+    shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    assert_eq!(shop.cash(scope, wallet).await, "0.00");
+    assert_eq!(shop.bill(invoice).await, "paid paid 100.00 due 0.00");
+    let beyond: Vec<String> =
+        sqlx::query_scalar("SELECT kind || ' ' || round(excess_amount, 2) FROM payment_transaction ORDER BY id")
+            .fetch_all(shop.store.pool())
+            .await
+            .unwrap();
+    assert_eq!(beyond, ["CHARGE 100.00", "MANUAL_PAYMENT 0.00", "CHARGEBACK 100.00"]);
+    shop.assert_verified().await;
+}
+
+/// The money of a top-up that an invoice asked for is on the wallet.
+#[tokio::test]
+async fn a_charge_back_of_an_invoiced_top_up_leaves_the_wallet() {
+    let shop = Shop::open().await;
+    let scope = &shop.live;
+    let (customer, wallet) = shop.customer(scope, ledger::WalletDefaults::default()).await;
+    let gateway = shop.gateway(scope, "gocardless").await;
+    let method = shop.method(scope, customer, "gocardless", "MD123").await;
+    let (invoice, _) = shop.invoiced(scope, &Payer { customer, wallet, gateway, method }, "50.00").await;
+    let charge = shop.charge(scope, invoice).await.unwrap();
+    assert_eq!(shop.cash(scope, wallet).await, "50.00");
+    shop.debit(scope, wallet, "20.00").await;
+    let back = json!({"id": "EV1", "resource_type": "payments", "action": "charged_back",
+        "links": {"payment": charge.provider_reference}, "details": {"cause": "authorisation_disputed"}});
+    shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    assert_eq!(shop.cash(scope, wallet).await, "0.00");
+    assert_eq!(shop.balance(scope, "write_off").await, "20.00");
+    assert_eq!(shop.balance(scope, "gateway_clearing").await, "0.00");
+    // Owed again, as of every charge-back: a paid invoice stays so.
+    assert_eq!(
+        (shop.balance(scope, "receivable").await.as_str(), shop.balance(scope, "topup_invoiced").await.as_str()),
+        ("50.00", "-50.00")
+    );
+    shop.assert_verified().await;
+}
+
+#[tokio::test]
 async fn nobody_speaks_for_a_provider_without_its_secret() {
     let shop = Shop::open().await;
     let payer = shop.payer(&shop.live).await;

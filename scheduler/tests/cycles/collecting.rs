@@ -15,7 +15,7 @@ use crate::fixture::{World, at};
 
 impl World {
     /// A gateway of the sandbox, where every payment is simulated.
-    async fn payments(&self) -> Payments {
+    pub async fn payments(&self) -> Payments {
         let payments = Payments::new(self.store.clone(), Vault::ephemeral().unwrap(), Endpoints::default());
         let body = json!({"provider": "stripe", "mode": "test", "config": {"api_key": "sk"}});
         let request = CreatePaymentGatewayConfigRequest::read(&body).unwrap();
@@ -26,7 +26,7 @@ impl World {
     }
 
     /// A card of the subscription's customer.
-    async fn card(&self, id: SubscriptionId) {
+    pub async fn card(&self, id: SubscriptionId) {
         let customer = self.subscription(id).await.subscription.customer_id;
         let body = json!({"customer_id": customer, "type": "CREDIT_CARD", "provider": "stripe", "provider_id": "pm_1"});
         let mut tx = self.store.begin("method").await.unwrap();
@@ -42,7 +42,7 @@ impl World {
         tx.commit().await.unwrap();
     }
 
-    async fn assert_verified(&self) {
+    pub async fn assert_verified(&self) {
         let report = ledger::verify(&self.store, &mut |_| {}).await.unwrap();
         assert!(report.is_clean(), "{:?}", report.differences);
     }
@@ -69,8 +69,12 @@ async fn what_wallets_do_not_pay_is_charged() {
     assert_eq!((invoice.status.as_str(), invoice.amount_paid.amount().to_string().as_str()), ("paid", "100.00"));
     assert_eq!(invoice.paid_at, Some(at("2026-01-02")), "at the customer's time");
     let charged: Vec<(String, rust_decimal::Decimal)> =
-        sqlx::query_as("SELECT kind, amount FROM payment_transaction").fetch_all(world.store.pool()).await.unwrap();
-    assert_eq!(charged, [("CHARGE".to_owned(), rust_decimal::Decimal::new(7000, 2))]);
+        sqlx::query_as("SELECT kind, amount FROM payment_transaction ORDER BY kind")
+            .fetch_all(world.store.pool())
+            .await
+            .unwrap();
+    let euros = |euros| rust_decimal::Decimal::from(euros);
+    assert_eq!(charged, [("CHARGE".to_owned(), euros(70)), ("WALLET_PAYMENT".to_owned(), euros(30))]);
     assert_eq!(world.invoices(cardless).await[0].invoice.status.as_str(), "finalized");
     assert_eq!(payments.sweep(Clock::System.now()).await.unwrap(), payments::sweep::Swept::default());
     world.assert_verified().await;

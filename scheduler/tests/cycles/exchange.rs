@@ -52,6 +52,10 @@ async fn pinned_usage_is_drawn_at_the_rate_of_the_policy() {
             .unwrap();
         let pinned: Vec<_> = pinned.iter().map(|(metadata,)| metadata["fx_rate"].as_str().unwrap()).collect();
         assert_eq!(pinned, rate.into_iter().collect::<Vec<_>>(), "{policy}");
+        // One payment, in the invoice's currency, at however many rates it was drawn.
+        let payments: Vec<_> = world.movements(invoice.id).await.iter().map(|row| row.amount.to_string()).collect();
+        let expected: Vec<_> = rate.iter().map(|_| format!("{paid} EUR")).collect();
+        assert_eq!(payments, expected, "{policy} {had}");
         let report = ledger::verify(&world.store, &mut |_| {}).await.unwrap();
         assert!(report.is_clean(), "{:?}", report.differences);
     }

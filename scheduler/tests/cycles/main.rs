@@ -16,3 +16,4 @@ mod numbers;
 mod pauses;
 mod real_log;
 mod usage;
+mod wallet_payments;
