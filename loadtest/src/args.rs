@@ -28,7 +28,7 @@ Examples:
   kontorion-loadtest --spawn --drain --rate 0 --duration 8s --meters 10
 
   # 1,000 reservations and captures per second over 1,000 wallets, beside 20,000 events/s
-  kontorion-loadtest --spawn --rate 20000 --duration 30s --reserve 1000 --wallets 1000
+  kontorion-loadtest --spawn --rate 20000 --duration 30s --warm-up 5s --reserve 1000 --wallets 1000
 
   # 5,000 credits and debits per second over 1,000 wallets
   kontorion-loadtest --spawn --rate 500 --duration 10s --wallet-operations 5000 --wallets 1000
@@ -80,6 +80,9 @@ pub struct Args {
     /// How long events become due: 500ms, 10s, 2m
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub duration: Duration,
+    /// Leave the latencies of the first while out, when everything is met for the first time
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration)]
+    pub warm_up: Duration,
     /// Meters of each subscription; of more than three, half count one region only
     #[arg(long, value_name = "N", default_value_t = 3, conflicts_with_all = ["chaos", "invoices"],
           value_parser = clap::value_parser!(u8).range(3..=50))]

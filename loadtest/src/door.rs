@@ -110,11 +110,11 @@ impl Sender {
         loop {
             let (wait, why) = match self.exchange().await {
                 Ok(answer) => match judge(&answer, due.count) {
-                    Verdict::Done => return self.tally.acknowledged(due.count, due.at),
+                    Verdict::Done => return self.tally.acknowledged(due.count, &due),
                     Verdict::Refused(refused, why) => {
                         self.tally.refused += refused;
                         self.tally.problem(why);
-                        return self.tally.acknowledged(due.count - refused, due.at);
+                        return self.tally.acknowledged(due.count - refused, &due);
                     }
                     Verdict::Again(wait, why) => (wait, why),
                 },

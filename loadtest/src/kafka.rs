@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::body::{Bodies, Second};
 use crate::plan::Plan;
-use crate::tally::{Schedule, Sent, Tally};
+use crate::tally::{Due, Schedule, Sent, Tally};
 
 /// Where and as whom records are produced.
 #[derive(Debug)]
@@ -42,13 +42,13 @@ struct Acknowledgements(Arc<std::sync::Mutex<Tally>>);
 impl rdkafka::ClientContext for Acknowledgements {}
 
 impl ProducerContext for Acknowledgements {
-    type DeliveryOpaque = Box<Instant>;
+    type DeliveryOpaque = Box<Due>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, due: Box<Instant>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, due: Box<Due>) {
         // A poisoned lock means that this callback panicked, which it cannot.
         let Ok(mut tally) = self.0.lock() else { return };
         match result {
-            Ok(_) => tally.acknowledged(1, *due),
+            Ok(_) => tally.acknowledged(1, &due),
             Err((error, _)) => {
                 tally.refused += 1;
                 tally.problem(error.to_string());
@@ -83,7 +83,7 @@ pub fn send(target: &Target, schedule: &Schedule) -> Result<Sent, KafkaError> {
             target.bodies.write(&mut payload, &target.plan, event, &mut second);
             pace(due.at);
             let customer = target.plan.spec(event).customer;
-            produce(&producer, target, &payload, customer, due.at)?;
+            produce(&producer, target, &payload, customer, due)?;
         }
     }
     producer.flush(target.patience)?;
@@ -105,7 +105,7 @@ fn produce(
     target: &Target,
     payload: &[u8],
     customer: usize,
-    due: Instant,
+    due: Due,
 ) -> Result<(), KafkaError> {
     let signature = sign(&target.secret, payload);
     let mut headers = Some(

@@ -65,7 +65,7 @@ async fn one(of: Arc<Reserving>, schedule: Arc<Schedule>) -> Moved {
         let path = format!("/v1/wallets/{}/{operation}", of.holders[wallet].wallet_id);
         match caller.post(&path, &body.to_string()).await {
             Ok(_) => {
-                done.tally.acknowledged(1, due.at);
+                done.tally.acknowledged(1, &due);
                 done.cents[wallet] += if operation == "credit" { cents } else { -cents };
             }
             Err(problem) => {

@@ -16,12 +16,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
 use crate::caller::Caller;
-use crate::tally::{Schedule, Tally};
+use crate::tally::{Due, Schedule, Tally};
 
 /// Pairs under way at once, at most.
 const CONNECTIONS: usize = 256;
-/// Input tokens of one reservation.
-const QUANTITY: u64 = 5_000;
+/// Input tokens of one reservation: more than the plan includes, so that every pair moves money.
+const QUANTITY: u64 = 60_000;
+const _: () = assert!(QUANTITY > client::sample::INCLUDED[0]);
 /// What each wallet has, in euros.
 pub const CREDIT: u32 = 1_000_000;
 /// Questions under way at once when totals are compared.
@@ -193,7 +194,7 @@ impl Pair {
         while let Some(due) = schedule.next() {
             sleep_until(due.at).await;
             let wallet = (due.first % self.of.holders.len() as u64) as usize;
-            if let Err(problem) = self.pair(due.first, wallet, due.at).await {
+            if let Err(problem) = self.pair(due, wallet).await {
                 self.done.reserve.refused += 1;
                 self.done.reserve.problem(problem);
             }
@@ -202,21 +203,21 @@ impl Pair {
         self.done
     }
 
-    async fn pair(&mut self, number: u64, wallet: usize, due: Instant) -> Result<(), String> {
+    async fn pair(&mut self, due: Due, wallet: usize) -> Result<(), String> {
         let holder = self.of.holders[wallet];
         let body = json!({
             "customer_id": holder.customer_id, "subscription_id": holder.subscription_id,
             "product_id": self.of.catalog.products[0], "metric_key": METRICS[0], "quantity": QUANTITY.to_string(),
-            "idempotency_key": format!("{}-hold-{number}", self.of.run),
+            "idempotency_key": format!("{}-hold-{}", self.of.run, due.first),
         });
         let answer = self.caller.post("/v1/transaction/reserve", &body.to_string()).await?;
         let held: Held = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
         let hold = held.hold_id.ok_or_else(|| format!("blocked: {}", held.blocked_reasons.join(", ")))?;
-        self.done.reserve.acknowledged(1, due);
-        let reserved = Instant::now();
+        self.done.reserve.acknowledged(1, &due);
+        let reserved = Due { at: Instant::now(), ..due };
         let answer = self.caller.post(&format!("/v1/transaction/{hold}/capture"), "{}").await?;
         let captured: Envelope = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
-        self.done.capture.acknowledged(1, reserved);
+        self.done.capture.acknowledged(1, &reserved);
         let charged = &mut self.done.charged[wallet];
         *charged = (charged.0 + 1, charged.1 + captured.data.captured_amount.value);
         Ok(())

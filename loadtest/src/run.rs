@@ -84,9 +84,9 @@ struct Watching {
 }
 
 impl Watching {
-    fn begin(watcher: Watcher) -> Self {
+    fn begin(watcher: Watcher, warm_up: Duration) -> Self {
         let (ended, is_ended) = watch::channel(false);
-        Self { ended, task: tokio::spawn(watcher.measure(is_ended)) }
+        Self { ended, task: tokio::spawn(watcher.measure(warm_up, is_ended)) }
     }
 
     async fn end(self) -> Result<Histogram<u64>, Failure> {
@@ -146,7 +146,7 @@ async fn run_at(args: &Args, run: &str, topic: String, server: &mut Option<OwnSe
         server.restart_with("api").await?;
     }
     let mut measured = Measured::begin(args, server.as_ref());
-    let watching = scene.watcher.clone().map(Watching::begin);
+    let watching = scene.watcher.clone().map(|watcher| Watching::begin(watcher, args.warm_up));
     let reserving = scene.reserving.clone().filter(|_| args.reserve > 0).map(|of| begin_reserving(args, of));
     let moving = scene.reserving.clone().filter(|_| args.wallet_operations > 0).map(|of| begin_moving(args, of));
     let (sent, restarts) = send(args, &place, &scene, server).await?;
@@ -301,12 +301,12 @@ async fn create_holders(args: &Args, run: &str, place: &Place, catalog: Catalog)
 }
 
 fn begin_reserving(args: &Args, reserving: Arc<Reserving>) -> JoinHandle<Reserved> {
-    let schedule = Schedule::new(Instant::now(), args.duration, args.reserve, 1);
+    let schedule = Schedule::new(Instant::now(), args.duration, args.warm_up, args.reserve, 1);
     tokio::spawn(reserving.run(Arc::new(schedule)))
 }
 
 fn begin_moving(args: &Args, of: Arc<Reserving>) -> JoinHandle<Moved> {
-    let schedule = Schedule::new(Instant::now(), args.duration, args.wallet_operations, 1);
+    let schedule = Schedule::new(Instant::now(), args.duration, args.warm_up, args.wallet_operations, 1);
     tokio::spawn(moving::run(of, Arc::new(schedule)))
 }
 
@@ -340,7 +340,8 @@ async fn send(
 ) -> Result<(Sent, Vec<Duration>), Failure> {
     let rate = if args.rate == 0 { "as fast as they are taken".to_owned() } else { format!("{}/s", args.rate) };
     println!("Sending events for {:?}, {rate}", args.duration);
-    let schedule = Arc::new(Schedule::new(Instant::now(), args.duration, args.rate, args.events_per_request()));
+    let schedule =
+        Arc::new(Schedule::new(Instant::now(), args.duration, args.warm_up, args.rate, args.events_per_request()));
     let bodies = Bodies::new(&scene.meters, &scene.subscribers);
     let sending = match args.mode {
         Mode::Single | Mode::Batch => {

@@ -16,6 +16,8 @@ const LATENCY_MAX: u64 = 600_000_000;
 pub struct Schedule {
     start: Instant,
     duration: Duration,
+    /// Latencies count from here on.
+    warm: Instant,
     /// Nanoseconds between two requests; 0 = as fast as they are taken.
     interval_nanos: u64,
     events_per_request: u64,
@@ -31,14 +33,16 @@ pub struct Due {
     pub count: u64,
     /// When it is due.
     pub at: Instant,
+    /// Whether its latency counts: not while things are met for the first time.
+    pub is_measured: bool,
 }
 
 impl Schedule {
-    /// `rate` events per second from `start` on; 0 = without pause.
+    /// `rate` events per second from `start` on, 0 = without pause; latencies count after `warm_up`.
     #[must_use]
-    pub fn new(start: Instant, duration: Duration, rate: u64, events_per_request: u64) -> Self {
+    pub fn new(start: Instant, duration: Duration, warm_up: Duration, rate: u64, events_per_request: u64) -> Self {
         let interval_nanos = (events_per_request * 1_000_000_000).checked_div(rate).unwrap_or(0);
-        Self { start, duration, interval_nanos, events_per_request, next: AtomicU64::new(0) }
+        Self { start, duration, warm: start + warm_up, interval_nanos, events_per_request, next: AtomicU64::new(0) }
     }
 
     /// The next request, or `None` when the time is over.
@@ -55,7 +59,8 @@ impl Schedule {
             return None;
         }
         let at = if open { self.start + offset } else { now };
-        Some(Due { first: number * self.events_per_request, count: self.events_per_request, at })
+        let first = number * self.events_per_request;
+        Some(Due { first, count: self.events_per_request, at, is_measured: at >= self.warm })
     }
 
     /// Positions handed out.
@@ -76,7 +81,7 @@ pub struct Tally {
     pub retries: u64,
     /// The first refusal or failure, for people.
     pub first_problem: Option<String>,
-    /// Microseconds from due to acknowledged, per request.
+    /// Microseconds from due to acknowledged, per request that is measured.
     pub latency: Histogram<u64>,
     /// The last acknowledgement.
     pub last: Option<Instant>,
@@ -92,12 +97,14 @@ impl Default for Tally {
 
 impl Tally {
     /// Notes an acknowledged request.
-    pub fn acknowledged(&mut self, events: u64, due: Instant) {
+    pub fn acknowledged(&mut self, events: u64, due: &Due) {
         let now = Instant::now();
         self.accepted += events;
         self.last = self.last.max(Some(now));
-        let micros = u64::try_from((now - due).as_micros()).unwrap_or(LATENCY_MAX);
-        self.latency.saturating_record(micros.clamp(1, LATENCY_MAX));
+        if due.is_measured {
+            let micros = u64::try_from((now - due.at).as_micros()).unwrap_or(LATENCY_MAX);
+            self.latency.saturating_record(micros.clamp(1, LATENCY_MAX));
+        }
     }
 
     /// Notes what went wrong; the first one is shown.
@@ -146,16 +153,18 @@ mod tests {
     #[tokio::test]
     async fn an_open_loop_is_due_at_its_rate_whoever_is_late() {
         let start = Instant::now();
-        let schedule = Schedule::new(start, Duration::from_secs(1), 1_000, 100);
+        let schedule = Schedule::new(start, Duration::from_secs(1), Duration::from_millis(500), 1_000, 100);
         let due: Vec<Due> = std::iter::from_fn(|| schedule.next()).collect();
         assert_eq!(due.len(), 10);
-        assert_eq!(due[3], Due { first: 300, count: 100, at: start + Duration::from_millis(300) });
+        let at = |millis| start + Duration::from_millis(millis);
+        assert_eq!(due[3], Due { first: 300, count: 100, at: at(300), is_measured: false });
+        assert_eq!(due[5], Due { first: 500, count: 100, at: at(500), is_measured: true });
         assert_eq!(schedule.positions(), 1_000);
     }
 
     #[tokio::test]
     async fn without_a_rate_a_request_is_due_when_it_is_asked_for() {
-        let schedule = Schedule::new(Instant::now(), Duration::from_millis(20), 0, 1);
+        let schedule = Schedule::new(Instant::now(), Duration::from_millis(20), Duration::ZERO, 0, 1);
         let first = schedule.next().unwrap();
         assert!(first.at.elapsed() < Duration::from_millis(15));
         tokio::time::sleep(Duration::from_millis(25)).await;
@@ -166,11 +175,13 @@ mod tests {
     #[test]
     fn latency_counts_from_due() {
         let mut tally = Tally::default();
-        tally.acknowledged(5, Instant::now() - Duration::from_millis(50));
+        let due = Due { first: 0, count: 5, at: Instant::now() - Duration::from_millis(50), is_measured: true };
+        tally.acknowledged(5, &due);
+        tally.acknowledged(5, &Due { at: Instant::now() - Duration::from_secs(50), is_measured: false, ..due });
         let mut all = Tally::default();
         all.add(&tally);
         all.add(&Tally::default());
         assert!((49_000..1_000_000).contains(&all.latency.max()));
-        assert_eq!(all.accepted, 5);
+        assert_eq!((all.accepted, all.latency.len()), (10, 1));
     }
 }

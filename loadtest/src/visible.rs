@@ -35,14 +35,15 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Measures until `ended` says so; microseconds from the sending of an event to the answer that shows it.
+    /// Measures after `warm_up` and until `ended` says so; microseconds from the sending of an event to the answer that shows it.
     ///
     /// # Errors
     /// When the server refuses, or an event does not appear.
-    pub async fn measure(self, ended: watch::Receiver<bool>) -> Result<Histogram<u64>, ClientError> {
+    pub async fn measure(self, warm_up: Duration, ended: watch::Receiver<bool>) -> Result<Histogram<u64>, ClientError> {
         // The bounds are constants that the library accepts.
         let mut seen = Histogram::new_with_max(LATENCY_MAX, 3).unwrap_or_else(|error| unreachable!("{error}"));
         let mut sent = 0;
+        let started = Instant::now();
         while !*ended.borrow() {
             // At a moment of its own: right after the answer before would always be right after a checkpoint.
             sleep(rand::random_range(Duration::ZERO..PHASE_MAX)).await;
@@ -51,6 +52,9 @@ impl Watcher {
             usage::send(&self.api, &[&self.event(sent)], PATIENCE).await?;
             while self.counted().await? < sent && begun.elapsed() < PATIENCE {
                 sleep(PAUSE).await;
+            }
+            if begun < started + warm_up {
+                continue;
             }
             seen.saturating_record(u64::try_from(begun.elapsed().as_micros()).unwrap_or(LATENCY_MAX));
         }
