@@ -14,6 +14,7 @@ pub mod exchange_rates;
 pub mod housekeeping;
 pub mod payments;
 mod run;
+pub mod statistics;
 pub mod test_clock;
 
 pub use run::{Report, Scheduler, SchedulerOptions};

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::claim::{Agenda, claim, has_more, record_failure};
 use crate::housekeeping::{self, Swept};
+use crate::statistics;
 
 /// How the loop works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,9 @@ const DRAFTS: Duration = Duration::from_secs(5);
 /// Time between two sweeps of tables that would grow for ever.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
+/// Time between two looks for tables that have filled up.
+const STATISTICS: Duration = Duration::from_secs(2);
+
 /// A scheduler. Any number of them work side by side.
 #[derive(Clone, Debug)]
 pub struct Scheduler {
@@ -86,7 +90,7 @@ impl Scheduler {
     /// Works until `shutdown` turns true; the batch at hand is finished first.
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
         let mut drifting = false;
-        let (mut swept, mut recomputed): (Option<tokio::time::Instant>, Option<tokio::time::Instant>) = (None, None);
+        let [mut swept, mut recomputed, mut looked]: [Option<tokio::time::Instant>; 3] = [None; 3];
         while !*shutdown.borrow() {
             if swept.is_none_or(|swept| swept.elapsed() >= HOUSEKEEPING) {
                 swept = Some(tokio::time::Instant::now());
@@ -96,6 +100,12 @@ impl Scheduler {
                 recomputed = Some(tokio::time::Instant::now());
                 if let Err(error) = self.billing.recompute_drafts(Clock::System.now()).await {
                     tracing::warn!(error = %error, "drafts could not be recomputed; the next look makes it good");
+                }
+            }
+            if looked.is_none_or(|looked| looked.elapsed() >= STATISTICS) {
+                looked = Some(tokio::time::Instant::now());
+                if let Err(error) = statistics::look_at_new_tables(&self.billing.store).await {
+                    tracing::warn!(error = %error, "tables without statistics stay so until the next look");
                 }
             }
             match self.tick(&mut drifting).await {

@@ -15,5 +15,6 @@ mod lifecycle;
 mod numbers;
 mod pauses;
 mod real_log;
+mod statistics;
 mod usage;
 mod wallet_payments;
