@@ -163,7 +163,7 @@ impl App {
             http_metrics: HttpMetrics::registered(&registry),
             settings: Arc::new(settings),
             dependencies: vec![Dependency::Database(store.clone())],
-            wallets: Groups::new(store.clone(), WalletDesk),
+            wallets: Groups::new(&store, WalletDesk),
             engine: None,
             payments,
             registry,

@@ -76,11 +76,11 @@ async fn with_engine(mut app: App) -> App {
     let identity = registry::register(&app.store, LogKind::Local, &log_id.to_string(), 4, now).await.unwrap();
     let options = LocalLogOptions { segment_bytes: 1 << 20, ..LocalLogOptions::default() };
     let log: Arc<dyn EventLog> = Arc::new(LocalLog::open(&dir, identity, options).unwrap());
-    let snapshots = Snapshots::start(app.store.clone()).await.unwrap();
+    let snapshots = Snapshots::start(&app.store).await.unwrap();
     app.engine = Some(Engine {
         door: Arc::new(Door::new(app.store.clone(), snapshots.clone(), log.clone())),
         relay: Arc::new(Relay::new(app.store.clone(), log)),
-        reservations: Groups::new(app.store.clone(), ReservationDesk::new(snapshots.clone())),
+        reservations: Groups::new(&app.store, ReservationDesk::new(snapshots.clone())),
         usage: Arc::new(PostgresUsage::new(app.store.clone())),
         billing: Billing::new(app.store.clone(), snapshots.clone(), Arc::new(NoWindows)),
         snapshots,

@@ -104,7 +104,7 @@ async fn a_cancelled_or_unscheduled_version_rates_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_node_takes_the_version_of_the_timestamp() {
     let world = World::idle(json!({}), json!({})).await;
-    let node = Snapshots::start(world.store.clone()).await.expect("another node");
+    let node = Snapshots::start(&world.store).await.expect("another node");
     let multipliers = async || {
         node.refresh().await.expect("a refresh");
         let catalog = node.workspace(world.scope.workspace_id).await.expect("a catalog");

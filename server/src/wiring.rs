@@ -72,7 +72,7 @@ pub async fn start_rooms(config: &Config, store: &Store, running: &mut Running) 
     let relay = Arc::new(Relay::new(store.clone(), log.clone()));
     start_relay(&relay, running);
     let door = Arc::new(Door::new(store.clone(), snapshots.clone(), log));
-    let reservations = Groups::new(store.clone(), ReservationDesk::new(snapshots.clone()));
+    let reservations = Groups::new(store, ReservationDesk::new(snapshots.clone()));
     app.engine = Some(Engine { snapshots, door, usage, relay, reservations, billing });
     // Without the role `api`, only health and metrics are served.
     Ok(if config.has(Role::Api) { api::router(app) } else { api::health_router(app) })
@@ -95,7 +95,7 @@ fn dependencies(
 
 async fn start_snapshots(store: &Store, running: &mut Running) -> Result<Arc<Snapshots>, Failure> {
     let snapshots =
-        Snapshots::start(store.clone()).await.map_err(|error| Failure::work("reading the catalog revision", error))?;
+        Snapshots::start(store).await.map_err(|error| Failure::work("reading the catalog revision", error))?;
     let listener = tokio::spawn(snapshots.clone().keep_fresh());
     running.add("catalog listener", || async move { listener.abort() });
     Ok(snapshots)

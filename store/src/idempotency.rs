@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use sha2::Digest;
 use uuid::Uuid;
 
-use crate::{StoreError, Tx};
+use crate::{Patience, StoreError, Tx};
 
 /// One key of one operation of one workspace.
 #[derive(Clone, Debug)]
@@ -194,13 +194,14 @@ impl BodyKey {
     }
 }
 
-/// The keys of operations that share a transaction, claimed and completed in one statement each.
+/// The keys of operations that share a transaction: a lock on each until it ends, and one row for each answer, written at the end.
+/// Only who holds a key's lock writes its row.
 #[derive(Debug)]
 pub struct BodyKeys<'a> {
     keys: &'a [BodyKey],
-    workspace_id: WorkspaceId,
-    /// For each key whether this transaction has claimed it.
-    claimed: Vec<bool>,
+    scope: Scope,
+    /// For each key whether this transaction does its operation.
+    own: Vec<bool>,
 }
 
 /// What is known of the key of one operation of a group.
@@ -210,18 +211,35 @@ pub enum Claim {
     New,
     /// An earlier call has done it, and answered this body.
     Answered(Vec<u8>),
-    /// An earlier operation of the group has the same key: it has to be done first.
-    Twice,
+    /// An earlier operation of the group, or another transaction, has the same key: that has to be done first.
+    Busy,
 }
 
+/// Locks of keys that are free, with the places of those that were.
+const TRY: &str = "
+SELECT k.place - 1 FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS k (operation, key, place)
+WHERE pg_try_advisory_xact_lock(hashtextextended($1::uuid::text || ' ' || k.operation || ' ' || k.key, 0))";
+
+/// Locks of keys in the order of the locks, so that nobody waits in a circle.
+const WAIT: &str = "
+SELECT locked.place - 1 FROM (
+    SELECT ordered.place, pg_advisory_xact_lock(ordered.lock) FROM (
+        SELECT k.place, hashtextextended($1::uuid::text || ' ' || k.operation || ' ' || k.key, 0) AS lock
+        FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS k (operation, key, place) ORDER BY lock OFFSET 0) AS ordered
+    OFFSET 0) AS locked";
+
 impl<'a> BodyKeys<'a> {
-    /// Claims keys of one workspace, waiting for other transactions that have claimed one of them; the claims stand in the order
-    /// of the keys.
+    /// Claims keys of one workspace, those that are free or waiting for the others; the claims stand in the order of the keys.
     ///
     /// # Errors
     /// As every statement; for a single key `Conflict` with `IDEMPOTENCY_CONFLICT` when it was used for another request.
-    pub async fn claim(scope: &Scope, tx: &mut Tx, keys: &'a [BodyKey]) -> Result<(Self, Vec<Result<Claim>>)> {
-        let mut all = Self { keys, workspace_id: scope.workspace_id, claimed: vec![false; keys.len()] };
+    pub async fn claim(
+        scope: &Scope,
+        tx: &mut Tx,
+        keys: &'a [BodyKey],
+        patience: Patience,
+    ) -> Result<(Self, Vec<Result<Claim>>)> {
+        let mut all = Self { keys, scope: *scope, own: vec![false; keys.len()] };
         let mut first = BTreeMap::new();
         for (place, key) in keys.iter().enumerate() {
             if let Some(key) = &key.0 {
@@ -229,47 +247,47 @@ impl<'a> BodyKeys<'a> {
             }
         }
         let places: Vec<usize> = first.into_values().collect();
-        if places.is_empty() {
-            return Ok((all, keys.iter().map(|_| Ok(Claim::New)).collect()));
-        }
-        let (operations, names, hashes) = all.columns(&places);
-        let inserted: Vec<(String, String)> = sqlx::query_as(
-            "INSERT INTO idempotency_key (workspace_id, operation, key, request_hash, status, body, created_at, lapses)
-             SELECT $1, k.operation, k.key, k.hash, 0, '', $5, false
-             FROM unnest($2::text[], $3::text[], $4::bytea[]) AS k (operation, key, hash) ORDER BY k.operation, k.key
-             ON CONFLICT DO NOTHING RETURNING operation, key",
-        )
-        .bind(scope.workspace_id)
-        .bind(&operations)
-        .bind(&names)
-        .bind(&hashes)
-        .bind(scope.now())
-        .fetch_all(tx.conn())
-        .await
-        .context("claiming idempotency keys")?;
-        let inserted: HashSet<(&str, &str)> = inserted.iter().map(|(one, two)| (one.as_str(), two.as_str())).collect();
-        let mut stored = HashMap::new();
-        if inserted.len() < places.len() {
-            stored = all.read(tx, &operations, &names).await?;
-        }
-        let is_first: HashSet<usize> = places.into_iter().collect();
+        let locked = all.lock(tx, &places, patience).await?;
+        // A statement that begins after the lock is held sees what its last holder has written.
+        let mut stored = all.read(tx, &locked).await?;
+        let locked: HashSet<usize> = locked.into_iter().collect();
         let claims = keys.iter().enumerate().map(|(place, key)| {
             let Some(key) = &key.0 else { return Ok(Claim::New) };
-            if !is_first.contains(&place) {
-                return Ok(Claim::Twice);
-            }
-            if inserted.contains(&(key.operation.as_str(), key.key.as_str())) {
-                all.claimed[place] = true;
-                return Ok(Claim::New);
+            if !locked.contains(&place) {
+                return Ok(Claim::Busy);
             }
             match stored.remove(&(key.operation.clone(), key.key.clone())) {
+                None => {
+                    all.own[place] = true;
+                    Ok(Claim::New)
+                }
                 Some((hash, body)) if hash == key.request_hash => Ok(Claim::Answered(body)),
                 Some(_) => Err(used_for_another()),
-                None => Err(Error::invariant("an idempotency key is neither new nor known")),
             }
         });
         let claims = claims.collect();
         Ok((all, claims))
+    }
+
+    /// The places whose keys are locked now.
+    async fn lock(&self, tx: &mut Tx, places: &[usize], patience: Patience) -> Result<Vec<usize>> {
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (operations, names, _) = self.columns(places);
+        let sql = match patience {
+            Patience::Skip => TRY,
+            Patience::Wait => WAIT,
+        };
+        let locked: Vec<i64> = sqlx::query_scalar(sql)
+            .bind(self.scope.workspace_id)
+            .bind(operations)
+            .bind(names)
+            .fetch_all(tx.conn())
+            .await
+            .context("locking idempotency keys")?;
+        let at = |index: i64| usize::try_from(index).ok().and_then(|index| places.get(index).copied());
+        Ok(locked.into_iter().filter_map(at).collect())
     }
 
     fn columns(&self, places: &[usize]) -> (Vec<&'a str>, Vec<&'a str>, Vec<&'a [u8]>) {
@@ -283,17 +301,17 @@ impl<'a> BodyKeys<'a> {
         (operations, names, hashes)
     }
 
-    async fn read(
-        &self,
-        tx: &mut Tx,
-        operations: &[&str],
-        names: &[&str],
-    ) -> Result<HashMap<(String, String), (Vec<u8>, Vec<u8>)>> {
+    /// What is stored under keys: hash of the request and body of the answer.
+    async fn read(&self, tx: &mut Tx, places: &[usize]) -> Result<HashMap<(String, String), (Vec<u8>, Vec<u8>)>> {
+        if places.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let (operations, names, _) = self.columns(places);
         let rows: Vec<(String, String, Vec<u8>, Vec<u8>)> = sqlx::query_as(
             "SELECT operation, key, request_hash, body FROM unnest($2::text[], $3::text[]) AS k (operation, key)
              JOIN idempotency_key USING (operation, key) WHERE workspace_id = $1",
         )
-        .bind(self.workspace_id)
+        .bind(self.scope.workspace_id)
         .bind(operations)
         .bind(names)
         .fetch_all(tx.conn())
@@ -302,41 +320,31 @@ impl<'a> BodyKeys<'a> {
         Ok(rows.into_iter().map(|(operation, key, hash, body)| ((operation, key), (hash, body))).collect())
     }
 
-    /// Stores what the operations answer, in their order; the key of one that answers nothing is free again.
+    /// Stores what the operations answer, in their order; the key of one that answers nothing stays free.
     ///
     /// # Errors
     /// As every statement.
     pub async fn complete(self, tx: &mut Tx, answers: &[Option<Vec<u8>>]) -> Result<()> {
-        let claimed = (0..self.keys.len()).filter(|place| self.claimed[*place]);
-        let (done, free): (Vec<usize>, Vec<usize>) = claimed.partition(|place| answers[*place].is_some());
-        if !done.is_empty() {
-            let (operations, names, _) = self.columns(&done);
-            sqlx::query(
-                "UPDATE idempotency_key SET status = 200, body = k.body
-                 FROM unnest($2::text[], $3::text[], $4::bytea[]) AS k (operation, key, body)
-                 WHERE workspace_id = $1 AND idempotency_key.operation = k.operation AND idempotency_key.key = k.key",
-            )
-            .bind(self.workspace_id)
-            .bind(operations)
-            .bind(names)
-            .bind(done.iter().filter_map(|place| answers[*place].as_deref()).collect::<Vec<_>>())
-            .execute(tx.conn())
-            .await
-            .context("storing the answers of idempotency keys")?;
+        let done: Vec<usize> =
+            (0..self.keys.len()).filter(|place| self.own[*place] && answers[*place].is_some()).collect();
+        if done.is_empty() {
+            return Ok(());
         }
-        if !free.is_empty() {
-            let (operations, names, _) = self.columns(&free);
-            sqlx::query(
-                "DELETE FROM idempotency_key USING unnest($2::text[], $3::text[]) AS k (operation, key)
-                 WHERE workspace_id = $1 AND idempotency_key.operation = k.operation AND idempotency_key.key = k.key",
-            )
-            .bind(self.workspace_id)
-            .bind(operations)
-            .bind(names)
-            .execute(tx.conn())
-            .await
-            .context("freeing idempotency keys")?;
-        }
+        let (operations, names, hashes) = self.columns(&done);
+        sqlx::query(
+            "INSERT INTO idempotency_key (workspace_id, operation, key, request_hash, status, body, created_at, lapses)
+             SELECT $1, k.operation, k.key, k.hash, 200, k.body, $6, false
+             FROM unnest($2::text[], $3::text[], $4::bytea[], $5::bytea[]) AS k (operation, key, hash, body)",
+        )
+        .bind(self.scope.workspace_id)
+        .bind(operations)
+        .bind(names)
+        .bind(hashes)
+        .bind(done.iter().filter_map(|place| answers[*place].as_deref()).collect::<Vec<_>>())
+        .bind(self.scope.now())
+        .execute(tx.conn())
+        .await
+        .context("storing the answers of idempotency keys")?;
         Ok(())
     }
 }

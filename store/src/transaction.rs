@@ -33,14 +33,17 @@ impl Store {
             ("lock_timeout", "10s"),
             ("timezone", "UTC"),
         ]);
-        let pool = PgPoolOptions::new()
-            .max_connections(connections_max)
-            .acquire_timeout(std::time::Duration::from_secs(10))
-            .test_before_acquire(false)
-            .connect_with(options)
-            .await
-            .context("connecting to the database")?;
+        let pool = pool_of(connections_max).connect_with(options).await.context("connecting to the database")?;
         Ok(Self { pool })
+    }
+
+    /// Connections of its own to the same database, opened when needed, with these settings of PostgreSQL. Whoever is waited for by
+    /// those who hold a connection must not wait for one of theirs; and what runs one after the other stays on one connection, which
+    /// knows its statements.
+    #[must_use]
+    pub fn apart(&self, connections_max: u32, settings: &[(&str, &str)]) -> Self {
+        let options = (*self.pool.connect_options()).clone().options(settings.iter().copied());
+        Self { pool: pool_of(connections_max).connect_lazy_with(options) }
     }
 
     /// For statements outside a transaction.
@@ -66,6 +69,13 @@ impl Store {
         PgTransactionManager::begin(&mut conn, None).await.context(name)?;
         Ok(Tx { conn, name, catalog_changes: Vec::new(), is_copying: false })
     }
+}
+
+fn pool_of(connections_max: u32) -> PgPoolOptions {
+    PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(std::time::Duration::from_secs(10))
+        .test_before_acquire(false)
 }
 
 /// A transaction. Dropped without [`Tx::commit`], it is rolled back.

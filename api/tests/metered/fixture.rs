@@ -87,7 +87,7 @@ async fn with_engine(mut app: App, dir: &std::path::Path, clickhouse: Option<&Cl
     let identity = registry::register(&store, LogKind::Local, &log_id.to_string(), PARTITIONS, now).await.unwrap();
     let options = LocalLogOptions { segment_bytes: 1 << 20, ..LocalLogOptions::default() };
     let log: Arc<dyn EventLog> = Arc::new(LocalLog::open(&path, identity, options).unwrap());
-    let snapshots = Snapshots::start(store.clone()).await.unwrap();
+    let snapshots = Snapshots::start(&store).await.unwrap();
     let usage: Arc<dyn UsageStore> = match clickhouse {
         Some(address) => Arc::new(ClickHouseUsage::connect(address, store.clone()).await.unwrap()),
         None => Arc::new(PostgresUsage::new(store.clone())),
@@ -99,7 +99,7 @@ async fn with_engine(mut app: App, dir: &std::path::Path, clickhouse: Option<&Cl
         door: Arc::new(Door::new(store.clone(), snapshots.clone(), log.clone())),
         usage,
         relay: Arc::new(Relay::new(store.clone(), log)),
-        reservations: Groups::new(store.clone(), ReservationDesk::new(snapshots.clone())),
+        reservations: Groups::new(&store, ReservationDesk::new(snapshots.clone())),
         billing: Billing::new(store, snapshots.clone(), control),
         snapshots,
     });

@@ -16,6 +16,8 @@ use super::{SubscriptionTerms, WorkspaceCatalog};
 
 /// Subscriptions whose terms are kept; beyond that the least recently used are read again when needed.
 const TERMS_MAX: usize = 200_000;
+/// One reads at a time, one listens.
+const CONNECTIONS_MAX: u32 = 2;
 /// Polls behind `LISTEN`, and after every reconnect.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -40,7 +42,9 @@ impl Snapshots {
     ///
     /// # Errors
     /// As every statement.
-    pub async fn start(store: Store) -> Result<Arc<Self>> {
+    pub async fn start(store: &Store) -> Result<Arc<Self>> {
+        // Of its own: transactions wait for what is read here, and would wait for ever if they held all connections.
+        let store = store.apart(CONNECTIONS_MAX, &[]);
         let revision = current_revision(&store).await?;
         Ok(Arc::new(Self {
             store,

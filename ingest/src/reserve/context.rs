@@ -49,9 +49,10 @@ impl Context {
         let rows: Vec<ContextRow> = sqlx::query_as(
             "SELECT s.id, s.status AS subscription_status, c.status AS customer_status,
                  c.deleted_at IS NOT NULL AS is_customer_deleted, clock.frozen_at
-             FROM subscription s JOIN customer c ON c.id = s.customer_id
-             LEFT JOIN test_clock clock ON clock.id = c.test_clock_id
-             WHERE s.workspace_id = $1 AND s.id = ANY($2) AND s.deleted_at IS NULL",
+             FROM unnest($2::uuid[]) AS asked (id)
+             CROSS JOIN LATERAL (SELECT * FROM subscription WHERE subscription.id = asked.id OFFSET 0) AS s
+             JOIN customer c ON c.id = s.customer_id LEFT JOIN test_clock clock ON clock.id = c.test_clock_id
+             WHERE s.workspace_id = $1 AND s.deleted_at IS NULL",
         )
         .bind(scope.workspace_id)
         .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
@@ -220,7 +221,8 @@ impl Wallets {
     /// As every statement.
     pub async fn load(scope: &Scope, conn: &mut PgConnection, customers: &HashSet<CustomerId>) -> Result<Self> {
         let rows: Vec<WalletFacts> = sqlx::query_as(
-            "SELECT id, customer_id, currency, is_primary FROM wallet WHERE workspace_id = $1 AND customer_id = ANY($2)",
+            "SELECT id, customer_id, currency, is_primary FROM wallet
+             WHERE workspace_id IS NOT DISTINCT FROM $1 AND customer_id = ANY($2)",
         )
         .bind(scope.workspace_id)
         .bind(customers.iter().map(|id| id.0).collect::<Vec<_>>())

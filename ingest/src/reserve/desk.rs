@@ -146,7 +146,7 @@ impl Desk for ReservationDesk {
         patience: Patience,
     ) -> Result<Vec<Served<ReservationAnswer>>> {
         let keys = operations.iter().map(|operation| operation.key(scope)).collect::<Result<Vec<_>>>()?;
-        let (keys, claims) = BodyKeys::claim(scope, tx, &keys).await?;
+        let (keys, claims) = BodyKeys::claim(scope, tx, &keys, patience).await?;
         let mut sheet = Sheet::new(claims, |place, body| operations[place].replayed(body));
         if sheet.is_settled() {
             return sheet.close(tx, keys, ReservationAnswer::kept).await;

@@ -218,7 +218,8 @@ struct PromisedRow {
 }
 
 /// The events of the PENDING holds, as of an instant, and of the captures that are not counted yet (rule D1). The windows are
-/// locked, so that no checkpoint counts one of them meanwhile.
+/// locked, so that no checkpoint counts one of them meanwhile. `OFFSET 0`: what is asked leads to the rows, however few the tables
+/// have while the statement is planned.
 pub(super) async fn promised(
     conn: &mut PgConnection,
     asked: &BTreeMap<UsageKey, Instant>,
@@ -232,15 +233,19 @@ pub(super) async fn promised(
              SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[], $5::timestamptz[])
                  AS asked (place, subscription_id, product_id, metric_key, now)
          )
-         SELECT asked.place, r.hold_id, r.event, false AS is_captured
-         FROM asked JOIN wallet_hold h ON h.subscription_id = asked.subscription_id AND h.metric_key = asked.metric_key
-             AND h.status = 'PENDING' AND h.expires_at > asked.now
-         JOIN usage_reservation r ON r.hold_id = h.id AND r.product_id = asked.product_id
+         SELECT asked.place, held.hold_id, held.event, false AS is_captured
+         FROM asked CROSS JOIN LATERAL (
+             SELECT r.hold_id, r.event
+             FROM wallet_hold h JOIN usage_reservation r ON r.hold_id = h.id AND r.product_id = asked.product_id
+             WHERE h.subscription_id = asked.subscription_id AND h.metric_key = asked.metric_key
+                 AND h.status = 'PENDING' AND h.expires_at > asked.now OFFSET 0) AS held
          UNION ALL
-         SELECT asked.place, r.hold_id, r.event, true
-         FROM asked JOIN usage_reservation r ON r.subscription_id = asked.subscription_id
-             AND r.product_id = asked.product_id AND r.metric_key = asked.metric_key
-         WHERE r.captured_net IS NOT NULL AND r.counted_in IS NULL",
+         SELECT asked.place, captured.hold_id, captured.event, true
+         FROM asked CROSS JOIN LATERAL (
+             SELECT r.hold_id, r.event FROM usage_reservation r
+             WHERE r.subscription_id = asked.subscription_id AND r.product_id = asked.product_id
+                 AND r.metric_key = asked.metric_key AND r.captured_net IS NOT NULL AND r.counted_in IS NULL
+             OFFSET 0) AS captured",
     )
     .bind((0..).take(asked.len()).collect::<Vec<i64>>())
     .bind(asked.keys().map(|(subscription, _, _)| subscription.0).collect::<Vec<_>>())

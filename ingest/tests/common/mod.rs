@@ -72,7 +72,7 @@ impl World {
         let store = Store::connect(database.url(), 10).await.expect("the test database answers");
         let dir = tempfile::tempdir().expect("a directory");
         let log = open_log(&store, dir.path()).await;
-        let snapshots = Snapshots::start(store.clone()).await.expect("snapshots");
+        let snapshots = Snapshots::start(&store).await.expect("snapshots");
         let usage: Arc<dyn UsageStore> = Arc::new(PostgresUsage::new(store.clone()));
         let scope = Scope {
             organization_id: OrganizationId::generate(),

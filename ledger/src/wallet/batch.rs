@@ -78,6 +78,9 @@ pub struct WalletBatch {
     wanting: BTreeSet<WalletId>,
 }
 
+/// The guard of the workspace `$1`, in a form that no index takes: only its id is to lead to a wallet (`store::group`).
+const OWN: &str = "wallet.workspace_id IS NOT DISTINCT FROM $1";
+
 /// Locks wallets in id order and lets what is due lapse, at the scope's instant (rule D4).
 ///
 /// # Errors
@@ -100,8 +103,7 @@ impl WalletBatch {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         // Two statements: what is read beside the locked row must be as new as the lock, and only a statement that begins
         // after it sees that.
-        let sql =
-            format!("SELECT id FROM wallet WHERE workspace_id = $1 AND id = ANY($2) ORDER BY id {}", patience.clause());
+        let sql = format!("SELECT id FROM wallet WHERE {OWN} AND id = ANY($2) ORDER BY id {}", patience.clause());
         let locked: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(sql))
             .bind(scope.workspace_id)
             .bind(&ids)
@@ -109,7 +111,7 @@ impl WalletBatch {
             .await
             .context("locking wallets")?;
         let sql = format!(
-            "SELECT {WALLET_COLUMNS} FROM {WALLET_FROM} WHERE wallet.workspace_id = $1 AND wallet.id = ANY($2) ORDER BY wallet.id"
+            "SELECT {WALLET_COLUMNS} FROM {WALLET_FROM} WHERE {OWN} AND wallet.id = ANY($2) ORDER BY wallet.id"
         );
         let rows: Vec<WalletRow> = sqlx::query_as(AssertSqlSafe(sql))
             .bind(scope.workspace_id)
@@ -399,7 +401,7 @@ UPDATE wallet SET cash_balance = w.cash, promotional_balance = w.promotional,
     promotional_balance_expires_at = w.expires_at, held_balance = w.held, updated_at = w.now
 FROM unnest($21::uuid[], $22::numeric[], $23::numeric[], $24::timestamptz[], $25::numeric[], $26::timestamptz[])
     AS w (id, cash, promotional, expires_at, held, now)
-WHERE wallet.id = w.id AND wallet.workspace_id = $1";
+WHERE wallet.id = w.id AND wallet.workspace_id IS NOT DISTINCT FROM $1";
 
 /// Movements as one array per column.
 #[derive(Default)]

@@ -197,7 +197,8 @@ impl WalletBatch {
                  released_at = h.released_at, updated_at = h.updated_at
              FROM unnest($2::uuid[], $3::text[], $4::numeric[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[])
                  AS h (id, status, captured, captured_at, released_at, updated_at)
-             WHERE wallet_hold.id = h.id AND wallet_hold.workspace_id = $1 AND wallet_hold.status = 'PENDING'",
+             WHERE wallet_hold.id = h.id AND wallet_hold.workspace_id = $1
+                 AND wallet_hold.status IS NOT DISTINCT FROM 'PENDING'",
         )
         .bind(scope.workspace_id)
         .bind(ended.iter().map(|hold| hold.id.0).collect::<Vec<_>>())

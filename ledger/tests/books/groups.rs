@@ -35,7 +35,7 @@ async fn transactions_on(books: &Books, wallets: &[WalletId]) -> i64 {
 #[tokio::test]
 async fn what_arrives_together_is_one_transaction() {
     let books = Books::new().await;
-    let groups = Groups::new(books.store.clone(), WalletDesk);
+    let groups = Groups::new(&books.store, WalletDesk);
     let mut wallets = Vec::new();
     for _ in 0..10 {
         wallets.push(books.euro_wallet(Prepaid, None).await);
@@ -54,7 +54,7 @@ async fn what_arrives_together_is_one_transaction() {
 #[tokio::test]
 async fn each_operation_has_its_own_outcome() {
     let books = Books::new().await;
-    let groups = Groups::new(books.store.clone(), WalletDesk);
+    let groups = Groups::new(&books.store, WalletDesk);
     let wallet = books.euro_wallet(Prepaid, None).await;
     let keyed = |value: &str| json!({"amount": eur(value), "idempotency_key": "k"});
     let unknown = operation(wallet, WalletRequest::ReleaseHold(HoldId::generate()));
@@ -93,7 +93,7 @@ async fn each_operation_has_its_own_outcome() {
 #[tokio::test]
 async fn d5_a_refusal_in_a_group_leaves_its_key_free() {
     let books = Books::new().await;
-    let groups = Groups::new(books.store.clone(), WalletDesk);
+    let groups = Groups::new(&books.store, WalletDesk);
     let wallet = books.euro_wallet(Prepaid, None).await;
     let body = json!({"amount": eur("10.00"), "idempotency_key": "k"});
     let first = [debit(wallet, body.clone()), credit(wallet, json!({"amount": eur("5.00")}))];
@@ -105,11 +105,65 @@ async fn d5_a_refusal_in_a_group_leaves_its_key_free() {
     assert_eq!(books.balances(wallet).await, "0.00 / 0.00 / 0.00, 0.00");
 }
 
+/// Two nodes are asked the same at once: one does it, and everybody hears what it has answered (rule D5).
+#[tokio::test]
+async fn d5_what_two_nodes_are_asked_at_once_is_done_once() {
+    let books = Books::new().await;
+    let nodes = [Groups::new(&books.store, WalletDesk), Groups::new(&books.store, WalletDesk)];
+    let wallets = [books.euro_wallet(Prepaid, None).await, books.euro_wallet(Prepaid, None).await];
+    for round in 0..20 {
+        let body = json!({"amount": eur("1.00"), "idempotency_key": format!("k{round}")});
+        let ask = |place: usize| nodes[place % 2].submit(&books.scope, credit(wallets[place / 2 % 2], body.clone()));
+        let outcomes = join_all((0..8).map(ask)).await;
+        let ids: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap().movement().unwrap()).collect();
+        assert_eq!(ids.iter().filter(|done| !done.replayed).count(), 2, "once for each wallet");
+        for wallet in wallets {
+            let own: Vec<_> =
+                ids.iter().filter(|done| done.value.wallet_id == wallet).map(|done| done.value.id).collect();
+            assert_eq!(own, [own[0]; 4]);
+        }
+    }
+    for wallet in wallets {
+        assert_eq!(books.balances(wallet).await, "20.00 / 0.00 / 0.00, 20.00");
+    }
+    books.assert_verified().await;
+}
+
+/// A repeat waits for a first call that is still on its way, however that ends.
+#[tokio::test]
+async fn d5_a_repeat_waits_for_the_first_call() {
+    let books = Arc::new(Books::new().await);
+    let groups = Groups::new(&books.store, WalletDesk);
+    let wallet = books.euro_wallet(Prepaid, None).await;
+    for (round, is_done) in [("given up", false), ("done", true)] {
+        let body = json!({"amount": eur("1.00"), "idempotency_key": round});
+        let mut first = books.store.begin("a first call").await.unwrap();
+        ledger::wallet::perform(&books.scope, &mut first, credit(wallet, body.clone())).await.unwrap();
+        let repeat = {
+            let (books, groups, body) = (books.clone(), groups.clone(), body.clone());
+            tokio::spawn(async move { groups.submit(&books.scope, credit(wallet, body)).await })
+        };
+        let other = books.euro_wallet(Prepaid, None).await;
+        for _ in 0..5 {
+            groups.submit(&books.scope, credit(other, json!({"amount": eur("1.00")}))).await.unwrap();
+        }
+        assert!(!repeat.is_finished());
+        if is_done {
+            first.commit().await.unwrap()
+        } else {
+            first.rollback().await.unwrap()
+        }
+        assert_eq!(repeat.await.unwrap().unwrap().movement().unwrap().replayed, is_done, "{round}");
+    }
+    assert_eq!(books.balances(wallet).await, "2.00 / 0.00 / 0.00, 2.00");
+    books.assert_verified().await;
+}
+
 /// Whoever holds one wallet for long (a finalizing invoice, another node) holds up what needs it, and nothing else.
 #[tokio::test]
 async fn a_locked_wallet_holds_up_its_own_operations_only() {
     let books = Arc::new(Books::new().await);
-    let groups = Groups::new(books.store.clone(), WalletDesk);
+    let groups = Groups::new(&books.store, WalletDesk);
     let (busy, free) = (books.euro_wallet(Prepaid, None).await, books.euro_wallet(Prepaid, None).await);
     let mut other = books.store.begin("a long transaction").await.unwrap();
     sqlx::query("SELECT FROM wallet WHERE id = $1 FOR UPDATE").bind(busy).execute(other.conn()).await.unwrap();
@@ -166,7 +220,7 @@ impl Desk for Flawed {
 #[tokio::test]
 async fn what_breaks_a_group_breaks_alone() {
     let books = Books::new().await;
-    let groups = Groups::new(books.store.clone(), Flawed);
+    let groups = Groups::new(&books.store, Flawed);
     let wallet = books.euro_wallet(Prepaid, None).await;
     let calls = ["1.00", "2.00", "13.00", "3.00"].map(|value| credit(wallet, json!({"amount": eur(value)})));
     let outcomes = join_all(calls.map(|operation| groups.submit(&books.scope, operation))).await;

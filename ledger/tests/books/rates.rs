@@ -59,7 +59,7 @@ async fn one_by_one(books: &Arc<Books>, wallets: &[WalletId], operations: usize)
 }
 
 async fn in_groups(books: &Arc<Books>, wallets: &[WalletId], operations: usize) -> f64 {
-    let groups = Groups::new(books.store.clone(), WalletDesk);
+    let groups = Groups::new(&books.store, WalletDesk);
     let begun = Moment::now();
     let mut callers = tokio::task::JoinSet::new();
     for caller in 0..CALLERS {

@@ -123,7 +123,7 @@ impl World {
         let database = engines::testing::database().await;
         let store = Store::connect(database.url(), 20).await.unwrap();
         let scope = workspace(&store, timezone, settings).await;
-        let snapshots = Snapshots::start(store.clone()).await.unwrap();
+        let snapshots = Snapshots::start(&store).await.unwrap();
         let log = Arc::new(PromptLog { store: store.clone(), down: Mutex::new(false), calls: Mutex::new(Vec::new()) });
         log.prepare().await;
         let billing = Billing::new(store.clone(), snapshots, log.clone());
