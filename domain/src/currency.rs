@@ -15,6 +15,17 @@ KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN 
 PLN QAR RON RSD RUB SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD UYU UZS VED \
 VES WST XCD XCG YER ZAR ZMW ZWG";
 
+/// The same as bytes, ascending: currencies are read for every row of a state.
+const KNOWN_TWO_DIGITS: [[u8; 3]; TWO_DIGITS.len().div_ceil(4)] = {
+    let mut codes = [[0; 3]; TWO_DIGITS.len().div_ceil(4)];
+    let (text, mut index) = (TWO_DIGITS.as_bytes(), 0);
+    while index < codes.len() {
+        codes[index] = [text[4 * index], text[4 * index + 1], text[4 * index + 2]];
+        index += 1;
+    }
+    codes
+};
+
 impl Currency {
     /// Euro.
     pub const EUR: Self = Self(*b"EUR");
@@ -26,7 +37,7 @@ impl Currency {
     pub fn parse(code: &str) -> Option<Self> {
         let bytes: [u8; 3] = code.as_bytes().try_into().ok()?;
         let currency = Self(bytes);
-        let known = currency.exponent() != 2 || TWO_DIGITS.split(' ').any(|c| c == code);
+        let known = currency.exponent() != 2 || KNOWN_TWO_DIGITS.binary_search(&bytes).is_ok();
         known.then_some(currency)
     }
 

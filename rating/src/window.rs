@@ -228,7 +228,7 @@ impl WindowState {
         if target.binding.component().is_some() {
             self.complete(std::slice::from_mut(&mut prepared))?;
         }
-        Ok(match prepared {
+        Ok(match &mut prepared {
             Some(prepared) => Outcome::Counted(self.commit(prepared)),
             None => Outcome::Filtered,
         })
@@ -245,11 +245,11 @@ impl WindowState {
         }
         let mut prepared: Vec<_> = targets.iter().map(|target| self.prepare(event, *target)).collect::<Result<_>>()?;
         self.complete(&mut prepared)?;
-        let commit = |prepared: Option<Prepared<'_>>| match prepared {
+        let commit = |prepared: &mut Option<Prepared<'_>>| match prepared {
             Some(prepared) => Outcome::Counted(self.commit(prepared)),
             None => Outcome::Filtered,
         };
-        Ok(prepared.into_iter().map(commit).collect())
+        Ok(prepared.iter_mut().map(commit).collect())
     }
 
     /// Whether an event could be counted, without counting it: the same checks as `apply`, for the door.
@@ -471,29 +471,27 @@ impl WindowState {
     /// Puts a report into the state and finds what it changes of the report before it. Where a SLIDING window is read from
     /// reports, the states say nothing.
     fn report(&self, prepared: &mut Prepared<'_>, input: &MeterInput<'_>) -> Result<()> {
-        let Prepared { target, key, .. } = &*prepared;
-        let (target, key) = (*target, *key);
+        let Prepared { target, key, state, report, neighbour, .. } = prepared;
         let price_key = target.price.and_then(|price| price.price_key.as_deref());
-        let chain = timeline::chain_of(target.binding, price_key, &key);
+        let chain = timeline::chain_of(target.binding, price_key, key);
         let at = (input.timestamp, input.accepted_at, input.event_id);
-        prepared.report = Some(Report { chain, at, value: input.value });
+        *report = Some(Report { chain, at, value: input.value });
         if let Span::Sliding { size } = target.binding.span() {
             // Held for the whole window, which is the most that it can come to.
             let mut most = Held::default();
             most.add(input.value, at.0 - size, at.0)?;
             return target.binding.check_quantity(&MeterState::TimeWeighted(most));
         }
-        let state = &mut prepared.state;
         let known = self.timelines.iter().find(|(known, _, _)| *known == chain);
         let Neighbours { before, after } = known.map(|(_, _, timeline)| timeline.neighbours(at)).unwrap_or_default();
         let start = target.window.start;
         if let Some(before) = &before {
-            if before.key == key {
+            if before.key == *key {
                 timeline::cut(held(state)?, before, at.0, after, start)?;
             } else if let Some(slot) = self.find(&before.key) {
                 let Entry { state: mut other, event_count, .. } = self.entries[slot];
                 timeline::cut(held(&mut other)?, before, at.0, after, start)?;
-                prepared.neighbour = Some(Neighbour { slot, state: other, event_count });
+                *neighbour = Some(Neighbour { slot, state: other, event_count });
             }
         }
         timeline::put(held(state)?, at.0, input.value, after, start)
@@ -719,7 +717,8 @@ impl WindowState {
         combined(self.with_changed(prepared.place(), &changed))
     }
 
-    fn commit(&mut self, prepared: Prepared<'_>) -> Counted {
+    /// Keeps what an event makes of the states. By reference: what is prepared is large, and moving it costs as much as counting.
+    fn commit(&mut self, prepared: &mut Prepared<'_>) -> Counted {
         let meter_id = prepared.target.binding.meter.meter_id;
         for hash in &prepared.members {
             self.members_mut(meter_id).add(*hash);
@@ -739,8 +738,8 @@ impl WindowState {
             (entry.state, entry.event_count) = (state, event_count);
             self.mark_changed(slot);
         }
-        if let Some(Report { chain, at, value }) = prepared.report {
-            self.timeline_mut(chain, meter_id).insert(Point { at, value, key: prepared.key });
+        if let Some(Report { chain, at, value }) = &prepared.report {
+            self.timeline_mut(*chain, meter_id).insert(Point { at: *at, value: *value, key: prepared.key });
         }
         if let Some((hash, value)) = prepared.sighting {
             let sightings = self.sightings_mut(meter_id);
@@ -748,15 +747,14 @@ impl WindowState {
             // The share of a total that it was a part of can be taken back.
             let _ = sightings.set(hash, Whose::Own, Some(sighting));
         }
-        let place = prepared.place();
-        let Prepared { key, slot, observed, evaluation, .. } = prepared;
-        if let Some(value) = observed {
-            let observed = self.observed_slot(place, slot.is_none());
+        let evaluation = std::mem::take(&mut prepared.evaluation);
+        if let Some(value) = prepared.observed {
+            let observed = self.observed_slot(prepared.place(), prepared.slot.is_none());
             observed.value = value;
             observed.fired.retain(|fired| !evaluation.rearmed.contains(fired));
             observed.fired.extend(evaluation.fired);
         }
-        Counted { key, breaches: evaluation.breaches }
+        Counted { key: prepared.key, breaches: evaluation.breaches }
     }
 
     pub(crate) fn mark_changed(&mut self, index: usize) {

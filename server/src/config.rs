@@ -135,7 +135,7 @@ pub struct Config {
     /// PostgreSQL 15 or newer; without it, Kontorion starts its own in `data_dir`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database_url: Option<Secret>,
-    /// Database connections of this process at most, beside up to 18 of its own groups of wallet operations and of its catalog.
+    /// Database connections of this process at most, beside up to 20 of its own groups of wallet operations and of its catalog.
     pub database_connections_max: u32,
     /// The event log.
     pub log_kind: LogKind,

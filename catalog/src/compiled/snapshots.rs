@@ -16,8 +16,8 @@ use super::{SubscriptionTerms, WorkspaceCatalog};
 
 /// Subscriptions whose terms are kept; beyond that the least recently used are read again when needed.
 const TERMS_MAX: usize = 200_000;
-/// One reads at a time, one listens.
-const CONNECTIONS_MAX: u32 = 2;
+/// One reads at a time, one listens; those of readers that were cut off come back a moment later.
+const CONNECTIONS_MAX: u32 = 4;
 /// Polls behind `LISTEN`, and after every reconnect.
 const POLL: Duration = Duration::from_secs(1);
 
