@@ -6,6 +6,7 @@ use serde::Serialize;
 use store::{Store, StoreError};
 
 use crate::failure::Failure;
+use crate::table::print_json;
 
 /// What is shown once after the creation. The keys and secrets cannot be read again.
 #[derive(Debug, Serialize)]
@@ -64,9 +65,7 @@ async fn create_in(store: &Store, name: &str) -> domain::Result<Shown> {
 /// When JSON cannot be written, which plain text never causes.
 pub fn print(shown: &Shown, json: bool) -> Result<(), Failure> {
     if json {
-        let text = serde_json::to_string_pretty(shown).map_err(|error| Failure::work("writing JSON", error))?;
-        println!("{text}");
-        return Ok(());
+        return print_json(shown);
     }
     println!("organization   {}", shown.organization_id);
     for (mode, workspace) in [("live", &shown.live), ("sandbox", &shown.sandbox)] {

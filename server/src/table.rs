@@ -1,6 +1,8 @@
-//! Tables for people at a terminal.
+//! What commands print: tables for people at a terminal, JSON for their scripts.
 
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
+
+use crate::failure::Failure;
 
 /// An empty table; columns from this one on are numbers.
 pub fn table(header: &[&str], numbers_from: usize) -> Table {
@@ -25,6 +27,16 @@ pub fn grouped(number: impl ToString) -> String {
         out.push(digit);
     }
     if fraction.is_empty() { out } else { format!("{out}.{fraction}") }
+}
+
+/// Prints a value as JSON, a member per line.
+///
+/// # Errors
+/// For what JSON cannot say, which plain data never is.
+pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::work("writing JSON", error))?;
+    println!("{text}");
+    Ok(())
 }
 
 #[cfg(test)]

@@ -70,17 +70,10 @@ async fn a_finalized_invoice_is_charged_once_whenever_a_process_dies() {
                 shop.sweep_in(0).await;
             }
             "recording" => {
-                sqlx::raw_sql(
-                    "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'killed'; END $$;
-                     CREATE TRIGGER die BEFORE INSERT ON outbox FOR EACH ROW WHEN (NEW.event_type = 'payment.succeeded')
-                         EXECUTE FUNCTION die()",
-                )
-                .execute(shop.store.pool())
-                .await
-                .unwrap();
+                shop.fail_at("payment.succeeded").await;
                 assert_eq!(shop.sweep_in(0).await.failed, 1);
                 assert_eq!(shop.bill(invoice).await, "finalized paid 0.00 due 119.00", "no half of an outcome");
-                sqlx::raw_sql("DROP TRIGGER die ON outbox").execute(shop.store.pool()).await.unwrap();
+                shop.fail_no_more().await;
             }
             _ => {
                 let swept = tokio::join!(shop.sweep_in(0), shop.sweep_in(0), shop.sweep_in(0));

@@ -67,19 +67,12 @@ async fn killed_while_the_outcome_was_recorded() {
     let shop = Shop::open().await;
     let payer = shop.payer(&shop.live).await;
     // Whatever is last in the transaction fails: everything before it must go, too.
-    sqlx::raw_sql(
-        "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'killed'; END $$;
-         CREATE TRIGGER die BEFORE INSERT ON outbox FOR EACH ROW WHEN (NEW.event_type = 'wallet.topup_succeeded')
-             EXECUTE FUNCTION die()",
-    )
-    .execute(shop.store.pool())
-    .await
-    .unwrap();
+    shop.fail_at("wallet.topup_succeeded").await;
     let failed = shop.topup(&shop.live, payer.wallet, "50.00").await.unwrap_err();
     assert_eq!(failed.code(), "INTERNAL_ERROR");
     assert_eq!(shop.cash(&shop.live, payer.wallet).await, "0.00", "no half of an outcome");
     assert_eq!(shop.sweep_in(2).await.failed, 1, "and it fails again");
-    sqlx::raw_sql("DROP TRIGGER die ON outbox").execute(shop.store.pool()).await.unwrap();
+    shop.fail_no_more().await;
     shop.sweep_in(5).await;
     assert_paid_once(&shop, payer.wallet, "recording").await;
 }

@@ -261,6 +261,21 @@ impl Shop {
         self.payments.proceed(scope, opened.transaction_id, Attempt::First).await
     }
 
+    /// Breaks every transaction that tells of this, at that point.
+    pub async fn fail_at(&self, event_type: &str) {
+        let sql = format!(
+            "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'killed'; END $$;
+             CREATE TRIGGER die BEFORE INSERT ON outbox FOR EACH ROW WHEN (NEW.event_type = '{event_type}')
+                 EXECUTE FUNCTION die()"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(self.store.pool()).await.unwrap();
+    }
+
+    /// The reverse of [`Shop::fail_at`].
+    pub async fn fail_no_more(&self) {
+        sqlx::raw_sql("DROP TRIGGER die ON outbox").execute(self.store.pool()).await.unwrap();
+    }
+
     /// Sweeps at an instant that lies so many minutes ahead.
     pub async fn sweep_in(&self, minutes: i64) -> payments::sweep::Swept {
         self.payments.sweep(Clock::System.now() + TimeDelta::minutes(minutes)).await.unwrap()

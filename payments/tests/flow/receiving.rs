@@ -31,6 +31,13 @@ impl Shop {
         self.payments.receive_gocardless(gateway, Some(&signature), body.as_bytes(), Clock::System.now()).await
     }
 
+    /// GoCardless says that the bank has taken a payment back.
+    async fn charged_back(&self, gateway: PaymentGatewayId, event: &str, reference: Option<&str>) {
+        let back = json!({"id": event, "resource_type": "payments", "action": "charged_back",
+            "links": {"payment": reference}, "details": {"cause": "authorisation_disputed"}});
+        self.gocardless_says(gateway, json!([back])).await.unwrap();
+    }
+
     /// A payment that its provider has taken and not decided.
     async fn processing(&self, scope: &Scope, payer: &Payer) -> Transaction {
         self.bank.will([Step::TakeLater]);
@@ -227,10 +234,8 @@ async fn a_charge_back_of_an_invoice_is_taken_off_what_is_paid() {
     let method = shop.method(scope, customer, "gocardless", "MD123").await;
     let (invoice, charge) = shop.paid(scope, &Payer { customer, wallet, gateway, method }).await;
     let reference = shop.get(scope, charge).await.provider_reference;
-    let back = json!({"id": "EV1", "resource_type": "payments", "action": "charged_back",
-        "links": {"payment": reference}, "details": {"cause": "authorisation_disputed"}});
-    shop.gocardless_says(gateway, json!([back])).await.unwrap();
-    shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    shop.charged_back(gateway, "EV1", reference.as_deref()).await;
+    shop.charged_back(gateway, "EV1", reference.as_deref()).await;
     assert_eq!(shop.bill(invoice).await, "paid paid 0.00 due 0.00", "paid is terminal");
     assert_eq!(shop.transactions(scope).await, ["CHARGE DISPUTED 119.00", "CHARGEBACK SUCCEEDED 119.00"]);
     assert_eq!(shop.balance(scope, "receivable").await, "119.00");
@@ -249,9 +254,7 @@ async fn a_charge_back_takes_what_refunds_have_left() {
     shop.refund(scope, invoice, json!({"amount": eur("19.00")})).await.unwrap();
     let reference = shop.get(scope, charge).await.provider_reference;
     for id in ["EV1", "EV2"] {
-        let back = json!({"id": id, "resource_type": "payments", "action": "charged_back",
-            "links": {"payment": reference}, "details": {"cause": "authorisation_disputed"}});
-        shop.gocardless_says(gateway, json!([back])).await.unwrap();
+        shop.charged_back(gateway, id, reference.as_deref()).await;
     }
     assert_eq!(shop.bill(invoice).await, "paid paid 0.00 due 0.00");
     assert_eq!(
@@ -277,9 +280,7 @@ async fn a_refund_that_a_charge_back_overtakes_is_written_down() {
     shop.bank.will([Step::TakeLater]);
     shop.refund(scope, invoice, json!({"amount": eur("19.00")})).await.unwrap();
     let reference = shop.get(scope, charge).await.provider_reference;
-    let back = json!({"id": "EV1", "resource_type": "payments", "action": "charged_back",
-        "links": {"payment": reference}, "details": {"cause": "authorisation_disputed"}});
-    shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    shop.charged_back(gateway, "EV1", reference.as_deref()).await;
     shop.sweep_in(16).await;
     assert_eq!(
         shop.transactions(scope).await,
@@ -304,9 +305,7 @@ async fn a_charge_back_of_what_was_beyond_the_invoice_leaves_the_wallet() {
     shop.record(scope, invoice, json!({"source": "BANK_TRANSFER", "amount": eur("100.00")})).await.unwrap();
     shop.sweep_in(16).await;
     assert_eq!(shop.cash(scope, wallet).await, "100.00", "19.00 of the charge were due");
-    let back = json!({"id": "EV1", "resource_type": "payments", "action": "charged_back",
-        "links": {"payment": charge.provider_reference}, "details": {"cause": "authorisation_disputed"}});
-    shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    shop.charged_back(gateway, "EV1", charge.provider_reference.as_deref()).await;
     assert_eq!(shop.cash(scope, wallet).await, "0.00");
     assert_eq!(shop.bill(invoice).await, "paid paid 100.00 due 0.00");
     let beyond: Vec<String> =
@@ -330,9 +329,7 @@ async fn a_charge_back_of_an_invoiced_top_up_leaves_the_wallet() {
     let charge = shop.charge(scope, invoice).await.unwrap();
     assert_eq!(shop.cash(scope, wallet).await, "50.00");
     shop.debit(scope, wallet, "20.00").await;
-    let back = json!({"id": "EV1", "resource_type": "payments", "action": "charged_back",
-        "links": {"payment": charge.provider_reference}, "details": {"cause": "authorisation_disputed"}});
-    shop.gocardless_says(gateway, json!([back])).await.unwrap();
+    shop.charged_back(gateway, "EV1", charge.provider_reference.as_deref()).await;
     assert_eq!(shop.cash(scope, wallet).await, "0.00");
     assert_eq!(shop.balance(scope, "write_off").await, "20.00");
     assert_eq!(shop.balance(scope, "gateway_clearing").await, "0.00");

@@ -294,17 +294,10 @@ async fn a_refund_survives_a_crash_at_every_point() {
                 assert_eq!(open.status, TransactionStatus::Pending);
             }
             _ => {
-                sqlx::raw_sql(
-                    "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'killed'; END $$;
-                     CREATE TRIGGER die BEFORE INSERT ON outbox FOR EACH ROW WHEN (NEW.event_type = 'credit_note.applied')
-                         EXECUTE FUNCTION die()",
-                )
-                .execute(shop.store.pool())
-                .await
-                .unwrap();
+                shop.fail_at("credit_note.applied").await;
                 let failed = shop.refund(&scope, invoice, json!({"amount": eur("19.00")})).await.unwrap_err();
                 assert_eq!(failed.code(), "INTERNAL_ERROR");
-                sqlx::raw_sql("DROP TRIGGER die ON outbox").execute(shop.store.pool()).await.unwrap();
+                shop.fail_no_more().await;
             }
         }
         shop.sweep_in(2).await;

@@ -121,17 +121,10 @@ async fn it_is_charged_as_every_invoice_is_and_credited_once_whenever_a_process_
             "nobody dies" => {}
             "the answer is lost" => shop.bank.will([Step::TakeAndLose]),
             _ => {
-                sqlx::raw_sql(
-                    "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'killed'; END $$;
-                     CREATE TRIGGER die BEFORE INSERT ON outbox FOR EACH ROW WHEN (NEW.event_type = 'wallet.topup_succeeded')
-                         EXECUTE FUNCTION die()",
-                )
-                .execute(shop.store.pool())
-                .await
-                .unwrap();
+                shop.fail_at("wallet.topup_succeeded").await;
                 assert_eq!(shop.sweep_in(0).await.failed, 1);
                 assert_eq!(shop.bill(id).await, "finalized paid 0.00 due 50.00", "no half of an outcome");
-                sqlx::raw_sql("DROP TRIGGER die ON outbox").execute(shop.store.pool()).await.unwrap();
+                shop.fail_no_more().await;
             }
         }
         for minutes in [0, 2, 20] {

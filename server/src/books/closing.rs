@@ -3,10 +3,10 @@
 use ledger::Closing;
 use store::{Store, Tx};
 
-use super::{Workspace, print_json};
+use super::Workspace;
 use crate::cli::When;
 use crate::failure::Failure;
-use crate::table::table;
+use crate::table::{print_json, table};
 
 /// Closes everything before an instant.
 ///

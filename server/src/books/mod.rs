@@ -124,9 +124,3 @@ fn sided(balance: Decimal) -> String {
     };
     format!("{} {side}", crate::table::grouped(balance.abs()))
 }
-
-fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::work("writing JSON", error))?;
-    println!("{text}");
-    Ok(())
-}

@@ -7,10 +7,10 @@ use rust_decimal::Decimal;
 use store::Store;
 use uuid::Uuid;
 
-use super::{Workspace, print_json, sided};
+use super::{Workspace, sided};
 use crate::cli::When;
 use crate::failure::Failure;
-use crate::table::{grouped, table};
+use crate::table::{grouped, print_json, table};
 
 /// The account that somebody names.
 ///

@@ -3,10 +3,10 @@
 use indicatif::ProgressBar;
 use store::Store;
 
-use super::{Workspace, print_json, sided};
+use super::{Workspace, sided};
 use crate::cli::When;
 use crate::failure::Failure;
-use crate::table::{grouped, table};
+use crate::table::{grouped, print_json, table};
 
 /// Prints what stands on each kind of account.
 ///

@@ -4,9 +4,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ledger::{Progress, Report};
 use store::Store;
 
-use super::print_json;
 use crate::failure::Failure;
-use crate::table::grouped;
+use crate::table::{grouped, print_json};
 
 /// Differences that are printed; all are counted.
 const SHOWN: usize = 50;
