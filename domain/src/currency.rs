@@ -150,6 +150,14 @@ mod tests {
     use super::Currency;
 
     #[test]
+    fn every_code_of_the_list_is_found() {
+        assert!(super::KNOWN_TWO_DIGITS.is_sorted(), "it is searched by bisection");
+        for code in super::TWO_DIGITS.split(' ') {
+            assert_eq!(Currency::parse(code).map(|c| c.exponent()), Some(2), "{code}");
+        }
+    }
+
+    #[test]
     fn exponents_follow_iso_4217() {
         for (code, exponent) in [("EUR", 2), ("JPY", 0), ("KWD", 3), ("USD", 2), ("CLF", 4)] {
             assert_eq!(Currency::parse(code).map(|c| c.exponent()), Some(exponent), "{code}");
