@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use domain::WalletMode::Prepaid;
-use domain::{Error, HoldId, Result, Scope, TransferId, WalletId};
+use domain::{Currency, Error, HoldId, Result, Scope, TransferId, WalletId};
 use futures::future::join_all;
-use ledger::wallet::{CreditRequest, DebitRequest, WalletAnswer, WalletDesk, WalletOperation, WalletRequest};
+use ledger::wallet::{
+    CreditRequest, DebitRequest, WalletAnswer, WalletDefaults, WalletDesk, WalletOperation, WalletRequest,
+};
 use serde_json::{Value, json};
 use store::{Desk, Groups, Patience, Served, StoreError, Tx};
 
@@ -129,7 +131,8 @@ async fn d5_what_two_nodes_are_asked_at_once_is_done_once() {
     books.assert_verified().await;
 }
 
-/// A repeat waits for a first call that is still on its way, however that ends.
+/// A repeat waits for a first call that is still on its way, however that ends. The other wallet has another currency: the first
+/// transfer on an account of the workspace opens it, and whoever books there next waits for that.
 #[tokio::test]
 async fn d5_a_repeat_waits_for_the_first_call() {
     let books = Arc::new(Books::new().await);
@@ -143,9 +146,10 @@ async fn d5_a_repeat_waits_for_the_first_call() {
             let (books, groups, body) = (books.clone(), groups.clone(), body.clone());
             tokio::spawn(async move { groups.submit(&books.scope, credit(wallet, body)).await })
         };
-        let other = books.euro_wallet(Prepaid, None).await;
+        let other = books.wallet(Prepaid, Currency::USD, WalletDefaults::default()).await.wallet.id;
+        let dollar = json!({"amount": {"value": "1.00", "currency": "USD"}});
         for _ in 0..5 {
-            groups.submit(&books.scope, credit(other, json!({"amount": eur("1.00")}))).await.unwrap();
+            groups.submit(&books.scope, credit(other, dollar.clone())).await.unwrap();
         }
         assert!(!repeat.is_finished());
         if is_done {
