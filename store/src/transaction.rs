@@ -65,9 +65,11 @@ impl Store {
     /// # Errors
     /// `Unavailable` when no connection is to be had.
     pub async fn begin(&self, name: &'static str) -> Result<Tx> {
-        let mut conn = self.pool.acquire().await.context(name)?;
-        PgTransactionManager::begin(&mut conn, None).await.context(name)?;
-        Ok(Tx { conn, name, catalog_changes: Vec::new(), is_copying: false })
+        let conn = self.pool.acquire().await.context(name)?;
+        let mut tx = Tx { conn, name, catalog_changes: Vec::new(), is_torn: true };
+        PgTransactionManager::begin(&mut tx.conn, None).await.context(name)?;
+        tx.is_torn = false;
+        Ok(tx)
     }
 }
 
@@ -84,14 +86,14 @@ pub struct Tx {
     conn: PoolConnection<Postgres>,
     name: &'static str,
     catalog_changes: Vec<CatalogChange>,
-    /// Whether a COPY is on its way.
-    is_copying: bool,
+    /// Whether sqlx, cancelled now, would misjudge the connection: while the transaction begins it knows of none to roll back, and
+    /// the answers to a COPY it takes for those to the next statement.
+    is_torn: bool,
 }
 
 impl Drop for Tx {
     fn drop(&mut self) {
-        if self.is_copying {
-            // Cancelled in the middle: sqlx would take the answers to the COPY for those to the next statement.
+        if self.is_torn {
             self.conn.close_on_drop();
         } else {
             PgTransactionManager::start_rollback(&mut self.conn); // nothing to do after a commit
@@ -127,7 +129,7 @@ impl Tx {
 
     /// Says that a COPY begins or is over. A connection that is dropped in between is closed: nobody else could use it.
     pub fn set_copying(&mut self, is_copying: bool) {
-        self.is_copying = is_copying;
+        self.is_torn = is_copying;
     }
 
     /// The compiled catalog of this workspace changes with the commit (products, plans, prices, meters, bindings).
