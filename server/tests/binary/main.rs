@@ -5,6 +5,7 @@
 mod command_line;
 mod demo;
 mod foreign;
+mod hung_up;
 mod keyed;
 mod killed;
 mod readiness;
