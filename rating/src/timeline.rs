@@ -166,6 +166,11 @@ impl Timeline {
         (point.value, u32::try_from(place).unwrap_or(u32::MAX)) // a window has thousands of keys at most
     }
 
+    /// Whether the running total that came last is this one, so that its chain need not be hashed anew.
+    pub(crate) fn is_latest(&self, key: &RatingKey) -> bool {
+        self.keys.last() == Some(key)
+    }
+
     pub(crate) fn neighbours(&self, at: LastKey) -> Neighbours {
         // Most reports come behind all others.
         if let Some(last) = self.points.last_key_value().filter(|(last, _)| **last < at) {

@@ -224,7 +224,8 @@ impl WindowState {
     /// # Errors
     /// `Value`, `Negative`, `Unpriced`, `Overflow`; nothing has changed then.
     pub fn apply(&mut self, event: &UsageEvent, target: Target<'_>) -> Result<Outcome> {
-        let mut prepared = self.prepare(event, target)?;
+        let mut prepared = None;
+        self.prepare(event, target, &mut prepared)?;
         if target.binding.component().is_some() {
             self.complete(std::slice::from_mut(&mut prepared))?;
         }
@@ -243,7 +244,10 @@ impl WindowState {
         if let [target] = targets {
             return Ok(SmallVec::from_buf([self.apply(event, *target)?]));
         }
-        let mut prepared: Vec<_> = targets.iter().map(|target| self.prepare(event, *target)).collect::<Result<_>>()?;
+        let mut prepared: Vec<_> = targets.iter().map(|_| None).collect();
+        for (target, prepared) in targets.iter().zip(&mut prepared) {
+            self.prepare(event, *target, prepared)?;
+        }
         self.complete(&mut prepared)?;
         let commit = |prepared: &mut Option<Prepared<'_>>| match prepared {
             Some(prepared) => Outcome::Counted(self.commit(prepared)),
@@ -257,13 +261,16 @@ impl WindowState {
     /// # Errors
     /// As `apply`.
     pub fn check(&self, event: &UsageEvent, target: Target<'_>) -> Result<()> {
-        self.complete(&mut [self.prepare(event, target)?])
+        let mut prepared = None;
+        self.prepare(event, target, &mut prepared)?;
+        self.complete(std::slice::from_mut(&mut prepared))
     }
 
-    fn prepare<'t>(&self, event: &UsageEvent, mut target: Target<'t>) -> Result<Option<Prepared<'t>>> {
+    /// Fills `place`, which is empty, if the event counts at this binding. What is prepared is large: it is made where it stays.
+    fn prepare<'t>(&self, event: &UsageEvent, mut target: Target<'t>, place: &mut Option<Prepared<'t>>) -> Result<()> {
         let binding = target.binding;
         if !binding.matches(event) {
-            return Ok(None);
+            return Ok(());
         }
         target.price = match (binding.role, target.price) {
             (BindingRole::Primary, None) => return Err(RatingError::Unpriced),
@@ -278,7 +285,7 @@ impl WindowState {
         let dedup = binding.meter.dedup_key(event).filter(|_| sighting::has_key_members(binding));
         let dedup = dedup.map(|value| dedup_hash(binding, sub_window, value));
         if dedup.is_some_and(|hash| self.member_count(meter_id, hash) > 0) {
-            return Ok(None);
+            return Ok(());
         }
         let input = binding.meter.input(event)?;
         let variables = target.price.and_then(|price| price.variables(event, target.tables)).map(Arc::new);
@@ -304,7 +311,7 @@ impl WindowState {
             }
             _ => part.unwrap_or(target.window),
         };
-        let mut prepared = Prepared {
+        let prepared = place.insert(Prepared {
             key,
             variables,
             target,
@@ -318,26 +325,27 @@ impl WindowState {
             sighting: None,
             observed: None,
             evaluation: Evaluation::default(),
-        };
+        });
         if is_held {
-            self.report(&mut prepared, &input)?;
+            self.report(prepared, &input)?;
         } else if is_sighted(binding) {
-            if !self.sight(&mut prepared, event, input)? {
-                return Ok(None);
+            if !self.sight(prepared, event, input)? {
+                *place = None;
+                return Ok(());
             }
         } else {
-            self.put_in(&mut prepared, input)?;
+            self.put_in(prepared, input)?;
         }
         if binding.component().is_some() {
-            return Ok(Some(prepared)); // its formula is evaluated when all of its components are prepared
+            return Ok(()); // its formula is evaluated when all of its components are prepared
         }
-        self.check_expressions(&prepared)?;
+        self.check_expressions(prepared)?;
         if binding.bound_thresholds().is_empty() {
             binding.check_quantity(&prepared.state)?; // a total that cannot be expressed is refused with its event
         } else {
-            self.observe(&mut prepared)?;
+            self.observe(prepared)?;
         }
-        Ok(Some(prepared))
+        Ok(())
     }
 
     /// An event for which the expressions of its price have no result is refused when it comes, not with the bill.
@@ -472,8 +480,11 @@ impl WindowState {
     /// reports, the states say nothing.
     fn report(&self, prepared: &mut Prepared<'_>, input: &MeterInput<'_>) -> Result<()> {
         let Prepared { target, key, state, report, neighbour, .. } = prepared;
-        let price_key = target.price.and_then(|price| price.price_key.as_deref());
-        let chain = timeline::chain_of(target.binding, price_key, key);
+        let chain = self.timelines.iter().find(|(_, _, timeline)| timeline.is_latest(key)).map(|(chain, _, _)| *chain);
+        let chain = chain.unwrap_or_else(|| {
+            let price_key = target.price.and_then(|price| price.price_key.as_deref());
+            timeline::chain_of(target.binding, price_key, key)
+        });
         let at = (input.timestamp, input.accepted_at, input.event_id);
         *report = Some(Report { chain, at, value: input.value });
         if let Span::Sliding { size } = target.binding.span() {
