@@ -6,6 +6,7 @@ pub mod group;
 pub mod idempotency;
 pub mod list;
 pub mod row;
+mod socket;
 pub mod transaction;
 
 pub use error::{StoreError, on_constraint};

@@ -8,6 +8,7 @@ use sqlx_core::transaction::TransactionManager; // `sqlx` does not name it
 use uuid::Uuid;
 
 use crate::StoreError;
+use crate::socket;
 
 /// Channel on which catalog transactions announce their revision (P12: catalog transactions only).
 pub const CATALOG_CHANNEL: &str = "kontorion_catalog";
@@ -33,7 +34,8 @@ impl Store {
             ("lock_timeout", "10s"),
             ("timezone", "UTC"),
         ]);
-        let pool = pool_of(connections_max).connect_with(options).await.context("connecting to the database")?;
+        let pool =
+            pool_of(connections_max, &options).connect_with(options).await.context("connecting to the database")?;
         Ok(Self { pool })
     }
 
@@ -43,7 +45,7 @@ impl Store {
     #[must_use]
     pub fn apart(&self, connections_max: u32, settings: &[(&str, &str)]) -> Self {
         let options = (*self.pool.connect_options()).clone().options(settings.iter().copied());
-        Self { pool: pool_of(connections_max).connect_lazy_with(options) }
+        Self { pool: pool_of(connections_max, &options).connect_lazy_with(options) }
     }
 
     /// For statements outside a transaction.
@@ -73,11 +75,18 @@ impl Store {
     }
 }
 
-fn pool_of(connections_max: u32) -> PgPoolOptions {
+fn pool_of(connections_max: u32, options: &PgConnectOptions) -> PgPoolOptions {
+    let port = options.get_port();
     PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(std::time::Duration::from_secs(10))
         .test_before_acquire(false)
+        .after_connect(move |_, _| {
+            if let Err(error) = socket::set_up(port) {
+                tracing::warn!(%error, "a connection to the database may be slower than it could be");
+            }
+            Box::pin(std::future::ready(Ok(())))
+        })
 }
 
 /// A transaction. Dropped without [`Tx::commit`], it is rolled back.
