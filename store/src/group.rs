@@ -201,12 +201,22 @@ impl<D: Desk> Groups<D> {
                     groups.extend(members.drain(..).rev().map(|member| vec![member]));
                 }
                 Err(error) => {
-                    if let Some(alone) = members.pop() {
-                        drop(alone.answer.send(Err(error)));
-                    }
+                    let Some(alone) = members.pop() else { continue };
+                    let _ = alone.answer.send(self.once_more(&scope, &alone.operation, error).await);
                 }
             }
         }
+    }
+
+    /// A COMMIT whose answer was lost may have been done. The operation has its ids already, so a second attempt finds what the first has
+    /// done; whoever asked would repeat it with other ids.
+    async fn once_more(&self, scope: &Scope, operation: &D::Operation, error: Error) -> Result<D::Answer> {
+        if !matches!(error, Error::Unavailable { .. }) {
+            return Err(error);
+        }
+        let mut tx = self.store.begin(D::NAME).await?;
+        let outcome = self.desk.serve_alone(scope, &mut tx, operation).await;
+        tx.end(outcome).await
     }
 
     async fn attempt(

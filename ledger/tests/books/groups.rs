@@ -1,6 +1,7 @@
 //! Operations that share a transaction (P10): each has its own outcome, and none waits for what another one waits for.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use domain::WalletMode::Prepaid;
 use domain::{Currency, Error, HoldId, Result, Scope, TransferId, WalletId};
@@ -236,5 +237,47 @@ async fn what_breaks_a_group_breaks_alone() {
     assert_eq!(code(broken), "INTERNAL_ERROR");
     groups.submit(&books.scope, credit(wallet, json!({"amount": eur("4.00")}))).await.unwrap();
     assert_eq!(books.balances(wallet).await, "10.00 / 0.00 / 0.00, 10.00");
+    books.assert_verified().await;
+}
+
+/// The wallet desk; its first COMMIT is done, and the answer to it is lost.
+#[derive(Debug)]
+struct Unanswered {
+    store: store::Store,
+    is_lost: AtomicBool,
+}
+
+impl Desk for Unanswered {
+    type Operation = WalletOperation;
+    type Answer = WalletAnswer;
+    const NAME: &'static str = "a desk that is not answered";
+
+    async fn serve(
+        &self,
+        scope: &Scope,
+        tx: &mut Tx,
+        operations: &[&WalletOperation],
+        patience: Patience,
+    ) -> Result<Vec<Served<WalletAnswer>>> {
+        if self.is_lost.swap(true, Ordering::Relaxed) {
+            return WalletDesk.serve(scope, tx, operations, patience).await;
+        }
+        let mut own = self.store.begin("a first attempt").await?;
+        WalletDesk.serve(scope, &mut own, operations, patience).await?;
+        own.commit().await?;
+        Err(Error::Unavailable { dependency: "database", detail: "COMMIT".to_owned(), retry_after_secs: 1 })
+    }
+}
+
+/// Whoever hears "unavailable" asks again, with another id where the request has no key: so it is said only of what is not done.
+#[tokio::test]
+async fn d5_a_lost_answer_to_the_commit_of_one_operation_is_settled() {
+    let books = Books::new().await;
+    let desk = Unanswered { store: books.store.clone(), is_lost: AtomicBool::new(false) };
+    let groups = Groups::new(&books.store, desk);
+    let wallet = books.euro_wallet(Prepaid, None).await;
+    let credited = groups.submit(&books.scope, credit(wallet, json!({"amount": eur("3.00")}))).await;
+    assert!(credited.unwrap().movement().unwrap().replayed, "what the first attempt has done is found");
+    assert_eq!(books.balances(wallet).await, "3.00 / 0.00 / 0.00, 3.00");
     books.assert_verified().await;
 }
