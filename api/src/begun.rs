@@ -2,7 +2,6 @@
 //! request's idempotency keys is what step 1 wrote down, so that a repeat finds the payment and answers how far it is now.
 
 use axum::http::StatusCode;
-use domain::{Error, Result};
 use ledger::Outcome;
 use payments::charge::Attempt;
 use serde::de::DeserializeOwned;
@@ -55,9 +54,4 @@ impl<T: Serialize + DeserializeOwned> Begun<T> {
         }
         Ok(response)
     }
-}
-
-/// Steps 2 and 3, in a task of their own: a client that hangs up does not stop them.
-pub(crate) async fn proceed<R: Send + 'static>(steps: impl Future<Output = Result<R>> + Send + 'static) -> Result<R> {
-    tokio::spawn(steps).await.map_err(|error| Error::internal("going on with a payment", error))?
 }

@@ -144,6 +144,18 @@ impl Ctx {
     }
 }
 
+/// In a task of its own: a client that hangs up stops nothing on the way.
+///
+/// # Errors
+/// Those of the steps; `Internal` after a panic.
+pub(crate) async fn to_the_end<R, E>(steps: impl Future<Output = Result<R, E>> + Send + 'static) -> Result<R, E>
+where
+    R: Send + 'static,
+    E: From<Error> + Send + 'static,
+{
+    tokio::spawn(steps).await.map_err(|error| Error::internal("going on without the client", error))?
+}
+
 /// The header of a `POST`; other methods are idempotent by themselves.
 fn header_key(ctx: &Ctx) -> Result<Option<&str>> {
     let Some(value) = ctx.headers().get("idempotency-key").filter(|_| ctx.method() == Method::POST) else {

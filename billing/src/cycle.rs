@@ -138,17 +138,13 @@ impl Billing {
             let mut refs = works.iter().map(read).collect::<Result<Vec<_>>>()?;
             refs = self.existing_only(scope, works, refs).await?;
             refs = self.draft_for_operator(scope, refs).await?;
-            let sealed = self.seal(scope, &refs).await?;
+            let seals = self.seal(scope, &refs).await?;
+            self.await_seals(&seals).await?;
             match self.finalize_sealed(scope, &refs).await {
                 // Whoever loses the answer to the COMMIT must not take the seals back: the invoices may be there.
                 Ok(tx) => tx.commit().await,
                 // Nothing may be late because a finalization failed (rule C2). What an earlier try finalized stays sealed.
-                Err(error) => {
-                    if !sealed.is_empty() {
-                        self.control.reopen(&sealed).await?;
-                    }
-                    Err(error)
-                }
+                Err(error) => self.take_back(&seals).await.and(Err(error)),
             }
         })
     }

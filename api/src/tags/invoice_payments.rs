@@ -11,7 +11,8 @@ use payments::transaction::{self, Transaction};
 use payments::words::TransactionKind;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::begun::{self, Begun};
+use crate::begun::Begun;
+use crate::write::to_the_end;
 use crate::{Answer, App, Ctx, Data, PageOf, answer};
 
 const TAG: &str = "Invoices";
@@ -101,7 +102,7 @@ async fn charge_invoice(ctx: Ctx) -> Answer {
     };
     let (payments, scope, attempt) = (ctx.app.payments.clone(), ctx.scope, begun.attempt());
     let Charged { invoice_id, transaction_id } = begun.opened;
-    let payment = begun::proceed(async move { payments.proceed(&scope, transaction_id, attempt).await }).await?;
+    let payment = to_the_end(async move { payments.proceed(&scope, transaction_id, attempt).await }).await?;
     payment.refusal()?;
     let (status, amount) = (payment.status, payment.amount);
     begun.answer(StatusCode::OK, ChargeInvoiceResponse { invoice_id, transaction_id, status, amount })
@@ -132,7 +133,7 @@ async fn refund_invoice(ctx: Ctx) -> Answer {
     };
     let (payments, scope, attempt) = (ctx.app.payments.clone(), ctx.scope, begun.attempt());
     let ordered = begun.opened.clone();
-    let result = begun::proceed(async move { payments.proceed_with_refund(&scope, &ordered, attempt).await }).await?;
+    let result = to_the_end(async move { payments.proceed_with_refund(&scope, &ordered, attempt).await }).await?;
     begun.answer(StatusCode::CREATED, result)
 }
 

@@ -1,9 +1,12 @@
 //! Invoices (invoices.md).
 
-use billing::invoice::{self, FinalizeInvoiceRequest, GenerateInvoiceRequest, Invoice, InvoiceDTO, InvoiceLineAtom};
+use billing::invoice::{
+    self, FinalizeInvoiceRequest, Finalized, GenerateInvoiceRequest, Invoice, InvoiceDTO, InvoiceLineAtom,
+};
 use domain::{InvoiceId, InvoiceLineId};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use crate::write::to_the_end;
 use crate::{Answer, App, Ctx, Data, PageOf, answer};
 
 const TAG: &str = "Invoices";
@@ -87,8 +90,19 @@ async fn finalize_invoice(ctx: Ctx) -> Answer {
     let mut write = ctx.write("finalize_invoice").await?;
     let id = ctx.path_id("id")?;
     let request = ctx.body_or_empty(FinalizeInvoiceRequest::read)?;
-    let finalized = ctx.app.engine()?.billing.finalize_invoice(&ctx.scope, write.tx(), id, &request).await?;
-    write.ok(Data(finalized)).await
+    let billing = ctx.app.engine()?.billing.clone();
+    // Whatever becomes of the client: a seal without its invoice would make later usage late (rule C2).
+    to_the_end(async move {
+        let Finalized { invoice, seals } = billing.finalize_invoice(&ctx.scope, write.tx(), id, &request).await?;
+        match write.ok(Data(invoice)).await {
+            Err(error) => {
+                billing.take_back(&seals).await?;
+                Err(error)
+            }
+            answered => answered,
+        }
+    })
+    .await
 }
 
 /// List the rated pieces of a line, with their tiers

@@ -11,7 +11,8 @@ use payments::topup::{TopupRequest, TopupResponse, WalletTopupRequest, WalletTop
 use serde::Serialize;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::begun::{self, Begun};
+use crate::begun::Begun;
+use crate::write::to_the_end;
 use crate::{Answer, App, Ctx, Data, PageOf, Refusal, answer};
 
 const TAG: &str = "Wallets";
@@ -235,7 +236,7 @@ async fn topup_wallet(ctx: Ctx) -> Answer {
     };
     let (payments, scope, id, attempt) =
         (ctx.app.payments.clone(), ctx.scope, begun.opened.transaction_id, begun.attempt());
-    let payment = begun::proceed(async move { payments.proceed(&scope, id, attempt).await }).await?;
+    let payment = to_the_end(async move { payments.proceed(&scope, id, attempt).await }).await?;
     begun.answer(StatusCode::CREATED, ctx.app.payments.answer(&ctx.scope, &payment).await?)
 }
 
@@ -263,7 +264,7 @@ async fn topup_customer_wallet(ctx: Ctx) -> Answer {
         Err(refusal) => Begun::repeated(refusal)?,
     };
     let (payments, scope, opened, attempt) = (ctx.app.payments.clone(), ctx.scope, begun.opened, begun.attempt());
-    let answer = begun::proceed(async move { payments.proceed_with_topup(&scope, &opened, attempt).await }).await?;
+    let answer = to_the_end(async move { payments.proceed_with_topup(&scope, &opened, attempt).await }).await?;
     begun.answer(StatusCode::CREATED, answer)
 }
 

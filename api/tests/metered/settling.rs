@@ -217,3 +217,25 @@ async fn no_invoice_is_finalized_before_a_capture_is_counted() {
     assert_eq!(shop.balances().await, "10.00 / 0.00 / 10.00");
     site.end().await;
 }
+
+/// Rule C2: whoever hangs up when the window is sealed leaves no seal without its invoice, behind which usage would be late.
+#[tokio::test(flavor = "multi_thread")]
+async fn c2_a_client_that_hangs_up_leaves_no_sealed_window() {
+    let site = Site::start().await;
+    let shop = Shop::open(&site).await;
+    let settings = "UPDATE organization SET settings = settings || '{\"auto_finalize_invoices\": \"false\"}'";
+    sqlx::query(settings).execute(site.api.app.store.pool()).await.unwrap();
+    let _ = shop.send("used", "30").await;
+    site.eventually(COUNTED, 1).await;
+    shop.advance("2026-02-02T00:00:00Z").await;
+    let draft = shop.invoices().await.remove(0);
+    assert_eq!(draft["status"], json!("draft"));
+    let path = format!("/v1/invoices/{}/finalize", draft["id"].as_str().unwrap_or_default());
+    tokio::select! {
+        _ = shop.client.post(&path, json!({})) => {}
+        () = site.eventually("SELECT count(*) FROM usage_window WHERE status = 'sealed'", 1) => {}
+    }
+    site.eventually("SELECT count(*) FROM usage_window WHERE status = 'sealed' AND NOT billed", 0).await;
+    site.eventually("SELECT count(*) FROM invoice WHERE status = 'draft'", 0).await;
+    site.end().await;
+}

@@ -6,7 +6,7 @@
 //! followed runs, window rows in id order, invoices, wallets, the number row.
 
 use chrono::NaiveDate;
-use domain::{Error, InvoiceId, Result, Scope, SubscriptionId};
+use domain::{Error, InvoiceId, Position, Result, Scope, SubscriptionId};
 use ledger::WorkspaceAccount;
 use sqlx::PgConnection;
 use store::{StoreError, Tx};
@@ -54,13 +54,20 @@ impl Default for FinalizeOptions {
     }
 }
 
+/// Seals that are in the log. Unless their windows are billed they have to be taken back: what is used behind them is late (rule C2).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seals {
+    windows: Vec<WindowRef>,
+    positions: Vec<Position>,
+}
+
 impl Billing {
-    /// Publishes the seals of these runs and waits until they are read. All other checks come first: a run that cannot be
-    /// computed now is refused before its window is sealed.
+    /// Publishes the seals of these runs. All other checks come first: a run that cannot be computed now is refused before its
+    /// window is sealed.
     ///
     /// # Errors
     /// What computing the drafts says; `Unavailable` when the log does not answer in time.
-    pub async fn seal(&self, scope: &Scope, refs: &[RunRef]) -> Result<Vec<WindowRef>> {
+    pub async fn seal(&self, scope: &Scope, refs: &[RunRef]) -> Result<Seals> {
         self.snapshots.refresh().await?;
         let catalog = self.snapshots.workspace(scope.workspace_id).await?;
         let mut conn = self.store.pool().acquire().await.context("sealing windows")?;
@@ -69,7 +76,7 @@ impl Billing {
         let runs = runs_of(&loaded, refs)?;
         let windows: Vec<_> = runs.iter().filter_map(|run| loaded.window_ref(run)).collect();
         if windows.is_empty() {
-            return Ok(windows);
+            return Ok(Seals::default());
         }
         loaded.add_windows(&mut conn, &self.snapshots, &runs).await?;
         for run in runs {
@@ -78,9 +85,30 @@ impl Billing {
         leave::refuse_before_earlier(&mut conn, &loaded, &windows).await?;
         drop(conn);
         windows::wait_for_usage(&self.store, &windows, self.window_wait).await?;
-        let seals = self.control.seal(&windows).await?;
-        windows::wait(&self.store, &windows, &seals, WindowStatus::Sealed, self.window_wait).await?;
-        Ok(windows)
+        let positions = self.control.seal(&windows).await?;
+        Ok(Seals { windows, positions })
+    }
+
+    /// Waits until seals are read: the quantities are final then.
+    ///
+    /// # Errors
+    /// `Unavailable` when the log does not answer in time; the windows may be sealed later.
+    pub async fn await_seals(&self, seals: &Seals) -> Result<()> {
+        if seals.windows.is_empty() {
+            return Ok(());
+        }
+        windows::wait(&self.store, &seals.windows, &seals.positions, WindowStatus::Sealed, self.window_wait).await
+    }
+
+    /// Takes seals back because finalizing has failed; those whose windows are billed after all stay.
+    ///
+    /// # Errors
+    /// `Unavailable` when the log does not take the records.
+    pub async fn take_back(&self, seals: &Seals) -> Result<()> {
+        match seals.windows.is_empty() {
+            true => Ok(()),
+            false => self.control.reopen(&seals.windows).await,
+        }
     }
 
     /// Finalizes runs of one workspace at one instant, in the caller's transaction. Runs whose due work somebody else

@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 use store::{StoreError, Tx};
 use utoipa::ToSchema;
 
-use super::finalize::{FinalizeOptions, RunRef};
+use super::finalize::{FinalizeOptions, RunRef, Seals};
 use super::model::{Invoice, InvoiceDTO};
 use super::read;
 use super::run::{RunKey, RunReason, is_billed_in_advance, parse_billing_reason};
@@ -140,32 +140,45 @@ impl Billing {
     /// books it, applies wallet money and numbers it. Every invoice of the run (one per wallet pin) is finalized with it,
     /// since they share the sealed window. The wait is short (15 s at most) and comes before the first lock.
     ///
+    /// Whoever does not commit it takes the seals back ([`Billing::take_back`]), and must not be cancelled before that.
+    ///
     /// # Errors
     /// `NotFound`; `INVALID_TRANSITION` unless a draft; 422 for a preview; `Unavailable` when the log does not answer; what
-    /// booking says.
+    /// booking says. The seals are taken back then.
     pub async fn finalize_invoice(
         &self,
         scope: &Scope,
         tx: &mut Tx,
         id: InvoiceId,
         request: &FinalizeInvoiceRequest,
-    ) -> Result<InvoiceDTO> {
+    ) -> Result<Finalized> {
         let invoice = read::head(scope, tx.conn(), id, false).await?;
         let run = run_of(&invoice)?;
         let clock = clock_of(scope, tx.conn(), run.subscription_id).await?;
-        let scope = clocked(scope, tx.conn(), clock).await?;
-        let sealed = self.seal(&scope, &[run]).await?;
+        let clocked = clocked(scope, tx.conn(), clock).await?;
+        let seals = self.seal(&clocked, &[run]).await?;
         let options =
             FinalizeOptions { issue_date: request.issue_date, is_charged: request.auto_charge.unwrap_or(true) };
-        withdraw_finalization(&scope, tx.conn(), &run).await?;
-        if let Err(error) = self.finalize_in(&scope, tx, &[run], options).await {
-            if !sealed.is_empty() {
-                self.control.reopen(&sealed).await?; // rule C2: nothing may be late because this failed
-            }
-            return Err(error);
+        let finalized = async {
+            self.await_seals(&seals).await?;
+            withdraw_finalization(&clocked, tx.conn(), &run).await?;
+            self.finalize_in(&clocked, tx, &[run], options).await?;
+            read::get(&clocked, tx.conn(), id).await
+        };
+        match finalized.await {
+            Ok(invoice) => Ok(Finalized { invoice, seals }),
+            Err(error) => self.take_back(&seals).await.and(Err(error)),
         }
-        read::get(&scope, tx.conn(), id).await
     }
+}
+
+/// A draft that is finalized as soon as its transaction is committed.
+#[derive(Clone, Debug)]
+pub struct Finalized {
+    /// The invoice.
+    pub invoice: InvoiceDTO,
+    /// What its windows were sealed with.
+    pub seals: Seals,
 }
 
 async fn clock_of(scope: &Scope, conn: &mut PgConnection, id: SubscriptionId) -> Result<Option<domain::TestClockId>> {

@@ -24,9 +24,9 @@ pub mod share;
 pub mod topup;
 pub mod words;
 
-pub use finalize::{FinalizeOptions, RunRef};
+pub use finalize::{FinalizeOptions, RunRef, Seals};
 pub use line::{InvoiceLine, InvoiceLineAtom, InvoiceLineAtomDTO, InvoiceLineDTO, StoredLine};
-pub use manual::{FinalizeInvoiceRequest, GenerateInvoiceRequest};
+pub use manual::{FinalizeInvoiceRequest, Finalized, GenerateInvoiceRequest};
 pub use model::{Invoice, InvoiceDTO, InvoiceTaxBreakdownRow};
 pub use pay::Payable;
 pub use run::{Run, RunKey, RunReason};

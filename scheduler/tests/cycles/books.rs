@@ -120,7 +120,7 @@ async fn an_invoice_is_issued_on_the_day_that_was_given() {
     let body = json!({"issue_date": "2025-12-15"});
     let request = billing::invoice::FinalizeInvoiceRequest::read(&body).unwrap();
     let mut tx = world.store.begin("finalize").await.unwrap();
-    let done = world.billing.finalize_invoice(&world.scope, &mut tx, draft, &request).await.unwrap().invoice;
+    let done = world.billing.finalize_invoice(&world.scope, &mut tx, draft, &request).await.unwrap().invoice.invoice;
     assert_eq!(done.issued_at, Some(at("2025-12-14T23:00:00Z")));
     assert_eq!(done.due_date.unwrap().to_string(), "2026-01-14");
 }

@@ -109,7 +109,7 @@ async fn a_resume_leaves_earlier_windows_as_they_were() {
     let mut tx = world.store.begin("finalize").await.unwrap();
     let request = billing::invoice::FinalizeInvoiceRequest::default();
     let done = world.billing.finalize_invoice(&world.scope, &mut tx, renewal.invoice.id, &request).await.unwrap();
-    assert_eq!(done.invoice.total.to_string(), "32.00 EUR");
+    assert_eq!(done.invoice.invoice.total.to_string(), "32.00 EUR");
 }
 
 /// A boundary that is passed and not worked off yet is not thrown away: the call is refused until it is.

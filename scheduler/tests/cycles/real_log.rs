@@ -196,7 +196,7 @@ impl Metered {
         let request = FinalizeInvoiceRequest::default();
         let done = billing.finalize_invoice(&self.world.scope, &mut tx, id, &request).await?;
         tx.commit().await?;
-        Ok(done.invoice)
+        Ok(done.invoice.invoice)
     }
 }
 

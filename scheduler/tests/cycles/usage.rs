@@ -278,9 +278,9 @@ async fn finalizing_by_hand_seals_the_window() {
     let finalize = async || -> domain::Result<billing::invoice::Invoice> {
         let mut tx = world.store.begin("finalize").await.unwrap();
         let request = billing::invoice::FinalizeInvoiceRequest::default();
-        let invoice = world.billing.finalize_invoice(&world.scope, &mut tx, draft.id, &request).await?;
+        let done = world.billing.finalize_invoice(&world.scope, &mut tx, draft.id, &request).await?;
         tx.commit().await?;
-        Ok(invoice.invoice)
+        Ok(done.invoice.invoice)
     };
     *world.log.down.lock().unwrap() = true;
     assert_eq!(finalize().await.unwrap_err().code(), "SERVICE_UNAVAILABLE");
