@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use domain::ApiKeyId;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use crate::write::to_the_end;
 use crate::{Answer, App, Ctx, Data, PageOf, answer};
 
 const TAG: &str = "API Keys";
@@ -60,9 +61,7 @@ async fn rotate_api_key(ctx: Ctx) -> Answer {
     let request = ctx.body_or_empty(RotateApiKeyRequest::read)?;
     let (old, key) = api_key::rotate(&ctx.scope, write.tx(), &ctx.credential, &request).await?;
     let masked = key.masked();
-    let answer = write.secret(StatusCode::OK, key, masked).await;
-    ctx.app.authenticator.forget(old);
-    answer
+    forgetting(ctx, old, write.secret(StatusCode::OK, key, masked)).await
 }
 
 /// Change the sent members of a key
@@ -77,9 +76,7 @@ async fn update_api_key(ctx: Ctx) -> Answer {
     let id = ctx.path_id("id")?;
     let request = ctx.body(UpdateApiKeyRequest::read)?;
     let key = api_key::update(&ctx.scope, write.tx(), &ctx.credential, id, request).await?;
-    let answer = write.ok(Data(key)).await;
-    ctx.app.authenticator.forget(id);
-    answer
+    forgetting(ctx, id, write.ok(Data(key))).await
 }
 
 /// Revoke a key; a repeat does nothing
@@ -93,7 +90,15 @@ async fn revoke_api_key(ctx: Ctx) -> Answer {
     let mut write = ctx.write("revoke_api_key").await?;
     let id = ctx.path_id("id")?;
     api_key::revoke(&ctx.scope, write.tx(), id).await?;
-    let answer = write.no_content().await;
-    ctx.app.authenticator.forget(id);
-    answer
+    forgetting(ctx, id, write.no_content()).await
+}
+
+/// Commits a change of a key, of which this process has to hear at once: also when the client does not wait for it.
+async fn forgetting(ctx: Ctx, id: ApiKeyId, commit: impl Future<Output = Answer> + Send + 'static) -> Answer {
+    to_the_end(async move {
+        let answer = commit.await;
+        ctx.app.authenticator.forget(id);
+        answer
+    })
+    .await
 }

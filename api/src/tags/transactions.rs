@@ -10,6 +10,7 @@ use ledger::wallet::CaptureHoldRequest;
 use payments::transaction::{self, Transaction};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use crate::write::to_the_end;
 use crate::{Answer, App, Ctx, Data, PageOf, answer};
 
 const TAG: &str = "Transactions";
@@ -94,7 +95,6 @@ async fn list_invoice_transactions(ctx: Ctx) -> Answer {
 )]
 async fn reserve_transaction(ctx: Ctx) -> Answer {
     ctx.require("wallets:write")?;
-    let engine = ctx.app.engine()?;
     let read = |ctx: &Ctx| Ok(ReservationOperation::Reserve(ctx.body(ReserveRequest::read)?));
     let reply = |done: ReservationAnswer| {
         let done = done.reserved()?;
@@ -106,9 +106,14 @@ async fn reserve_transaction(ctx: Ctx) -> Answer {
         };
         Ok((status, done.value))
     };
-    let answer = ctx.operate(&engine.reservations, "reserve_transaction", read, reply).await;
-    engine.door.expect_holds(ctx.scope.workspace_id);
-    answer
+    // The door has to hear of the hold, also when the client does not wait for it.
+    to_the_end(async move {
+        let engine = ctx.app.engine()?;
+        let answer = ctx.operate(&engine.reservations, "reserve_transaction", read, reply).await;
+        engine.door.expect_holds(ctx.scope.workspace_id);
+        answer
+    })
+    .await
 }
 
 /// Charge a hold for what was delivered
