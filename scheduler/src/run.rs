@@ -2,13 +2,14 @@
 //! lapse.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use billing::Billing;
 use billing::due::{DueKind, DueWork};
 use chrono::TimeDelta;
 use domain::{Clock, Error, Instant, Result, TestClockId, WalletId, WorkspaceId};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use sqlx::PgPool;
 use store::StoreError;
 use tokio::sync::watch;
@@ -243,8 +244,13 @@ impl Scheduler {
         Ok(report)
     }
 
+    /// A panic is the failure of these rows, and not the end of the scheduler.
     async fn handle_group(&self, kind: DueKind, works: Vec<DueWork>) -> Vec<billing::cycle::Outcome> {
-        self.billing.handle(kind, &works).await
+        let handled = AssertUnwindSafe(self.billing.handle(kind, &works)).catch_unwind().await;
+        handled.unwrap_or_else(|_| {
+            tracing::error!(kind = kind.as_str(), rows = works.len(), "due work broke off");
+            works.iter().map(|work| (work.id, Err(Error::invariant("due work broke off")))).collect()
+        })
     }
 
     /// Runs everything between a clock's time and the target of its advance, then sets its time. Repeating it after a

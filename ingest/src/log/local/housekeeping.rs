@@ -10,6 +10,7 @@ use std::time::Duration;
 use domain::clock::Clock;
 
 use super::shared::{Shared, Spare};
+use super::writer::EndsProcess;
 
 /// How often old segments are looked for, at most; a shorter retention is looked at more often.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
@@ -110,5 +111,8 @@ fn drop_old(shared: &Shared) {
 /// Starts the thread.
 pub(super) fn start(shared: &Arc<Shared>) -> std::io::Result<std::thread::JoinHandle<()>> {
     let shared = shared.clone();
-    std::thread::Builder::new().name("log-housekeeper".to_owned()).spawn(move || run(&shared))
+    std::thread::Builder::new().name("log-housekeeper".to_owned()).spawn(move || {
+        let _ends = EndsProcess;
+        run(&shared);
+    })
 }

@@ -66,6 +66,7 @@ impl Writer {
 
     /// Runs until the log is closed and everything that was taken is durable.
     pub fn run(mut self) {
+        let _ends = EndsProcess;
         while let Some(requests) = self.wait() {
             let (records, bytes) =
                 requests.iter().fold((0, 0), |(r, b), request| (r + request.records.len(), b + request.bytes));
@@ -275,6 +276,18 @@ fn begin(shared: &Shared, file: &File, header: SegmentHeader) -> std::io::Result
     let chunks = RwLock::new(vec![Vec::new(); header.bases.len()]);
     let view = Arc::new(View { map: View::map(file)?, chunks });
     Ok((Segment { path, header, view: Mutex::new(Arc::downgrade(&view)) }, view))
+}
+
+/// Ends the process when a thread of the log panics: whoever appends would wait for it for ever.
+pub(super) struct EndsProcess;
+
+impl Drop for EndsProcess {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("kontorion: a thread of the event log broke off, the process ends");
+            std::process::abort()
+        }
+    }
 }
 
 /// Nobody knows what the disk holds after a failed write or sync, and a second sync may lie: the process ends, and the
