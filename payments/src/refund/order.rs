@@ -71,7 +71,11 @@ impl Payments {
         attempt: Attempt,
     ) -> Result<RefundResult> {
         let mut refunds = Vec::with_capacity(ordered.refunds.len());
-        for id in &ordered.refunds {
+        for (place, id) in ordered.refunds.iter().enumerate() {
+            if attempt == Attempt::First && place > 0 {
+                // The one before may have taken its time, and the sweep must not ask for what is not asked for yet.
+                transaction::renew(self.store.pool(), &ordered.refunds[place..], Clock::System.now()).await?;
+            }
             refunds.push(self.proceed(scope, *id, attempt).await?);
         }
         Ok(RefundResult {

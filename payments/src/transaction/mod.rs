@@ -9,4 +9,4 @@ pub use model::Transaction;
 pub use read::{LIST, get, list, list_of_invoice};
 
 pub(crate) use read::{by_reference, lock, refunded_with};
-pub(crate) use write::{ByHand, Change, NewTransaction, Way, apply, claim_due, claim_one, insert, note_excess};
+pub(crate) use write::{ByHand, Change, NewTransaction, Way, apply, claim_due, claim_one, insert, note_excess, renew};

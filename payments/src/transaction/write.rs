@@ -13,8 +13,9 @@ use store::{StoreError, Tx, on_constraint};
 use super::model::Transaction;
 use crate::words::{FailureCode, ManualPaymentSource, TransactionKind, TransactionStatus};
 
-/// How long a row belongs to whoever asks its gateway: longer than any call takes.
-const LEASE: TimeDelta = TimeDelta::seconds(90);
+/// How long a row belongs to whoever asks its gateway: longer than any call takes, which is 139 s at most (three requests of 15 s with
+/// their pauses, up to three times).
+const LEASE: TimeDelta = TimeDelta::minutes(3);
 
 /// How new money is on its way.
 #[derive(Clone, Debug)]
@@ -270,6 +271,19 @@ pub(crate) async fn claim_due(pool: &PgPool, real: Instant, limit: i64) -> Resul
     .fetch_all(pool)
     .await
     .context("claiming open payments")
+}
+
+/// Keeps rows that wait for their turn: from here on they belong to their writer for a whole lease.
+pub(crate) async fn renew(pool: &PgPool, ids: &[TransactionId], real: Instant) -> Result<()> {
+    sqlx::query(
+        "UPDATE payment_transaction SET next_check_at = $2 WHERE id = ANY($1) AND status IN ('PENDING', 'PROCESSING')",
+    )
+    .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+    .bind(real + LEASE)
+    .execute(pool)
+    .await
+    .context("keeping open payments")?;
+    Ok(())
 }
 
 /// Takes one row, if it is open and nobody works on it.

@@ -80,7 +80,7 @@ async fn a_finalized_invoice_is_charged_once_whenever_a_process_dies() {
                 assert_eq!(swept.0.charges + swept.1.charges + swept.2.charges, 1);
             }
         }
-        shop.sweep_in(2).await;
+        shop.sweep_in(4).await;
         shop.sweep_in(20).await;
         assert_paid_once(&shop, invoice, what).await;
     }

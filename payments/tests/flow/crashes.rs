@@ -25,7 +25,7 @@ async fn killed_before_the_gateway_was_asked() {
     let payer = shop.payer(&shop.live).await;
     shop.order(&shop.live, payer.wallet, "50.00").await.unwrap();
     assert_eq!(shop.sweep_in(0).await.asked, 0, "its writer may be at it");
-    assert_eq!(shop.sweep_in(2).await.asked, 1);
+    assert_eq!(shop.sweep_in(4).await.asked, 1);
     assert_paid_once(&shop, payer.wallet, "before the call").await;
 }
 
@@ -41,7 +41,7 @@ async fn killed_while_the_gateway_was_asked() {
     process.abort();
     assert!(process.await.unwrap_err().is_cancelled());
     assert_eq!(shop.get(&shop.live, id).await.status, TransactionStatus::Pending);
-    shop.sweep_in(2).await;
+    shop.sweep_in(4).await;
     assert_paid_once(&shop, payer.wallet, "during the call").await;
 }
 
@@ -56,7 +56,7 @@ async fn the_answer_is_lost_and_then_the_question() {
         open.refusal().expect("an open payment is no refusal");
         // The gateway cannot be reached when it is asked again: that says nothing of the first time.
         shop.bank.will(if step == Step::Miss { vec![Step::Unreachable] } else { vec![] });
-        shop.sweep_in(2).await;
+        shop.sweep_in(4).await;
         shop.sweep_in(20).await;
         assert_paid_once(&shop, payer.wallet, what).await;
     }
@@ -71,9 +71,9 @@ async fn killed_while_the_outcome_was_recorded() {
     let failed = shop.topup(&shop.live, payer.wallet, "50.00").await.unwrap_err();
     assert_eq!(failed.code(), "INTERNAL_ERROR");
     assert_eq!(shop.cash(&shop.live, payer.wallet).await, "0.00", "no half of an outcome");
-    assert_eq!(shop.sweep_in(2).await.failed, 1, "and it fails again");
+    assert_eq!(shop.sweep_in(4).await.failed, 1, "and it fails again");
     shop.fail_no_more().await;
-    shop.sweep_in(5).await;
+    shop.sweep_in(8).await;
     assert_paid_once(&shop, payer.wallet, "recording").await;
 }
 
@@ -85,7 +85,7 @@ async fn everybody_goes_on_at_once() {
     // The writer itself, three sweeps, and the caller who repeats his request.
     let first = shop.payments.proceed(&shop.live, id, Attempt::First);
     let again = shop.payments.proceed(&shop.live, id, Attempt::Again);
-    let (a, b, c, d, e) = tokio::join!(shop.sweep_in(2), first, shop.sweep_in(2), again, shop.sweep_in(2));
+    let (a, b, c, d, e) = tokio::join!(shop.sweep_in(4), first, shop.sweep_in(4), again, shop.sweep_in(4));
     assert_eq!((a.failed, c.failed, e.failed), (0, 0, 0));
     assert_eq!(b.unwrap().status, TransactionStatus::Succeeded);
     d.unwrap();

@@ -300,7 +300,7 @@ async fn a_refund_survives_a_crash_at_every_point() {
                 shop.fail_no_more().await;
             }
         }
-        shop.sweep_in(2).await;
+        shop.sweep_in(4).await;
         shop.sweep_in(20).await;
         assert_eq!(shop.bank.returned(), ["19.00"], "{what}: went back once");
         assert_eq!(
