@@ -136,10 +136,10 @@ impl Door {
         let mut judged = self.judge_all(scope, events).await?;
         self.holds.require(scope, &self.store, &mut judged).await?;
         self.blocks.refuse(scope, &self.store, &mut judged).await?;
-        self.announce_dropped(scope, &judged).await?;
         let wanted =
             u32::try_from(judged.iter().filter(|j| matches!(j, Judged::Good { .. })).count()).unwrap_or(u32::MAX);
         let _room = self.room.try_acquire_many(wanted).map_err(|_| full())?;
+        self.announce_dropped(scope, &judged).await?;
         self.append(judged).await
     }
 
