@@ -2,12 +2,15 @@
 //! of the whole, so that a source always stops before what it feeds (the door before the log, the log before the database).
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 type StopFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -36,6 +39,23 @@ impl Alarm {
         // Without a listener the process is ending already.
         let _ = self.0.send(Fatal { part, reason: reason.into() });
     }
+}
+
+/// Pause before a job that broke off begins anew.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Starts a job that works until it is told to stop. After a panic it begins anew: what it works off is in the database, and nobody
+/// would notice if it stood still.
+pub fn start_job<F>(name: &'static str, job: impl Fn() -> F + Send + 'static) -> JoinHandle<()>
+where
+    F: Future<Output = ()> + Send,
+{
+    tokio::spawn(async move {
+        while AssertUnwindSafe(job()).catch_unwind().await.is_err() {
+            error!(job = name, "broke off and begins anew");
+            tokio::time::sleep(PAUSE).await;
+        }
+    })
 }
 
 /// Everything that was started, in order.
@@ -118,6 +138,25 @@ mod tests {
         }
         assert_eq!(running.stop(Duration::from_secs(5)).await, ["ingest"]);
         assert_eq!(*order.lock().unwrap(), ["http", "database"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_panics_begins_anew() {
+        let begun = Arc::new(Mutex::new(0));
+        let counted = begun.clone();
+        let job = start_job("a job", move || {
+            let begun = counted.clone();
+            async move {
+                let times = {
+                    let mut begun = begun.lock().unwrap();
+                    *begun += 1;
+                    *begun
+                };
+                assert!(times > 2, "a defect");
+            }
+        });
+        job.await.unwrap();
+        assert_eq!(*begun.lock().unwrap(), 3);
     }
 
     #[tokio::test]

@@ -36,7 +36,7 @@ use tokio::sync::watch;
 
 use crate::config::{Config, LogKind, Role, StoreKind};
 use crate::failure::Failure;
-use crate::running::Running;
+use crate::running::{Running, start_job};
 
 /// Starts the rooms of the configured roles and returns what HTTP serves.
 ///
@@ -96,7 +96,8 @@ fn dependencies(
 async fn start_snapshots(store: &Store, running: &mut Running) -> Result<Arc<Snapshots>, Failure> {
     let snapshots =
         Snapshots::start(store).await.map_err(|error| Failure::work("reading the catalog revision", error))?;
-    let listener = tokio::spawn(snapshots.clone().keep_fresh());
+    let fresh = snapshots.clone();
+    let listener = start_job("catalog listener", move || fresh.clone().keep_fresh());
     running.add("catalog listener", || async move { listener.abort() });
     Ok(snapshots)
 }
@@ -201,8 +202,9 @@ async fn start_ingest(
 fn start_rollups(rollups: Option<Rollups>, snapshots: &Arc<Snapshots>, running: &mut Running) {
     let Some(rollups) = rollups else { return };
     let (stop, stopped) = watch::channel(false);
-    let copies = tokio::spawn(rollups.copies(snapshots.clone()).run(stopped.clone()));
-    let sums = tokio::spawn(rollups.run(stopped));
+    let (copies, stopped_copies) = (rollups.copies(snapshots.clone()), stopped.clone());
+    let copies = start_job("rated usage for analysts", move || copies.clone().run(stopped_copies.clone()));
+    let sums = start_job("sums for analysts", move || rollups.clone().run(stopped.clone()));
     running.add("usage for analysts", move || async move {
         // The jobs may have ended by themselves, which is a stop as well.
         let _ = stop.send(true);
@@ -213,7 +215,8 @@ fn start_rollups(rollups: Option<Rollups>, snapshots: &Arc<Snapshots>, running: 
 /// Captured and voided usage on its way to the log: every process takes its share.
 fn start_relay(relay: &Arc<Relay>, running: &mut Running) {
     let (stop, stopped) = watch::channel(false);
-    let job = tokio::spawn(relay.clone().run(stopped));
+    let relay = relay.clone();
+    let job = start_job("usage outbox", move || relay.clone().run(stopped.clone()));
     running.add("usage outbox", move || async move {
         // The relay may have ended by itself, which is a stop as well.
         let _ = stop.send(true);
@@ -223,7 +226,7 @@ fn start_relay(relay: &Arc<Relay>, running: &mut Running) {
 
 fn start_scheduler(billing: Billing, running: &mut Running) {
     let (stop, stopped) = watch::channel(false);
-    let scheduler = tokio::spawn(Scheduler::new(billing).run(stopped));
+    let scheduler = start_job("scheduler", move || Scheduler::new(billing.clone()).run(stopped.clone()));
     running.add("scheduler", move || async move {
         // The scheduler may have ended by itself, which is a stop as well.
         let _ = stop.send(true);
@@ -246,7 +249,7 @@ async fn open_payments(config: &Config, store: &Store) -> Result<Payments, Failu
 /// Payments whose outcome is open, and automatic top-ups.
 fn start_payments(payments: Payments, running: &mut Running) {
     let (stop, stopped) = watch::channel(false);
-    let job = tokio::spawn(scheduler::payments::run(payments, stopped));
+    let job = start_job("payments", move || scheduler::payments::run(payments.clone(), stopped.clone()));
     running.add("payments", move || async move {
         // The job may have ended by itself, which is a stop as well.
         let _ = stop.send(true);
@@ -261,7 +264,7 @@ fn start_exchange_rates(config: &Config, store: &Store, running: &mut Running) {
     }
     let feed = RatesFeed::new(store.clone(), &RatesOptions::new(&config.exchange_rates_url));
     let (stop, stopped) = watch::channel(false);
-    let job = tokio::spawn(feed.run(stopped));
+    let job = start_job("exchange rates", move || feed.clone().run(stopped.clone()));
     running.add("exchange rates", move || async move {
         // A document that does not come must not hold up the stop: what is taken is taken in one transaction.
         let _ = stop.send(true);
