@@ -141,7 +141,7 @@ impl Billing {
             let seals = self.seal(scope, &refs).await?;
             self.await_seals(&seals).await?;
             match self.finalize_sealed(scope, &refs).await {
-                // Whoever loses the answer to the COMMIT must not take the seals back: the invoices may be there.
+                // When the answer to the COMMIT is lost, the next try finds out whether the invoices are there.
                 Ok(tx) => tx.commit().await,
                 // Nothing may be late because a finalization failed (rule C2). What an earlier try finalized stays sealed.
                 Err(error) => self.take_back(&seals).await.and(Err(error)),

@@ -1,9 +1,9 @@
 //! Finalizing: the window is sealed, the draft is computed for the last time, the books are written, wallet money is
 //! applied, and the number is taken last (rules C2, D3, D4, D6; invoices.md 4).
 //!
-//! Sealing waits for the log and therefore stands outside of the transaction ([`Billing::seal`]); everything else is one
-//! transaction for a whole batch ([`Billing::finalize_in`]). Locks are taken in one order everywhere: due work,
-//! followed runs, window rows in id order, invoices, wallets, the number row.
+//! Sealing waits for the log and therefore stands outside of the transaction ([`Billing::seal`], [`Billing::await_seals`]);
+//! everything else is one transaction for a whole batch ([`Billing::finalize_in`]). Locks are taken in one order everywhere:
+//! due work, followed runs, window rows in id order, invoices, wallets, the number row.
 
 use chrono::NaiveDate;
 use domain::{Error, InvoiceId, Position, Result, Scope, SubscriptionId};
