@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -79,6 +79,20 @@ impl Running {
         F: Future<Output = ()> + Send + 'static,
     {
         self.parts.push(Part { name, stop: Box::new(move || Box::pin(stop())) });
+    }
+
+    /// Starts a job ([`start_job`]) that works until what it is given turns true, and adds it.
+    pub fn add_job<F>(&mut self, name: &'static str, job: impl Fn(watch::Receiver<bool>) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let (stop, stopped) = watch::channel(false);
+        let working = start_job(name, move || job(stopped.clone()));
+        self.add(name, move || async move {
+            // It may have ended by itself, which is a stop as well.
+            let _ = stop.send(true);
+            let _ = working.await;
+        });
     }
 
     /// For parts that may fail on their own.

@@ -214,24 +214,12 @@ fn start_rollups(rollups: Option<Rollups>, snapshots: &Arc<Snapshots>, running: 
 
 /// Captured and voided usage on its way to the log: every process takes its share.
 fn start_relay(relay: &Arc<Relay>, running: &mut Running) {
-    let (stop, stopped) = watch::channel(false);
     let relay = relay.clone();
-    let job = start_job("usage outbox", move || relay.clone().run(stopped.clone()));
-    running.add("usage outbox", move || async move {
-        // The relay may have ended by itself, which is a stop as well.
-        let _ = stop.send(true);
-        let _ = job.await;
-    });
+    running.add_job("usage outbox", move |stopped| relay.clone().run(stopped));
 }
 
 fn start_scheduler(billing: Billing, running: &mut Running) {
-    let (stop, stopped) = watch::channel(false);
-    let scheduler = start_job("scheduler", move || Scheduler::new(billing.clone()).run(stopped.clone()));
-    running.add("scheduler", move || async move {
-        // The scheduler may have ended by itself, which is a stop as well.
-        let _ = stop.send(true);
-        let _ = scheduler.await;
-    });
+    running.add_job("scheduler", move |stopped| Scheduler::new(billing.clone()).run(stopped));
 }
 
 /// Gateways and the key of their secrets: a start with another key than the database's says so.
@@ -248,13 +236,7 @@ async fn open_payments(config: &Config, store: &Store) -> Result<Payments, Failu
 
 /// Payments whose outcome is open, and automatic top-ups.
 fn start_payments(payments: Payments, running: &mut Running) {
-    let (stop, stopped) = watch::channel(false);
-    let job = start_job("payments", move || scheduler::payments::run(payments.clone(), stopped.clone()));
-    running.add("payments", move || async move {
-        // The job may have ended by itself, which is a stop as well.
-        let _ = stop.send(true);
-        let _ = job.await;
-    });
+    running.add_job("payments", move |stopped| scheduler::payments::run(payments.clone(), stopped));
 }
 
 /// Rates of the day, fetched once they are published.
